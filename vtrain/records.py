@@ -1,7 +1,7 @@
 """Plain records that the layers hand to one another; this module imports nothing heavy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -149,16 +149,20 @@ class EmbedResult:
 
 @dataclass(frozen=True, slots=True)
 class FitResult:
-    """What a finished or already finished run came to."""
+    """What a finished run came to: metrics of the saved best model, and how long it took.
+
+    `epochs` were trained, of `planned_epochs` (early stopping ends sooner).
+    """
 
     run_dir: Path
     best_epoch: int
-    best_top1: float
-    best_macro_f1: float
+    val_top1: float
+    val_macro_f1: float
+    test_top1: float | None
     epochs: int
+    planned_epochs: int
     seconds: float
     already_finished: bool = False
-    notes: tuple[str, ...] = field(default=())
 
 
 def to_plain(record: Any) -> Any:

@@ -1,0 +1,7 @@
+"""Runs the command line: `python -m vtrain`."""
+
+import sys
+
+from vtrain.cli import main
+
+sys.exit(main())

@@ -1,0 +1,526 @@
+"""Training, whole: phases, validation, checkpoints, and the proof that frozen stayed frozen."""
+
+import math
+import signal
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtrain.checkpoint import (
+    Checkpoint,
+    ModelFile,
+    load_checkpoint,
+    load_model_file,
+    save_checkpoint,
+    save_model,
+)
+from vtrain.config import LoadedConfig, dump_config, flatten_config
+from vtrain.console import Console, format_epoch
+from vtrain.data.loaders import EpochBatchSampler, build_eval_loader, build_train_loader
+from vtrain.data.splits import describe_splits
+from vtrain.data.transforms import (
+    EvalTransform,
+    TrainTransform,
+    build_batch_mix,
+    normalize_images,
+)
+from vtrain.errors import (
+    DataError,
+    DivergedError,
+    InterruptedRunError,
+    ModelError,
+    StoppedError,
+    UsageError,
+    VtrainError,
+)
+from vtrain.evaluate import (
+    ModelEvaluation,
+    build_result,
+    evaluate_model,
+    list_predictions,
+    write_predictions_csv,
+)
+from vtrain.files import sweep_temporaries, write_json, write_text
+from vtrain.models.freezing import (
+    find_scheduled_phases,
+    frozen_digests,
+    summarize_stages,
+    verify_frozen,
+)
+from vtrain.plan import FitPlan, build_plan, show_plan, show_stages
+from vtrain.records import EpochMetrics, EvaluationResult, FitResult, LabelledImages, to_plain
+from vtrain.run_folder import (
+    CHECKPOINT_NAME,
+    CONFIG_NAME,
+    MODEL_NAME,
+    RESOLVED_NAME,
+    RESULT_NAME,
+    choose_run_dir,
+    find_changes,
+    load_result,
+    lock_run,
+    require_same_run,
+    save_result,
+)
+from vtrain.runtime import (
+    StopRequest,
+    describe_environment,
+    explain_runtime_error,
+    place_model,
+)
+from vtrain.training.ema import ModelEma
+from vtrain.training.loop import StepReport, TrainLoop, TrainState
+from vtrain.training.losses import balanced_class_weights, build_loss
+from vtrain.training.metric_log import TensorBoardLog, write_metrics
+from vtrain.training.optim import build_optimizer, build_schedule, head_learning_rate
+from vtrain.training.precision import Precision
+
+
+def fit(
+    loaded: LoadedConfig, *, resume: bool = False, dry_run: bool = False, console: Console
+) -> FitResult | None:
+    """Train what the config describes into a run folder; with `dry_run` only show the plan.
+
+    Raises:
+        VtrainError: with the exit code of what went wrong; a stopped run can be resumed.
+    """
+    run_dir = choose_run_dir(loaded.config.run_dir, loaded.name, resume=resume)
+    try:
+        with ExitStack() as stack:
+            if resume:
+                stack.enter_context(lock_run(run_dir))
+                return _resume(loaded, run_dir, console)
+            plan = build_plan(loaded, console)
+            if dry_run:
+                show_plan(plan, console)
+                return None
+            stack.enter_context(lock_run(run_dir))
+            return _start(plan, run_dir, console)
+    except RuntimeError as error:
+        explained = explain_runtime_error(error)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _start(plan: FitPlan, run_dir: Path, console: Console) -> FitResult:
+    if (run_dir / CONFIG_NAME).exists():
+        raise UsageError(
+            f"run folder {run_dir} was started by another process meanwhile",
+            "start again for a new number, or choose another run_dir",
+        )
+    return _run(plan, run_dir, None, console)
+
+
+def _resume(loaded: LoadedConfig, run_dir: Path, console: Console) -> FitResult:
+    path = run_dir / CHECKPOINT_NAME
+    if not path.exists():
+        console.say(f"{run_dir} holds no checkpoint yet: starting from the beginning")
+        return _run(build_plan(loaded, console), run_dir, None, console)
+    checkpoint = load_checkpoint(path)
+    changes = find_changes(checkpoint.config, flatten_config(loaded.config))
+    epochs = loaded.config.train.epochs
+    done = checkpoint.state.epoch
+    allowed = require_same_run(run_dir, config=changes, data=[], epochs_done=done)
+    finished = load_result(run_dir)
+    if finished is not None and finished["planned_epochs"] == epochs:
+        return _already_finished(run_dir, finished)
+    for change in allowed:
+        console.say(f"changed since the run was started: {change}")
+    plan = build_plan(loaded, console, planned_epochs=checkpoint.planned_epochs)
+    data = find_changes(checkpoint.data, _data_facts(plan))
+    require_same_run(run_dir, config=[], data=data, epochs_done=done)
+    if checkpoint.threads != torch.get_num_threads():
+        console.warn(
+            f"{torch.get_num_threads()} threads now, {checkpoint.threads} before: results can "
+            "differ in the last bits"
+        )
+    return _run(plan, run_dir, checkpoint, console)
+
+
+def _already_finished(run_dir: Path, result: dict[str, Any]) -> FitResult:
+    fields = {name: result[name] for name in FitResult.__dataclass_fields__ if name in result}
+    return FitResult(**{**fields, "run_dir": run_dir, "already_finished": True})
+
+
+def _data_facts(plan: FitPlan) -> dict[str, Any]:
+    """What must be the same when a run is resumed."""
+    facts: dict[str, Any] = {"classes": ", ".join(plan.splits.classes)}
+    for name, split in describe_splits(plan.splits).items():
+        if isinstance(split, dict):
+            facts[f"data.{name} count"] = split["count"]
+            facts[f"data.{name} files"] = split["sha256"][:12]
+    return facts
+
+
+def _run(
+    plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, console: Console
+) -> FitResult:
+    sweep_temporaries(run_dir)
+    with console.logging_to(run_dir / "log.txt"), StopRequest(console.say) as stop:
+        run = FitRun(plan, run_dir, console, stop)
+        try:
+            if checkpoint is None:
+                run.write_description()
+                show_plan(plan, console)
+            else:
+                run.restore(checkpoint)
+            run.train()
+            return run.finish()
+        except VtrainError as error:
+            console.log_only(f"error: {error.message}")
+            raise
+
+
+class FitRun:
+    """One run in its folder: a plan, the loop's objects, and where it is."""
+
+    def __init__(self, plan: FitPlan, run_dir: Path, console: Console, stop: StopRequest) -> None:
+        config = plan.config
+        self.plan, self.run_dir, self.console, self.stop = plan, run_dir, console, stop
+        self.planned_epochs = config.train.epochs
+        self.started = time.perf_counter()
+        self.seconds_before = 0.0
+        self.frozen: dict[str, str] = {}
+        self.sampler = self._build_sampler()
+        self.state = TrainState()
+        optimizer = build_optimizer(plan.groups, config.optim, plan.device)
+        if config.train.compile:
+            plan.classifier.compile()
+        self.loop = TrainLoop(
+            classifier=plan.classifier,
+            optimizer=optimizer,
+            precision=Precision(plan.precision, plan.device),
+            loss=self._build_loss(),
+            normalize=self._normalize,
+            batch_mix=build_batch_mix(
+                config.data.mixup, config.data.cutmix, len(plan.splits.classes)
+            ),
+            ema=ModelEma(plan.classifier, config.train.ema) if config.train.ema else None,
+            device=plan.device,
+            seed=config.seed,
+            accumulate=config.train.accumulate,
+            clip_norm=config.train.clip_norm,
+            state=self.state,
+        )
+
+    def _build_sampler(self) -> EpochBatchSampler:
+        config, train = self.plan.config, self.plan.splits.train
+        weights = None
+        if config.data.balance == "sampler":
+            by_class = balanced_class_weights(train.class_counts())
+            weights = [by_class[label] for label in train.labels]
+        return EpochBatchSampler(
+            num_images=len(train),
+            batch_size=config.data.batch_size,
+            seed=config.seed,
+            weights=weights,
+        )
+
+    def _build_loss(self) -> torch.nn.Module:
+        config = self.plan.config
+        weights = None
+        if config.data.balance == "loss":
+            weights = balanced_class_weights(self.plan.splits.train.class_counts())
+        return build_loss(
+            label_smoothing=config.train.label_smoothing,
+            class_weights=weights,
+            device=self.plan.device,
+        )
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        return normalize_images(images, self.plan.preprocessing, device=self.plan.device)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch; the last may gather fewer batches than the others."""
+        return -(-len(self.sampler) // self.plan.config.train.accumulate)
+
+    def write_description(self) -> None:
+        """Write what the run is into its folder."""
+        loaded = self.plan.loaded
+        write_text(self.run_dir / CONFIG_NAME, loaded.text)
+        write_text(self.run_dir / RESOLVED_NAME, dump_config(loaded.config, loaded.origins))
+        write_json(self.run_dir / "env.json", describe_environment())
+        write_json(self.run_dir / "data.json", describe_splits(self.plan.splits))
+
+    # --- phases and epochs -------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Run the epochs that are left."""
+        tensorboard = None
+        if self.plan.config.train.tensorboard:
+            tensorboard = TensorBoardLog(self.run_dir, purge_step=self.state.epoch + 1)
+        first = 0
+        for index, phase in enumerate(self.plan.phases):
+            stop = first + phase.epochs
+            if self.state.epoch < stop and not self._stopped_early():
+                self._enter_phase(index, first)
+                self._run_phase(stop, tensorboard)
+            first = stop
+        if tensorboard is not None:
+            tensorboard.close()
+
+    def _enter_phase(self, index: int, first_epoch: int) -> None:
+        plan, loop = self.plan, self.loop
+        phase = plan.phases[index]
+        plan.apply_freeze(phase)
+        scheduled = find_scheduled_phases(plan.phases, index)
+        loop.phase = index
+        loop.first_step = self.steps_per_epoch * sum(
+            each.epochs for each in plan.phases[: scheduled.start]
+        )
+        loop.schedule = build_schedule(
+            plan.config.optim,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=sum(each.epochs for each in plan.phases[scheduled]),
+        )
+        if (self.state.epoch, self.state.batch) == (first_epoch, 0):
+            # Else the digests were restored: they are from when the phase began.
+            self.frozen = frozen_digests(plan.classifier)
+            if index:
+                show_stages(
+                    phase, summarize_stages(plan.classifier, plan.groups, index), self.console
+                )
+
+    def _run_phase(self, stop_epoch: int, tensorboard: TensorBoardLog | None) -> None:
+        plan = self.plan
+        phase = plan.phases[self.loop.phase]
+        transform = TrainTransform(
+            plan.preprocessing, preset=plan.augment(phase), erasing=plan.config.data.erasing
+        )
+        train_loader = build_train_loader(
+            plan.splits.train,
+            transform,
+            sampler=self.sampler,
+            workers=plan.workers,
+            seed=plan.config.seed,
+        )
+        while self.state.epoch < stop_epoch and not self._stopped_early():
+            metrics = self._run_epoch(train_loader)
+            self._end_epoch(metrics, stop_epoch)
+            if tensorboard is not None:
+                tensorboard.write(metrics)
+
+    def _run_epoch(self, train_loader: Any) -> EpochMetrics:
+        state, started = self.state, time.perf_counter()
+        images_before = state.image_count
+        self.sampler.set_epoch(state.epoch, start_batch=state.batch)
+        label = f"epoch {state.epoch + 1}/{self.plan.config.train.epochs}"
+        with self.console.progress(len(self.plan.splits.train), label) as bar:
+            waited = self.loop.run_epoch(
+                train_loader, self.sampler.batch_sizes(), lambda report: self._on_step(report, bar)
+            )
+        train_seconds = time.perf_counter() - started
+        evaluation = self._validate()
+        return EpochMetrics(
+            phase=self.plan.phases[self.loop.phase].name,
+            epoch=state.epoch + 1,
+            step=state.step,
+            lr=head_learning_rate(self.loop.optimizer),
+            train_loss=state.loss_sum / state.image_count,
+            val_loss=evaluation.loss,
+            val_top1=evaluation.top1,
+            val_macro_f1=evaluation.macro_f1,
+            images_per_second=(state.image_count - images_before) / train_seconds,
+            data_wait=waited / train_seconds,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _on_step(self, report: StepReport, bar: Any) -> None:
+        bar.update(report.images - bar.n)
+        if report.loss is not None:
+            bar.set_postfix_str(
+                f"loss {report.loss:.3f}, lr {report.lr:.1e}, wait {report.data_wait:.0%}",
+                refresh=False,
+            )
+        every = self.plan.config.train.save_every_steps
+        if self.stop.received is not None:
+            self._save()
+            self._raise_stopped()
+        if every is not None and self.state.step % every == 0:
+            self._save()
+
+    def _raise_stopped(self) -> None:
+        message = f"stopped at step {self.state.step}, saved in {self.run_dir}"
+        hint = "continue with the same command and --resume"
+        if self.plan.config.run_dir is None:
+            hint += f" run_dir={self.run_dir}"
+        if self.stop.received == signal.SIGINT:
+            raise InterruptedRunError(message, hint)
+        raise StoppedError(message, hint)
+
+    def _end_epoch(self, metrics: EpochMetrics, stop_epoch: int) -> None:
+        state = self.state
+        # A tie in accuracy is decided by the loss.
+        best = (metrics.val_top1, -metrics.val_loss) > (state.best_top1, -state.best_loss)
+        if best:
+            state.best_top1, state.best_loss = metrics.val_top1, metrics.val_loss
+            state.best_epoch = metrics.epoch
+        state.stale_epochs = 0 if best else state.stale_epochs + 1
+        state.epoch, state.batch = metrics.epoch, 0
+        state.loss_sum, state.image_count = 0.0, 0
+        state.history.append(to_plain(metrics))
+        self.loop.watch = None
+        if state.epoch == stop_epoch or self._stopped_early():
+            self._verify_frozen()
+        if best:
+            # Before the checkpoint: a run that is killed in between repeats this epoch.
+            self._save_best(metrics)
+        self._save()
+        write_metrics(self.run_dir, state.history)
+        self.console.say(format_epoch(metrics, self.plan.config.train.epochs, best=best))
+
+    def _stopped_early(self) -> bool:
+        patience = self.plan.config.train.early_stop
+        return patience is not None and self.state.stale_epochs >= patience
+
+    def _verify_frozen(self) -> None:
+        count = verify_frozen(self.plan.classifier, self.frozen)
+        if count:
+            self.console.say(f"frozen: all {count} frozen tensors are bit for bit as loaded")
+
+    # --- validation --------------------------------------------------------------------------
+
+    @property
+    def _best_candidate(self) -> Any:
+        return self.plan.classifier if self.loop.ema is None else self.loop.ema.model
+
+    def _validate(self) -> ModelEvaluation:
+        evaluation = self._evaluate(self._best_candidate, self.plan.splits.val, "validation")
+        if not math.isfinite(evaluation.loss):
+            raise DivergedError(
+                f"the validation loss is not finite after step {self.state.step}",
+                "lower optim.lr and optim.backbone_lr, or set train.precision=fp32",
+            )
+        return evaluation
+
+    def _evaluate(self, classifier: Any, images: LabelledImages, label: str) -> ModelEvaluation:
+        batches = build_eval_loader(
+            images.paths,
+            images.labels,
+            EvalTransform(self.plan.preprocessing),
+            batch_size=self.plan.config.data.batch_size,
+            workers=self.plan.workers,
+        )
+        with self.console.progress(len(images), label) as bar:
+            evaluation = evaluate_model(
+                classifier,
+                self.plan.preprocessing,
+                batches,
+                num_classes=len(images.classes),
+                on_batch=bar.update,
+            )
+        if evaluation.failures:
+            position, reason = evaluation.failures[0]
+            raise DataError(
+                f"{images.paths[position]} was readable before training and is not now: {reason}",
+                "restore the file, then continue with --resume",
+            )
+        return evaluation
+
+    # --- saving and restoring ----------------------------------------------------------------
+
+    def _save(self) -> None:
+        self.loop.sync()
+        loop, plan = self.loop, self.plan
+        self.state.seconds = self.seconds_before + time.perf_counter() - self.started
+        save_checkpoint(
+            self.run_dir / CHECKPOINT_NAME,
+            Checkpoint(
+                model=plan.classifier.state_dict(),
+                ema=loop.ema.model.state_dict() if loop.ema is not None else None,
+                optimizer=loop.optimizer.state_dict(),
+                scaler=loop.precision.scaler.state_dict(),
+                state=self.state,
+                planned_epochs=self.planned_epochs,
+                frozen=self.frozen,
+                config=flatten_config(plan.config),
+                data=_data_facts(plan),
+                threads=torch.get_num_threads(),
+            ),
+        )
+
+    def _save_best(self, metrics: EpochMetrics) -> None:
+        plan = self.plan
+        environment = describe_environment()
+        save_model(
+            self.run_dir / MODEL_NAME,
+            self._best_candidate,
+            ModelFile(
+                backbone=plan.spec.name,
+                options=dict(plan.config.model.options),
+                pretrained_input=plan.pretrained_input,
+                head=plan.config.model.head.model_dump(),
+                classes=plan.splits.classes,
+                preprocessing=plan.preprocessing,
+                config=plan.config.model_dump(mode="json"),
+                metrics=to_plain(metrics),
+                versions={"vtrain": environment["vtrain"], **environment["packages"]},
+            ),
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where a checkpoint was saved.
+
+        Raises:
+            ModelError: the checkpoint does not fit the model.
+        """
+        loop = self.loop
+        try:
+            self.plan.classifier.load_state_dict(checkpoint.model)
+            if loop.ema is not None and checkpoint.ema is not None:
+                loop.ema.model.load_state_dict(checkpoint.ema)
+            loop.optimizer.load_state_dict(checkpoint.optimizer)
+            loop.precision.scaler.load_state_dict(checkpoint.scaler)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"{self.run_dir / CHECKPOINT_NAME} does not fit the model: {error}",
+                "start a new run with another run_dir",
+            ) from error
+        self.state = loop.state = checkpoint.state
+        self.planned_epochs = checkpoint.planned_epochs
+        self.seconds_before = checkpoint.state.seconds
+        self.frozen = dict(checkpoint.frozen)
+        (self.run_dir / RESULT_NAME).unlink(missing_ok=True)
+        write_metrics(self.run_dir, self.state.history)
+        self.console.say(
+            f"resumed {self.run_dir} after epoch {self.state.epoch}, batch {self.state.batch} "
+            f"(step {self.state.step})"
+        )
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def finish(self) -> FitResult:
+        """Evaluate the saved best model as every later command will, and mark the run as done."""
+        classifier, model_file = load_model_file(self.run_dir / MODEL_NAME)
+        place_model(classifier, self.plan.device)
+        val = self._final_evaluation(classifier, "val", self.plan.splits.val)
+        test = None
+        if self.plan.splits.test is not None:
+            test = self._final_evaluation(classifier, "test", self.plan.splits.test)
+        result = FitResult(
+            run_dir=self.run_dir,
+            best_epoch=model_file.metrics["epoch"],
+            val_top1=val.top1,
+            val_macro_f1=val.macro_f1,
+            test_top1=test.top1 if test is not None else None,
+            epochs=self.state.epoch,
+            planned_epochs=self.plan.config.train.epochs,
+            seconds=self.seconds_before + time.perf_counter() - self.started,
+        )
+        save_result(self.run_dir, result)
+        return result
+
+    def _final_evaluation(
+        self, classifier: Any, name: str, images: LabelledImages
+    ) -> EvaluationResult:
+        evaluation = self._evaluate(classifier, images, f"final {name}")
+        write_predictions_csv(
+            self.run_dir / f"predictions-{name}.csv", list_predictions(evaluation, images)
+        )
+        return build_result(evaluation, images)

@@ -1,0 +1,207 @@
+"""The plan of a run: data, model, phases and rates, known before the first step is taken."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vtrain.config import FitConfig, LoadedConfig
+from vtrain.console import Console, format_count
+from vtrain.data.loaders import resolve_workers
+from vtrain.data.splits import Splits, load_splits
+from vtrain.data.transforms import resolve_augment
+from vtrain.errors import ConfigError
+from vtrain.models.backbones import eval_preprocessing
+from vtrain.models.classifier import Classifier, build_classifier
+from vtrain.models.freezing import (
+    HEAD,
+    Phase,
+    StageSummary,
+    apply_freeze,
+    build_param_groups,
+    build_phases,
+    summarize_stages,
+)
+from vtrain.models.weights import load_weights
+from vtrain.records import Preprocessing
+from vtrain.runtime import find_device, place_model, seed_everything
+from vtrain.training.precision import choose_precision
+from vtrain.zoo import BackboneSpec, find_backbone
+
+# Separates the stream that initialises the model from the others drawn from a seed.
+MODEL_STREAM = 0
+
+
+@dataclass(frozen=True, slots=True)
+class FitPlan:
+    """Everything that is known before the first step; nothing has been written yet.
+
+    `groups` are the optimiser's parameter groups with a peak learning rate for each phase.
+    """
+
+    loaded: LoadedConfig
+    splits: Splits
+    spec: BackboneSpec
+    classifier: Classifier
+    preprocessing: Preprocessing
+    pretrained_input: bool
+    phases: tuple[Phase, ...]
+    groups: list[dict[str, Any]]
+    device: torch.device
+    precision: str
+    workers: int
+
+    @property
+    def config(self) -> FitConfig:
+        """The validated config."""
+        return self.loaded.config
+
+    def apply_freeze(self, phase: Phase) -> None:
+        """Make the classifier train what `phase` trains."""
+        apply_freeze(
+            self.classifier,
+            phase.rules,
+            freeze_batch_norm=self.config.model.batch_norm == "frozen",
+        )
+
+    def augment(self, phase: Phase) -> str:
+        """The augmentation preset of a phase."""
+        head_only = not any(
+            rule.lr_scale is not None and rule.pattern != HEAD for rule in phase.rules
+        )
+        return resolve_augment(self.config.data.augment, head_only=head_only)
+
+
+def build_plan(
+    loaded: LoadedConfig, console: Console, *, planned_epochs: int | None = None
+) -> FitPlan:
+    """Scan and check the data, build the model, load its weights, and lay out the phases.
+
+    `planned_epochs` is the number of epochs that a resumed run started with: its phases stay
+    where they were, and only the last one is extended.
+
+    Raises:
+        DataError, ModelError, UsageError: what the config asks for cannot be had.
+    """
+    config = loaded.config
+    device = find_device(config.train.device)
+    spec = find_backbone(config.model.backbone)
+    precision = choose_precision(config.train.precision, device, depthwise=spec.depthwise)
+    splits = load_splits(config.data, seed=config.seed, console=console)
+    _require_batch(config, len(splits.train))
+    classifier, preprocessing, pretrained_input = _build_model(config, spec, splits, console)
+    phases = _plan_phases(config, spec, planned_epochs)
+    # A policy that trains nothing must fail here, not when its phase begins.
+    tables = [apply_freeze(classifier, phase.rules) for phase in phases]
+    groups = build_param_groups(
+        classifier,
+        tables,
+        lr=config.optim.lr,
+        backbone_lr=config.optim.backbone_lr,
+        layer_decay=config.optim.layer_decay,
+        weight_decay=config.optim.weight_decay,
+    )
+    place_model(classifier, device)
+    return FitPlan(
+        loaded=loaded,
+        splits=splits,
+        spec=spec,
+        classifier=classifier,
+        preprocessing=preprocessing,
+        pretrained_input=pretrained_input,
+        phases=tuple(phases),
+        groups=groups,
+        device=device,
+        precision=precision,
+        workers=resolve_workers(config.data.workers, len(splits.train)),
+    )
+
+
+def _require_batch(config: FitConfig, images: int) -> None:
+    if config.data.batch_size > images:
+        raise ConfigError(
+            f"data.batch_size: {config.data.batch_size} is more than the {images} training images",
+            f"set data.batch_size={max(1, images // 4)} or less",
+        )
+
+
+def _build_model(
+    config: FitConfig, spec: BackboneSpec, splits: Splits, console: Console
+) -> tuple[Classifier, Preprocessing, bool]:
+    seed_everything(config.seed, MODEL_STREAM)
+    pretrained = config.model.weights != "none"
+    classifier = build_classifier(
+        spec,
+        num_classes=len(splits.classes),
+        head=config.model.head,
+        image_size=config.data.image_size,
+        pretrained=pretrained,
+        options=config.model.options,
+    )
+    source = load_weights(classifier, config.model.weights, notify=console.say)
+    preprocessing = source.preprocessing or eval_preprocessing(spec, source.enum_name)
+    if config.data.image_size is not None:
+        preprocessing = preprocessing.with_image_size(config.data.image_size)
+    return classifier, preprocessing, pretrained
+
+
+def _plan_phases(config: FitConfig, spec: BackboneSpec, planned_epochs: int | None) -> list[Phase]:
+    planned = planned_epochs or config.train.epochs
+    phases = build_phases(config, [stage.name for stage in spec.stages], epochs=planned)
+    last = phases[-1]
+    extended = last.epochs + config.train.epochs - planned
+    return [*phases[:-1], Phase(last.name, extended, last.rules, last.restart_schedule)]
+
+
+def show_plan(plan: FitPlan, console: Console) -> None:
+    """Say what will be trained, on what, and how."""
+    splits, config = plan.splits, plan.config
+    counts = splits.train.class_counts()
+    console.say(
+        f"data: {len(splits.train)} train, {len(splits.val)} val"
+        + (f", {len(splits.test)} test" if splits.test is not None else "")
+        + f" images of {len(splits.classes)} classes ({min(counts)} to {max(counts)} per class)"
+    )
+    pre = plan.preprocessing
+    console.say(
+        f"input: {pre.crop}x{pre.crop} px (resize {pre.resize}, {pre.interpolation}), "
+        f"augmentation {', '.join(sorted({plan.augment(phase) for phase in plan.phases}))}"
+    )
+    console.say(
+        f"model: {plan.spec.name}, weights {config.model.weights}, on {plan.device}, "
+        f"{plan.precision}, {plan.workers} loader workers, {torch.get_num_threads()} threads"
+    )
+    for index, phase in enumerate(plan.phases):
+        plan.apply_freeze(phase)
+        if index == 0 or len(plan.phases) <= 3:
+            show_stages(phase, summarize_stages(plan.classifier, plan.groups, index), console)
+
+
+def show_stages(phase: Phase, stages: list[StageSummary], console: Console) -> None:
+    """The table of stages of a phase: parameters, trainable, peak learning rate, BatchNorm."""
+    total = sum(stage.parameters for stage in stages)
+    trainable = sum(stage.trainable for stage in stages)
+    console.table(
+        ("stage", "parameters", "trainable", "learning rate", "BatchNorm"),
+        [
+            (
+                stage.name,
+                format_count(stage.parameters),
+                format_count(stage.trainable) if stage.trainable else "frozen",
+                format_rates(stage.learning_rates),
+                stage.batch_norm,
+            )
+            for stage in stages
+        ],
+        title=f"phase {phase.name}, {phase.epochs} epochs: trains {format_count(trainable)} "
+        f"of {format_count(total)} parameters",
+        right=(1, 2, 3),
+    )
+
+
+def format_rates(rates: tuple[float, float] | None) -> str:
+    """One rate, or the lowest and highest."""
+    if rates is None:
+        return "-"
+    low, high = rates
+    return f"{low:.2e}" if low == high else f"{low:.2e} to {high:.2e}"

@@ -1,0 +1,180 @@
+"""The folder of a run: its name, its lock, and what must not change when it is resumed."""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from vtrain.errors import ModelError, RunLockedError, UsageError
+from vtrain.files import write_json
+from vtrain.records import FitResult, to_plain
+
+RUNS = Path("runs")
+CONFIG_NAME = "config.yaml"
+RESOLVED_NAME = "config.resolved.yaml"
+LOCK_NAME = "run.lock"
+RESULT_NAME = "result.json"
+MODEL_NAME = "model.safetensors"
+CHECKPOINT_NAME = "last.ckpt"
+# Forked loader workers inherit the lock and outlive a killed parent by some seconds.
+LOCK_WAIT_SECONDS = 15.0
+# What a resumed run may change; a change of epochs may only extend it.
+MAY_CHANGE = (
+    "run_dir",
+    "data.workers",
+    "train.device",
+    "train.epochs",
+    "train.save_every_steps",
+    "train.tensorboard",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A setting or fact that differs between a run and its resumption."""
+
+    name: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.before} -> {self.now}"
+
+
+def choose_run_dir(run_dir: str | None, name: str, *, resume: bool) -> Path:
+    """The folder of a new run, or with `resume` that of the run to go on with.
+
+    Without `run_dir` runs are numbered: `runs/<name>-001` and on; resume takes the highest.
+
+    Raises:
+        UsageError: a new run's folder exists already, or there is no run to resume.
+    """
+    if run_dir is None:
+        numbers = sorted(_run_numbers(name))
+        if not resume:
+            return RUNS / f"{name}-{(numbers[-1] if numbers else 0) + 1:03d}"
+        if not numbers:
+            raise UsageError(
+                f"nothing to resume: no run of {name} below {RUNS}/",
+                "start one without --resume",
+            )
+        return RUNS / f"{name}-{numbers[-1]:03d}"
+    path = Path(run_dir)
+    if resume and not path.is_dir():
+        raise UsageError(f"nothing to resume: {path} does not exist", "start without --resume")
+    if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UsageError(
+            f"run_dir: {path} exists already and is never overwritten",
+            "continue it with --resume, or choose another run_dir",
+        )
+    return path
+
+
+def _run_numbers(name: str) -> Iterator[int]:
+    for path in RUNS.glob(f"{glob_escape(name)}-*"):
+        found = re.fullmatch(r"(\d+)", path.name[len(name) + 1 :])
+        if found and path.is_dir():
+            yield int(found[1])
+
+
+def glob_escape(text: str) -> str:
+    """The text as a glob pattern that matches only itself."""
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+@contextlib.contextmanager
+def lock_run(run_dir: Path) -> Iterator[None]:
+    """Hold `run.lock` while the context is open; creates the folder.
+
+    Raises:
+        RunLockedError: another process holds it.
+        UsageError: the folder cannot be created.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"run folder {run_dir} cannot be created: {error.strerror}", "choose another run_dir"
+        ) from error
+    lock = FileLock(run_dir / LOCK_NAME)
+    try:
+        lock.acquire(timeout=LOCK_WAIT_SECONDS)
+    except Timeout as error:
+        raise RunLockedError(
+            f"run folder {run_dir} is in use by another process",
+            "wait until it ends, or choose another run_dir",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """Differences between two flat mappings, sorted by name."""
+    return [
+        Change(name, before.get(name), now.get(name))
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+
+
+def require_same_run(
+    run_dir: Path, *, config: list[Change], data: list[Change], epochs_done: int
+) -> list[Change]:
+    """Refuse to resume with another experiment; returns the changes that are allowed.
+
+    Raises:
+        UsageError: a setting or the data differ in a way that would change the result.
+    """
+    refused = [change for change in config if change.name not in MAY_CHANGE] + data
+    for change in config:
+        if change.name == "train.epochs" and change.now < max(change.before, epochs_done):
+            refused.append(change)
+    if refused:
+        lines = "\n".join(f"  {change}" for change in refused)
+        raise UsageError(
+            f"{run_dir} cannot be resumed, because this changed:\n{lines}",
+            "undo the change, or start a new run with another run_dir",
+        )
+    return [change for change in config if change.name != "run_dir"]
+
+
+def save_result(run_dir: Path, result: FitResult) -> None:
+    """Mark the run as finished and say what it came to, in `result.json`."""
+    write_json(run_dir / RESULT_NAME, {"schema": 1, **to_plain(result)})
+
+
+def load_result(run_dir: Path) -> dict[str, Any] | None:
+    """The content of `result.json`, None where the run has not finished."""
+    try:
+        return dict(json.loads((run_dir / RESULT_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def find_newest_run(runs: Path) -> Path:
+    """The folder of the run that finished last.
+
+    Raises:
+        ModelError: no finished run below `runs`.
+    """
+    results = [
+        path for path in runs.glob(f"*/{RESULT_NAME}") if (path.parent / MODEL_NAME).exists()
+    ]
+    if not results:
+        raise ModelError(
+            f"no finished run below {runs}/",
+            "train one with `vtrain fit CONFIG`, or name a model: -m RUN, -m FILE or -m resnet50",
+        )
+    return max(results, key=lambda path: path.stat().st_mtime).parent
+
+
+def find_run_names(runs: Path) -> list[str]:
+    """Finished runs as `runs/<name>`, sorted; none where the folder is missing."""
+    return sorted(str(path.parent) for path in runs.glob(f"*/{RESULT_NAME}"))

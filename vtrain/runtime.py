@@ -1,0 +1,207 @@
+"""The machine a command runs on: device, precision support, seeds, process group, versions."""
+
+import os
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from vtrain.errors import ResourceError, UsageError
+
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors", "typer")
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessGroup:
+    """This process among those that train together; rank 0 alone prints and writes."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """The device called `name`; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: the device does not exist on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(
+            f"device {name!r} is unknown, expected auto, cpu, cuda, cuda:N or mps"
+        ) from error
+    if device.type == "cuda":
+        _require_cuda(device, name)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(
+            "device mps was asked for, but this machine has none",
+            "use device auto or cpu",
+        )
+    return device
+
+
+def _require_cuda(device: torch.device, name: str) -> None:
+    if not torch.cuda.is_available():
+        raise UsageError(
+            f"device {name} was asked for, but torch {torch.__version__} finds no CUDA device",
+            "use device auto or cpu, or check the driver with: vtrain env",
+        )
+    if device.index is not None and device.index >= torch.cuda.device_count():
+        raise UsageError(
+            f"device {name} was asked for, but there are only {torch.cuda.device_count()}",
+            f"use cuda:0 to cuda:{torch.cuda.device_count() - 1}",
+        )
+
+
+def has_bf16_instructions(device: torch.device) -> bool:
+    """Whether bfloat16 matrix products run in hardware on `device`, not emulated."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type != "cpu":
+        return False
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    # x86 names on one kernel, Arm's on the other
+    return any(f" {flag}" in flags for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def seed_everything(*parts: int) -> None:
+    """Seed torch's generators on every device from a tuple of integers such as (seed, step)."""
+    # Distinct tuples must give unrelated streams, so the parts are hashed, not added.
+    torch.manual_seed(mix_seed(*parts))
+
+
+def mix_seed(*parts: int) -> int:
+    """One 63-bit seed from several integers, the same on every machine and in every process.
+
+    SplitMix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195) applied part by part.
+    """
+    state = 0x9E3779B97F4A7C15
+    mask = (1 << 64) - 1
+    for part in parts:
+        state = (state + (part & mask) + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        state ^= state >> 31
+    return state >> 1
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions and devices, as `env.json` and `vtrain env` show them."""
+    return {
+        "vtrain": _package_version("vtrain"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _package_version(name) for name in PACKAGES},
+        "cpu_cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "bf16": has_bf16_instructions(torch.device("cpu")),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "devices": _device_names(),
+        "executable": sys.executable,
+        "weights_folder": str(Path(torch.hub.get_dir()) / "checkpoints"),
+    }
+
+
+def _device_names() -> list[str]:
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names += [
+            f"cuda:{index} {torch.cuda.get_device_name(index)}"
+            for index in range(torch.cuda.device_count())
+        ]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names
+
+
+def _package_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def place_model(model: nn.Module, device: torch.device) -> None:
+    """Move a model to `device`, its convolution weights channels last."""
+    model.to(device)
+    model.to(memory_format=torch.channels_last)
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a flag that the training loop looks at.
+
+    A second signal acts at once: the handlers that were there before are back in place by then.
+    Use as a context manager in the main thread; elsewhere it does nothing.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, notify: Callable[[str], None]) -> None:
+        self.received: signal.Signals | None = None
+        self._notify = notify
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in self.SIGNALS:
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+        self._notify(f"{self.received.name} received: finishing this step, then saving")
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+
+def explain_runtime_error(error: RuntimeError) -> ResourceError | None:
+    """The resource that ran out, if that is what torch's error means."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in text.lower():
+        return ResourceError(
+            f"out of memory: {text.splitlines()[0]}",
+            "lower data.batch_size (and raise train.accumulate by the same factor), "
+            "or choose a smaller backbone",
+        )
+    if "shared memory" in text or "Bus error" in text:
+        return ResourceError(
+            "a loader worker ran out of shared memory (/dev/shm)",
+            "lower data.workers (0 needs none), or give the container more shared memory",
+        )
+    if "DataLoader worker" in text:
+        return ResourceError(
+            f"a loader worker was killed: {text.splitlines()[0]}",
+            "the machine may be out of memory: lower data.workers or data.batch_size",
+        )
+    return None

@@ -1,0 +1,237 @@
+"""The training loop: one straight path through the step for every precision and device."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from vtrain.errors import DataError, DivergedError
+from vtrain.runtime import seed_everything
+from vtrain.training.ema import ModelEma
+from vtrain.training.optim import head_learning_rate, set_learning_rates
+from vtrain.training.precision import Precision
+from vtrain.training.schedules import Schedule
+
+# How often the loss is looked at on an accelerator; each look waits for the device.
+SYNC_EVERY = 25
+# Separates the stream of random numbers of the training steps from the others drawn from a seed.
+STEP_STREAM = 1
+
+
+class TrainBatch(Protocol):
+    """What the loop needs of a batch: uint8 images `[B, 3, H, W]` and int64 labels `[B]`."""
+
+    images: Tensor
+    labels: Tensor
+    failures: Sequence[tuple[int, str]]
+
+
+@dataclass(slots=True)
+class TrainState:
+    """Where a run is: plain data, saved with every checkpoint.
+
+    `epoch` counts finished epochs, `batch` the batches of the current one, `step` optimiser steps
+    since the start of the run. `loss_sum` and `image_count` belong to the current epoch.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    image_count: int = 0
+    best_epoch: int = 0
+    best_top1: float = -1.0
+    best_loss: float = math.inf
+    stale_epochs: int = 0
+    seconds: float = 0.0
+    finished: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What the display shows after an optimiser step.
+
+    `loss` is the mean of the epoch so far where it was looked at, None in between.
+    """
+
+    batch: int
+    images: int
+    loss: float | None
+    lr: float
+    data_wait: float
+
+
+@dataclass(slots=True)
+class TrainLoop:
+    """A model and everything that one epoch of training needs besides the batches.
+
+    `schedule` gives the factor of the learning rate from the steps since `first_step`;
+    `normalize` turns uint8 images into the model's float input on the device.
+    """
+
+    classifier: nn.Module
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    loss: nn.Module
+    normalize: Callable[[Tensor], Tensor]
+    batch_mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+    ema: ModelEma | None
+    device: torch.device
+    seed: int
+    accumulate: int
+    clip_norm: float | None
+    state: TrainState
+    phase: int = 0
+    schedule: Schedule | None = None
+    first_step: int = 0
+    watch: "LossWatch | None" = None
+
+    def sync(self) -> None:
+        """Bring `state.loss_sum` up to date before the state is saved; a CPU-GPU sync point.
+
+        Raises:
+            DivergedError: the loss is no longer finite.
+        """
+        if self.watch is not None:
+            self.state.loss_sum = self.watch.look()
+
+    def run_epoch(
+        self,
+        batches: Iterable[TrainBatch],
+        batch_sizes: Sequence[int],
+        on_step: Callable[[StepReport], None],
+    ) -> float:
+        """Train on the rest of the current epoch, from `state.batch` on.
+
+        `batch_sizes` are those of the whole epoch, in order. `on_step` is called after every
+        optimiser step, when the state is consistent. Returns the seconds spent waiting for data.
+
+        Raises:
+            DivergedError: the loss is no longer finite.
+            DataError: an image could not be read any more.
+        """
+        state, waited = self.state, 0.0
+        self.classifier.train()
+        parameters = [p for p in self.classifier.parameters() if p.requires_grad]
+        self.watch = watch = LossWatch(self.device, state.loss_sum)
+        for wait, batch in timed(batches):
+            waited += wait
+            require_readable(batch)
+            window = self._window(batch_sizes, state.batch)
+            loss = self._forward_loss(batch)
+            self.precision.backward(loss * (len(batch.labels) / sum(batch_sizes[window])))
+            watch.update(loss.detach(), len(batch.labels), state.step + 1)
+            state.batch += 1
+            state.image_count += len(batch.labels)
+            if state.batch < window.stop:
+                continue
+            self._optimizer_step(parameters)
+            loss_now = None
+            if self._looks_now(len(batch_sizes)):
+                self.sync()
+                loss_now = state.loss_sum / state.image_count
+            on_step(self._report(loss_now, waited))
+        return waited
+
+    def _window(self, batch_sizes: Sequence[int], batch: int) -> slice:
+        # The last window of an epoch may be shorter: its gradients are still a mean over images.
+        start = batch - batch % self.accumulate
+        return slice(start, min(start + self.accumulate, len(batch_sizes)))
+
+    def _forward_loss(self, batch: TrainBatch) -> Tensor:
+        # Dropout and mixing draw from a stream that depends on the position alone, so that a
+        # resumed run draws what the uninterrupted one would have drawn.
+        seed_everything(self.seed, STEP_STREAM, self.state.epoch, self.state.batch)
+        images = self.normalize(batch.images)
+        labels = batch.labels.to(self.device, non_blocking=True)
+        if self.batch_mix is not None:
+            images, labels = self.batch_mix(images, labels)
+        with self.precision.autocast():
+            loss: Tensor = self.loss(
+                self.classifier(images), labels
+            )  # [B, C] against [B] or [B, C]
+        return loss
+
+    def _optimizer_step(self, parameters: Sequence[nn.Parameter]) -> None:
+        # Written before every step: resume needs no state of a scheduler.
+        assert self.schedule is not None
+        factor = self.schedule(self.state.step - self.first_step)
+        set_learning_rates(self.optimizer, self.phase, factor)
+        self.precision.step(self.optimizer, parameters, clip_norm=self.clip_norm)
+        self.state.step += 1
+        if self.ema is not None:
+            self.ema.update(self.classifier, self.state.step)
+
+    def _looks_now(self, batches_in_epoch: int) -> bool:
+        # On the CPU there is nothing to wait for.
+        return (
+            self.device.type == "cpu"
+            or self.state.step % SYNC_EVERY == 0
+            or self.state.batch == batches_in_epoch
+        )
+
+    def _report(self, loss: float | None, waited: float) -> StepReport:
+        return StepReport(
+            batch=self.state.batch,
+            images=self.state.image_count,
+            loss=loss,
+            lr=head_learning_rate(self.optimizer),
+            data_wait=waited,
+        )
+
+
+class LossWatch:
+    """Sums losses on the device and remembers the first step whose loss was not finite."""
+
+    def __init__(self, device: torch.device, loss_sum: float) -> None:
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.total = torch.tensor(loss_sum, dtype=dtype, device=device)
+        self.bad_step = torch.zeros((), dtype=torch.int64, device=device)
+
+    def update(self, loss: Tensor, count: int, step: int) -> None:
+        """Add the mean `loss` of `count` images at optimiser step `step` (the first is 1)."""
+        self.total += loss.to(self.total.dtype) * count
+        newly_bad = ~torch.isfinite(loss) & (self.bad_step == 0)
+        self.bad_step += newly_bad * step
+
+    def look(self) -> float:
+        """The sum so far; a CPU-GPU sync point.
+
+        Raises:
+            DivergedError: a loss was not finite.
+        """
+        bad_step = int(self.bad_step.item())
+        if bad_step:
+            raise DivergedError(
+                f"the training loss is not finite at step {bad_step}",
+                "lower optim.lr and optim.backbone_lr, lengthen optim.warmup_epochs, "
+                "or set train.precision=fp32",
+            )
+        return float(self.total.item())
+
+
+def timed(batches: Iterable[TrainBatch]) -> Iterator[tuple[float, TrainBatch]]:
+    """Batches with the seconds that each was waited for."""
+    iterator = iter(batches)
+    while True:
+        start = time.perf_counter()
+        batch = next(iterator, None)
+        if batch is None:
+            return
+        yield time.perf_counter() - start, batch
+
+
+def require_readable(batch: TrainBatch) -> None:
+    """Raise DataError if an image of the batch could not be read."""
+    if batch.failures:
+        position, reason = batch.failures[0]
+        raise DataError(
+            f"training image number {position} was readable before training and is not now: "
+            f"{reason}",
+            "restore the file, then continue with --resume",
+        )

@@ -1,0 +1,71 @@
+"""One step path for fp32, bf16 and fp16: autocast and loss scaling, switched on or off."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vtrain.errors import UsageError
+from vtrain.runtime import has_bf16_instructions
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_precision(name: str, device: torch.device, *, depthwise: bool) -> str:
+    """Resolve `auto` to the fastest precision that is safe on `device`.
+
+    CUDA: bf16 where the hardware has it, else fp16. CPU with bf16 instructions: bf16 for dense
+    convolutions and transformers, fp32 for depthwise ones (bf16 makes their training slower).
+    Everything else: fp32.
+
+    Raises:
+        UsageError: the precision cannot run on the device.
+    """
+    if name == "fp16" and device.type == "cpu":
+        raise UsageError(
+            "train.precision: fp16 was asked for on the CPU, which trains in fp32 or bf16",
+            "set train.precision=auto",
+        )
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if has_bf16_instructions(device) else "fp16"
+    return "bf16" if has_bf16_instructions(device) and not depthwise else "fp32"
+
+
+class Precision:
+    """How a forward pass is cast and how a loss becomes an optimiser step."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
+        self.device = device
+        # Only fp16's narrow range needs loss scaling (Micikevicius et al. 2018, arXiv:1710.03740).
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context for a forward pass and its loss."""
+        return torch.autocast(
+            self.device.type, dtype=DTYPES[self.name], enabled=self.name != "fp32"
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of `loss` (a scalar) to those already there."""
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Iterable[nn.Parameter],
+        *,
+        clip_norm: float | None,
+    ) -> None:
+        """One optimiser step on the gradients gathered so far, which are cleared afterwards."""
+        if clip_norm is not None:
+            # The norm must be that of the true gradients, so scaling is undone before the clip.
+            self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(parameters, clip_norm)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
