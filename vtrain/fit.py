@@ -12,11 +12,8 @@ from torch import Tensor
 
 from vtrain.checkpoint import (
     Checkpoint,
-    ModelFile,
     load_checkpoint,
-    load_model_file,
     save_checkpoint,
-    save_model,
 )
 from vtrain.config import LoadedConfig, dump_config, flatten_config
 from vtrain.console import Console, format_epoch
@@ -51,6 +48,7 @@ from vtrain.models.freezing import (
     summarize_stages,
     verify_frozen,
 )
+from vtrain.models.model_file import ModelFile, load_model_file, save_model
 from vtrain.plan import FitPlan, build_plan, show_plan, show_stages
 from vtrain.records import EpochMetrics, EvaluationResult, FitResult, LabelledImages, to_plain
 from vtrain.run_folder import (

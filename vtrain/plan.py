@@ -11,7 +11,6 @@ from vtrain.data.loaders import resolve_workers
 from vtrain.data.splits import Splits, load_splits
 from vtrain.data.transforms import resolve_augment
 from vtrain.errors import ConfigError
-from vtrain.models.backbones import eval_preprocessing
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.freezing import (
     HEAD,
@@ -22,7 +21,7 @@ from vtrain.models.freezing import (
     build_phases,
     summarize_stages,
 )
-from vtrain.models.weights import load_weights
+from vtrain.models.weights import describe_weights, load_weights
 from vtrain.records import Preprocessing
 from vtrain.runtime import find_device, place_model, seed_everything
 from vtrain.training.precision import choose_precision
@@ -128,21 +127,21 @@ def _require_batch(config: FitConfig, images: int) -> None:
 def _build_model(
     config: FitConfig, spec: BackboneSpec, splits: Splits, console: Console
 ) -> tuple[Classifier, Preprocessing, bool]:
+    source = describe_weights(config.model.weights, spec)
+    preprocessing = source.preprocessing
+    if config.data.image_size is not None:
+        preprocessing = preprocessing.with_image_size(config.data.image_size)
     seed_everything(config.seed, MODEL_STREAM)
-    pretrained = config.model.weights != "none"
     classifier = build_classifier(
         spec,
         num_classes=len(splits.classes),
         head=config.model.head,
-        image_size=config.data.image_size,
-        pretrained=pretrained,
+        image_size=preprocessing.crop,
+        pretrained=source.pretrained_input,
         options=config.model.options,
     )
-    source = load_weights(classifier, config.model.weights, notify=console.say)
-    preprocessing = source.preprocessing or eval_preprocessing(spec, source.enum_name)
-    if config.data.image_size is not None:
-        preprocessing = preprocessing.with_image_size(config.data.image_size)
-    return classifier, preprocessing, pretrained
+    load_weights(classifier, config.model.weights, notify=console.say)
+    return classifier, preprocessing, source.pretrained_input
 
 
 def _plan_phases(config: FitConfig, spec: BackboneSpec, planned_epochs: int | None) -> list[Phase]:

@@ -1,0 +1,316 @@
+import csv
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+
+from tests.tiny import CPU, break_image, build_tiny_model, draw_image, poison
+from vtrain.checkpoint import LoadedModel
+from vtrain.data.images import read_image
+from vtrain.data.transforms import EvalTransform, normalize_images
+from vtrain.embed import embed
+from vtrain.errors import DataError, ResourceError, UsageError
+from vtrain.models.backbones import eval_preprocessing
+from vtrain.models.classifier import build_pretrained_classifier, load_torchvision_state
+from vtrain.records import EmbedResult
+from vtrain.zoo import backbone_names, find_backbone
+
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    names = ("b.png", "a.jpg", "sub/c.png", "sub/deep/d.jpg", "e.png")
+    for index, name in enumerate(names):
+        draw_image(folder / name, seed=index, size=(70 + 5 * index, 66 + 3 * index))
+    return folder
+
+
+def run(
+    folder: Path,
+    output: Path,
+    model: LoadedModel,
+    *,
+    layer: str = "penultimate",
+    feature_maps: bool = False,
+    batch_size: int = 2,
+) -> EmbedResult:
+    return embed(
+        folder,
+        output,
+        model,
+        layer=layer,
+        feature_maps=feature_maps,
+        batch_size=batch_size,
+        workers=0,
+        notify=lambda _: None,
+    )
+
+
+def read_index(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def features_of(path: Path, model: LoadedModel, layer: str = "penultimate") -> Tensor:
+    pixels = EvalTransform(model.preprocessing)(read_image(path))[None]
+    with torch.inference_mode():
+        batch = normalize_images(pixels, model.preprocessing, device=CPU)
+        return model.classifier.forward_layer(batch, layer)[0]
+
+
+def test_rows_follow_the_sorted_paths_and_hold_the_features(tmp_path: Path, images: Path) -> None:
+    model = build_tiny_model(CLASSES)
+    result = run(images, tmp_path / "out.npy", model)
+    array = np.load(tmp_path / "out.npy")
+    rows = read_index(tmp_path / "out.csv")
+    expected = ["a.jpg", "b.png", "e.png", "sub/c.png", "sub/deep/d.jpg"]
+
+    assert (result.output, result.index) == (tmp_path / "out.npy", tmp_path / "out.csv")
+    assert (result.count, result.dim, result.failures) == (5, (model.classifier.feature_dim,), ())
+    assert array.dtype == np.float32
+    assert array.shape == (5, model.classifier.feature_dim)
+    assert [row["path"] for row in rows] == [str(images / name) for name in expected]
+    assert [row["row"] for row in rows] == list("01234")
+    assert {row["status"] for row in rows} == {"ok"}
+    for row, values in zip(rows, array, strict=True):
+        np.testing.assert_allclose(
+            values, features_of(Path(row["path"]), model).numpy(), rtol=1e-4, atol=1e-6
+        )
+    assert len({values.tobytes() for values in array}) == 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_failed_images_are_nan_rows_in_their_place(
+    tmp_path: Path, images: Path, batch_size: int
+) -> None:
+    model = build_tiny_model(CLASSES)
+    run(images, tmp_path / "good.npy", model)
+    bad = [break_image(images / name) for name in ("a_bad.png", "sub/cc.jpg", "zzz.png")]
+    result = run(images, tmp_path / "out.npy", model, batch_size=batch_size)
+    array = np.load(tmp_path / "out.npy")
+    rows = read_index(tmp_path / "out.csv")
+
+    failed = [index for index, row in enumerate(rows) if row["status"] != "ok"]
+    assert [rows[index]["path"] for index in failed] == [str(path) for path in bad]
+    assert all(rows[index]["status"].startswith("error: ") for index in failed)
+    assert [each.path for each in result.failures] == bad
+    assert result.count == len(array) == 8
+    assert np.isnan(array).all(axis=1).tolist() == [index in failed for index in range(8)]
+    good = np.delete(array, failed, axis=0)
+    np.testing.assert_allclose(good, np.load(tmp_path / "good.npy"), rtol=1e-4, atol=1e-6)
+
+
+def test_not_finite_features_are_errors(tmp_path: Path, images: Path) -> None:
+    result = run(images, tmp_path / "out.npy", poison(build_tiny_model(CLASSES)), layer="logits")
+    assert len(result.failures) == 5
+    assert {row["status"] for row in read_index(result.index)} == {
+        "error: the model's output for this image is not finite"
+    }
+    assert np.isnan(np.load(result.output)).all()
+
+
+def test_layers_and_feature_maps(tmp_path: Path, images: Path) -> None:
+    model = build_tiny_model(CLASSES)
+    stage = model.classifier.spec.stages[-1].name
+    logits = run(images, tmp_path / "l.npy", model, layer="logits")
+    whole = run(images, tmp_path / "m.npy", model, layer=stage, feature_maps=True)
+    mean = run(images, tmp_path / "p.npy", model, layer=stage)
+    assert logits.dim == (3,)
+    assert len(whole.dim) == 3
+    maps = np.load(whole.output)
+    assert maps.shape == (5, *whole.dim)
+    np.testing.assert_allclose(maps.mean(axis=(2, 3)), np.load(mean.output), rtol=1e-4, atol=1e-6)
+
+
+def test_single_file_and_progress(tmp_path: Path, images: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    result = embed(
+        images / "b.png",
+        tmp_path / "one.npy",
+        build_tiny_model(CLASSES),
+        workers=0,
+        notify=lambda _: None,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert np.load(result.output).shape[0] == 1
+    assert [row["path"] for row in read_index(result.index)] == [str(images / "b.png")]
+    assert seen == [(1, 1)]
+
+
+def test_paths_are_joined_as_given(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(Path("images"), Path("out.npy"), build_tiny_model(CLASSES))
+    paths = [Path(row["path"]) for row in read_index(result.index)]
+    assert paths[0] == Path("images/a.jpg")
+    assert all(path.is_file() for path in paths)
+
+
+def test_array_is_a_standard_file_that_can_be_mapped(tmp_path: Path, images: Path) -> None:
+    result = run(images, tmp_path / "out.npy", build_tiny_model(CLASSES))
+    array = np.load(result.output, mmap_mode="r")
+    expected = tmp_path / "numpy.npy"
+    np.save(expected, array)
+    assert result.output.read_bytes() == expected.read_bytes()
+
+
+# --- refusals: nothing is left behind, and what was there stays
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("out.npz", r"does not end with \.npy"),
+        ("no/out.npy", "does not exist"),
+        ("dir.npy", "folder"),
+    ],
+)
+def test_output_is_checked_first(tmp_path: Path, images: Path, name: str, message: str) -> None:
+    (tmp_path / "dir.npy").mkdir()
+    with pytest.raises(UsageError, match=message):
+        run(images, tmp_path / name, build_tiny_model(CLASSES))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dir.npy", "images"]
+
+
+def test_unknown_layer_is_a_usage_error_and_leaves_nothing(tmp_path: Path, images: Path) -> None:
+    with pytest.raises(UsageError, match="layer9"):
+        run(images, tmp_path / "out.npy", build_tiny_model(CLASSES), layer="layer9")
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_folders_without_images_are_data_errors(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match=r"no images.*notes\.txt"):
+        run(tmp_path / "empty", tmp_path / "out.npy", build_tiny_model(CLASSES))
+    with pytest.raises(DataError, match="gone"):
+        run(tmp_path / "gone", tmp_path / "out.npy", build_tiny_model(CLASSES))
+    assert not (tmp_path / "out.npy").exists()
+
+
+def test_existing_output_is_replaced(tmp_path: Path, images: Path) -> None:
+    output = tmp_path / "out.npy"
+    output.write_bytes(b"old")
+    run(images, output, build_tiny_model(CLASSES))
+    assert len(np.load(output)) == 5
+
+
+def test_full_disk_is_found_before_the_first_image(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    output = tmp_path / "out.npy"
+    output.write_bytes(b"old")
+    seen: list[int] = []
+    with pytest.raises(ResourceError, match=r"out\.npy: no space left"):
+        embed(
+            images,
+            output,
+            build_tiny_model(CLASSES),
+            workers=0,
+            notify=lambda _: None,
+            progress=lambda done, _: seen.append(done),
+        )
+    assert seen == []
+    assert output.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.npy"]
+
+
+def test_file_systems_that_cannot_reserve_space_still_work(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    result = run(images, tmp_path / "out.npy", build_tiny_model(CLASSES))
+    assert np.load(result.output).shape == (5, *result.dim)
+
+
+def test_interrupt_leaves_the_old_array_and_no_temporary(tmp_path: Path, images: Path) -> None:
+    def interrupt(done: int, total: int) -> None:
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    output = tmp_path / "out.npy"
+    output.write_bytes(b"old")
+    with pytest.raises(KeyboardInterrupt):
+        embed(
+            images,
+            output,
+            build_tiny_model(CLASSES),
+            batch_size=2,
+            workers=0,
+            notify=lambda _: None,
+            progress=interrupt,
+        )
+    assert output.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.npy"]
+
+
+# --- E1: the features of torchvision's own models with their own preprocessing
+
+FAST = ("mobilenet_v3_small", "resnet18", "squeezenet1_0")
+SLOW = tuple(name for name in backbone_names() if not find_backbone(name).own and name not in FAST)
+
+
+@pytest.mark.parametrize(
+    "name", [*FAST, *(pytest.param(name, marks=pytest.mark.soak) for name in SLOW)]
+)
+def test_features_equal_torchvisions(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "images"
+    sizes = ((310, 240), (250, 400), (224, 224))
+    paths = [
+        draw_image(folder / f"{index}.{suffix}", seed=index, size=size)
+        for index, (size, suffix) in enumerate(zip(sizes, ("jpg", "png", "jpg"), strict=True))
+    ]
+    reference, model = build_pair(name)
+    expected = features_of_torchvision(reference, name, paths)
+    result = run(folder, tmp_path / "out.npy", model, batch_size=3)
+    assert not result.failures
+    features = np.load(result.output)
+    assert features.shape == expected.shape
+    difference = np.abs(features - expected).max() / np.abs(expected).max()
+    assert difference <= 1e-4, f"{name}: {difference}"
+    assert np.abs(expected[0] - expected[1]).max() > 0
+
+
+def build_pair(name: str) -> tuple[nn.Module, LoadedModel]:
+    """Torchvision's model and ours with the same seeded weights."""
+    spec = find_backbone(name)
+    torch.manual_seed(0)
+    extra = {"init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    reference = get_model(name, weights=None, **extra).eval()
+    classifier = build_pretrained_classifier(spec, pretrained=False)
+    load_torchvision_state(classifier, reference.state_dict())
+    classifier.eval().to(memory_format=torch.channels_last)
+    model = LoadedModel(classifier, eval_preprocessing(spec, None), (), f"{name}:none")
+    return reference, model
+
+
+def features_of_torchvision(reference: nn.Module, name: str, paths: list[Path]) -> np.ndarray:
+    """What the last layer sees, [N, D]; a 1 × 1 convolution's input is averaged over space."""
+    transforms = get_model_weights(name).DEFAULT.transforms()
+    pixels = []
+    for path in paths:
+        with Image.open(path) as image:
+            pixels.append(transforms(image.convert("RGB")))
+    seen: list[Tensor] = []
+    last = reference.get_submodule(find_backbone(name).head_path)
+    last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        reference(torch.stack(pixels))
+    (features,) = seen
+    return (features.mean(dim=(2, 3)) if features.ndim == 4 else features).numpy()

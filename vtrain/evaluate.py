@@ -1,0 +1,328 @@
+"""Metrics of a model on a labelled folder, and the prediction for each of its images."""
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from vtrain.checkpoint import LoadedModel
+from vtrain.data.folders import scan_labelled
+from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers
+from vtrain.data.transforms import EvalTransform
+from vtrain.errors import DataError, ModelError
+from vtrain.files import write_csv
+from vtrain.records import EvaluationResult, LabelledImages, Preprocessing, SkippedFile, to_plain
+from vtrain.training.inference import (
+    compute_outputs,
+    find_finite_rows,
+    find_model_device,
+    find_top_classes,
+)
+from vtrain.training.metrics import ClassificationMetrics
+
+SCHEMA = 1
+NAMED_AT_MOST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePrediction:
+    """The most probable class of one labelled image; the probability is between 0 and 1.
+
+    `correct` compares the classes themselves: two of them may have one name.
+    """
+
+    path: Path
+    label: str
+    prediction: str
+    probability: float
+    correct: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelEvaluation:
+    """What a model does on labelled batches.
+
+    `positions`, `labels` and `predictions` are int64 `[N]`, `probabilities` float64 `[N]`, all on
+    the CPU, for the N images that could be read. `failures` are (position, reason). `non_finite`
+    are the positions of images whose logits hold NaN or infinity: with any of those, the metrics
+    mean nothing.
+    """
+
+    metrics: ClassificationMetrics
+    positions: Tensor
+    labels: Tensor
+    predictions: Tensor
+    probabilities: Tensor
+    failures: tuple[tuple[int, str], ...]
+    non_finite: tuple[int, ...]
+
+    @property
+    def top1(self) -> float:
+        """Share of correct predictions, 0 to 1; NaN without images."""
+        return self.metrics.confusion.accuracy()
+
+    @property
+    def macro_f1(self) -> float:
+        """See `ConfusionMatrix.macro_f1`."""
+        return self.metrics.confusion.macro_f1()
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy per image, without label smoothing; NaN for non-finite logits."""
+        return self.metrics.loss.value()
+
+
+def evaluate_model(
+    classifier: nn.Module,
+    preprocessing: Preprocessing,
+    batches: Iterable[Batch],
+    *,
+    num_classes: int,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    on_batch: Callable[[int], object] | None = None,
+) -> ModelEvaluation:
+    """Run a classifier over labelled batches; its training mode is put back afterwards.
+
+    `autocast` gives the context of a forward pass, fp32 by default. `on_batch` gets the number of
+    images done since its last call.
+    """
+    was_training = classifier.training
+    classifier.eval()
+    try:
+        gathered = _gather(classifier, preprocessing, batches, num_classes, autocast, on_batch)
+    finally:
+        classifier.train(was_training)
+    return gathered
+
+
+@torch.inference_mode()
+def _gather(
+    classifier: nn.Module,
+    preprocessing: Preprocessing,
+    batches: Iterable[Batch],
+    num_classes: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    on_batch: Callable[[int], object] | None,
+) -> ModelEvaluation:
+    device = find_model_device(classifier)
+    metrics = ClassificationMetrics(num_classes, device)
+    failures: list[tuple[int, str]] = []
+    rows: list[tuple[Tensor, ...]] = []
+    for batch in batches:
+        failures.extend(batch.failures)
+        if len(batch.positions):
+            with autocast():
+                logits = compute_outputs(classifier, batch.images, preprocessing, device)
+            labels = batch.labels.to(device, non_blocking=True)
+            metrics.update(logits, labels)
+            ranked, probabilities = find_top_classes(logits, 1)
+            finite = find_finite_rows(logits)
+            # Stays on the device until the end: copying here would wait for every batch.
+            rows.append((batch.positions, batch.labels, ranked[:, 0], probabilities[:, 0], finite))
+        if on_batch is not None:
+            on_batch(len(batch.positions) + len(batch.failures))
+    positions, truth, predictions, probabilities, finite = _join(rows)
+    return ModelEvaluation(
+        metrics=metrics,
+        positions=positions,
+        labels=truth,
+        predictions=predictions,
+        probabilities=probabilities.double(),
+        failures=tuple(failures),
+        non_finite=tuple(positions[~finite].tolist()),
+    )
+
+
+def _join(rows: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    if not rows:
+        none = torch.zeros(0, dtype=torch.int64)
+        return none, none, none, none.double(), none.bool()
+    return tuple(torch.cat(column).cpu() for column in zip(*rows, strict=True))
+
+
+def evaluate(
+    folder: Path,
+    model: LoadedModel,
+    *,
+    batch_size: int = 32,
+    workers: int | Literal["auto"] = "auto",
+    notify: Callable[[str], None],
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[EvaluationResult, list[ImagePrediction]]:
+    """Metrics on a folder with one subfolder per class, and the prediction of every image.
+
+    Classes are matched to the model's by name. Images that cannot be read are in `failures` of
+    the result and count in no metric; whether that is an error is up to the caller. `progress` gets
+    the number of images done and of all.
+
+    Raises:
+        DataError: not a labelled folder, a class that the model lacks, or no readable image.
+        ModelError: the model gives logits that are not finite.
+    """
+    images = _scan(folder, model.classes)
+    for message in describe_match(images):
+        notify(message)
+    batches = build_eval_loader(
+        images.paths,
+        images.labels,
+        EvalTransform(model.preprocessing),
+        batch_size=batch_size,
+        workers=resolve_workers(workers, len(images)),
+    )
+    counter = _Counter(len(images), progress)
+    evaluation = evaluate_model(
+        model.classifier,
+        model.preprocessing,
+        batches,
+        num_classes=len(model.classes),
+        on_batch=counter.advance,
+    )
+    return build_result(evaluation, images), list_predictions(evaluation, images)
+
+
+def _scan(folder: Path, classes: Sequence[str]) -> LabelledImages:
+    # ImageNet's published names repeat ("crane" the bird, "crane" the machine): a folder of such
+    # a name is taken for the first of them, and its images count once.
+    numbers = {name: number for number, name in reversed(list(enumerate(classes)))}
+    names = tuple(dict.fromkeys(classes))
+    found = scan_labelled(folder, classes=names, name="folder")
+    labels = tuple(numbers[names[label]] for label in found.labels)
+    if not labels:
+        skipped = [f"; skipped {each.path}: {each.reason}" for each in found.skipped[:1]]
+        raise DataError(
+            f"{folder} holds no images in folders named like the model's classes" + "".join(skipped)
+        )
+    return LabelledImages(folder, tuple(classes), found.paths, labels, found.skipped)
+
+
+@dataclass(slots=True)
+class _Counter:
+    total: int
+    progress: Callable[[int, int], object] | None
+    done: int = 0
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def describe_match(images: LabelledImages) -> list[str]:
+    """What a user should know about the match of a folder to the model's classes."""
+    counts = list(zip(images.classes, images.class_counts(), strict=True))
+    present = {name for name, count in counts if count}
+    missing = [name for name, _ in counts if name not in present]
+    messages = [
+        f"class {name!r} is the name of {images.classes.count(name)} of the model's classes; "
+        f"the folder is taken for number {number}, counted from 0"
+        for number, (name, count) in enumerate(counts)
+        if count and images.classes.count(name) > 1
+    ]
+    if missing:
+        named = ": " + ", ".join(missing) if len(missing) <= NAMED_AT_MOST else ""
+        messages.append(
+            f"{len(missing)} of the model's {len(images.classes)} classes have no images "
+            f"in {images.root}{named}; they can still be predicted"
+        )
+    if images.skipped:
+        messages.append(
+            f"{images.root}: {len(images.skipped)} skipped, "
+            f"the first is {images.skipped[0].path}: {images.skipped[0].reason}"
+        )
+    return messages
+
+
+def build_result(evaluation: ModelEvaluation, images: LabelledImages) -> EvaluationResult:
+    """The metrics as plain numbers.
+
+    Raises:
+        DataError: no image could be read.
+        ModelError: the model gives logits that are not finite.
+    """
+    failures = tuple(
+        SkippedFile(images.paths[position], reason) for position, reason in evaluation.failures
+    )
+    if not len(evaluation.positions):
+        raise DataError(
+            f"none of the {len(images)} images in {images.root} can be read"
+            + (f", the first is {failures[0].path}: {failures[0].reason}" if failures else "")
+        )
+    if evaluation.non_finite:
+        raise ModelError(
+            f"the model's output is not finite for {len(evaluation.non_finite)} of "
+            f"{len(evaluation.positions)} images, "
+            f"the first is {images.paths[evaluation.non_finite[0]]}",
+            "the weights are damaged or the training diverged: use another model",
+        )
+    confusion = evaluation.metrics.confusion
+    return EvaluationResult(
+        classes=images.classes,
+        count=len(evaluation.positions),
+        top1=evaluation.top1,
+        top5=evaluation.metrics.top_k.value(),
+        macro_f1=evaluation.macro_f1,
+        loss=evaluation.loss,
+        per_class=confusion.per_class(images.classes),
+        confusion_matrix=tuple(tuple(row) for row in confusion.counts.tolist()),
+        failures=failures,
+    )
+
+
+def list_predictions(evaluation: ModelEvaluation, images: LabelledImages) -> list[ImagePrediction]:
+    """One row for every image that could be read, in the order of `images`."""
+    columns = (
+        evaluation.positions,
+        evaluation.labels,
+        evaluation.predictions,
+        evaluation.probabilities,
+    )
+    return [
+        ImagePrediction(
+            images.paths[position],
+            images.classes[label],
+            images.classes[prediction],
+            probability,
+            label == prediction,
+        )
+        for position, label, prediction, probability in zip(
+            *(column.tolist() for column in columns), strict=True
+        )
+    ]
+
+
+def write_predictions_csv(path: Path, rows: Iterable[ImagePrediction]) -> None:
+    """Write one row per image: path, label, prediction, probability (0 to 1), correct (0 or 1).
+
+    Raises:
+        ResourceError: no space left; an earlier file is intact.
+    """
+    header = ("path", "label", "prediction", "probability", "correct")
+    cells = (
+        (row.path, row.label, row.prediction, row.probability, int(row.correct)) for row in rows
+    )
+    write_csv(path, header, cells)
+
+
+def evaluation_json(result: EvaluationResult) -> dict[str, Any]:
+    """The object that `vtrain evaluate --json` prints."""
+    per_class = [
+        {"class": row["name"], **{key: value for key, value in row.items() if key != "name"}}
+        for row in to_plain(result.per_class)
+    ]
+    failures = [{"path": str(each.path), "error": each.reason} for each in result.failures]
+    return {
+        "schema": SCHEMA,
+        "top1": result.top1,
+        "top5": result.top5,
+        "macro_f1": result.macro_f1,
+        "loss": result.loss,
+        "count": result.count,
+        "per_class": per_class,
+        "confusion_matrix": [list(row) for row in result.confusion_matrix],
+        "classes": list(result.classes),
+        "failures": failures,
+    }

@@ -1,0 +1,229 @@
+"""Files that are written whole or not at all, whatever happens while they are written."""
+
+import csv
+import errno
+import io
+import itertools
+import json
+import math
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vtrain.errors import ResourceError, UsageError, VtrainError
+from vtrain.records import to_plain
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TEMPORARY = re.compile(r"\..*\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A stream for the new content of `path`, which takes its place when the block ends well.
+
+    The content goes to a temporary file in the same folder, reaches the disk, and is then renamed,
+    so that at any moment `path` holds its old content or its new one, also after `kill -9` or on a
+    full disk. A symbolic link is followed. The stream can be read and sought as well.
+
+    Raises:
+        ResourceError: the disk or quota is full, or the file system failed.
+        UsageError: the folder is missing or cannot be written, or `path` is no regular file.
+    """
+    target = _find_target(path)
+    # The random part keeps threads, containers and hosts that share a pid apart.
+    temporary = target.with_name(f".{target.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        stream = temporary.open("x+b")
+    except OSError as error:
+        raise write_error(path, error) from error
+    try:
+        yield stream
+        _commit(stream, temporary, target)
+    except BaseException as error:
+        written = _discard(stream, temporary)
+        if failure := find_disk_error(error):
+            raise write_error(path, failure, written=written) from error
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` as UTF-8; file names that are not UTF-8 keep their bytes.
+
+    Raises: see `atomic_write`.
+    """
+    with atomic_write(path) as stream:
+        stream.write(text.encode("utf-8", "surrogateescape"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a record or plain data as indented JSON, readable and valid in every case.
+
+    JSON knows no NaN: numbers that are not finite become null. Surrogates in file names become
+    JSON escapes, which `json.loads` turns back.
+
+    Raises: see `atomic_write`.
+    """
+    plain = _replace_non_finite(to_plain(value))
+    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with atomic_write(path) as stream:
+        stream.write(text.encode("utf-8", "backslashreplace"))
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write rows as they come; no cell can become a spreadsheet formula.
+
+    Text that starts with `= + - @`, tab or CR and is no number gets `'` in front. None is empty.
+
+    Raises: see `atomic_write`.
+    """
+    with atomic_write(path) as stream:
+        for row in itertools.chain([header], rows):
+            stream.write(f"{format_csv_row(row)}\n".encode("utf-8", "surrogateescape"))
+
+
+def format_csv_row(cells: Iterable[object]) -> str:
+    """One row without its line end; see `write_csv`."""
+    row = io.StringIO()
+    # csv has to believe in CRLF as the end of a row: only then does it quote a lone CR in a cell
+    # (before Python 3.13).
+    csv.writer(row, lineterminator="\r\n").writerow([_csv_cell(cell) for cell in cells])
+    return row.getvalue().removesuffix("\r\n")
+
+
+def sweep_temporaries(folder: Path) -> list[Path]:
+    """Remove what dead processes of this machine left of `atomic_write` in `folder`.
+
+    Process ids say nothing about other machines: call it only where no other machine can be
+    writing, such as in a run folder whose lock is held. Returns the removed files.
+    """
+    removed = []
+    for path in sorted(folder.glob(".*.tmp")):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _process_lives(int(match["pid"])):
+            with suppress(OSError):
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def write_error(path: Path, error: OSError, *, written: int = 0) -> VtrainError:
+    """The error a user should see when `path` cannot be written, `written` bytes into it."""
+    folder = path.parent
+    if error.errno in _DISK_FULL:
+        reason = "a file size limit" if error.errno == errno.EFBIG else "no space left"
+        return ResourceError(
+            f"cannot write {path}: {reason} after {written:,} bytes ({_free_space(folder)})",
+            "free some space or choose another folder; what was there before is untouched",
+        )
+    if isinstance(error, FileNotFoundError):
+        return UsageError(f"cannot write {path}: the folder {folder} does not exist")
+    if isinstance(error, (PermissionError, NotADirectoryError)) or error.errno == errno.EROFS:
+        return UsageError(
+            f"cannot write {path}: folder {folder}: {error.strerror}",
+            "choose a folder that you may write to",
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return UsageError(f"cannot write {path}: {error.strerror}")
+    return ResourceError(f"cannot write {path}: {error.strerror or error}")
+
+
+def find_disk_error(error: BaseException | None) -> OSError | None:
+    """The full disk, quota or size limit behind `error`, however it was wrapped since."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _find_target(path: Path) -> Path:
+    """Where the content goes: the end of a link; never in place of a folder, pipe or device."""
+    try:
+        target = path.resolve() if path.is_symlink() else path
+        exists, regular = target.exists(), target.is_file()
+    except OSError as error:
+        raise write_error(path, error) from error
+    if exists and not regular:
+        kind = "a folder" if target.is_dir() else "not a regular file"
+        raise UsageError(f"cannot write {path}: it is {kind}")
+    return target
+
+
+def _commit(stream: BinaryIO, temporary: Path, target: Path) -> None:
+    """Bring the content to the disk, then give it its name, then bring the name to the disk."""
+    try:
+        stream.flush()
+        os.fsync(stream.fileno())
+        stream.close()
+        temporary.replace(target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise
+        raise write_error(target, error) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    # Windows cannot open a folder and some file systems cannot sync one, nor can it be opened
+    # without the right to list it; the content itself is safe by then.
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _discard(stream: BinaryIO, temporary: Path) -> int:
+    """Close and remove the temporary file; the number of bytes it had got."""
+    written = 0
+    with suppress(OSError):
+        written = temporary.stat().st_size
+    with suppress(OSError, ValueError):  # closing flushes, which fails again on a full disk
+        stream.close()
+    with suppress(OSError):
+        temporary.unlink()
+    return written
+
+
+def _free_space(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free:,} bytes free in {folder}"
+    except OSError:
+        return f"in {folder}"
+
+
+def _process_lives(pid: int) -> bool:
+    if os.name == "nt":  # signal 0 would end the process there
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _replace_non_finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _replace_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replace_non_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _csv_cell(cell: object) -> object:
+    if cell is None or isinstance(cell, (int, float)):
+        return cell
+    text = str(cell)
+    if text.startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(text):
+        return "'" + text
+    return text

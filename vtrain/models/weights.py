@@ -1,0 +1,424 @@
+"""Pretrained weights: found, downloaded, checked, and fitted into a classifier."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from vtrain.errors import ModelError
+from vtrain.models.backbones import (
+    auxiliary_prefixes,
+    eval_preprocessing,
+    interpolate_position_embedding,
+    rename_legacy_keys,
+)
+from vtrain.models.classifier import Classifier, load_torchvision_state
+from vtrain.models.downloads import find_published_file, published_name
+from vtrain.models.model_file import METADATA_KEY, find_model_file, read_model_file
+from vtrain.records import Preprocessing
+from vtrain.tensor_files import (
+    find_non_finite,
+    is_safetensors,
+    load_tensors,
+    load_torch,
+    read_metadata,
+    shorten_names,
+)
+from vtrain.zoo import BackboneSpec, backbone_names, find_backbone, find_weights
+
+Notify = Callable[[str], None]
+WeightsKind = Literal["none", "pretrained", "file", "vtrain"]
+
+# What training scripts call the state dict inside their checkpoints, and wrap around its keys.
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema")
+_KEY_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+# Floating-point buffers; everything else that is floating-point is a parameter.
+_BUFFERS = (".running_mean", ".running_var", ".relative_coords_table")
+_VIT_OLD_KEY = re.compile(r"(\.mlp\.)linear_([12])\.")
+_POSITION_EMBEDDING = "encoder.pos_embedding"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsSource:
+    """What `model.weights` names, and what those weights expect of their input.
+
+    `enum_name` names the published weights, also when they came as a file of the published name.
+    `pretrained_input` is whether the backbone is built as torchvision builds it for its own
+    weights (Inception and GoogLeNet then normalise once more).
+    """
+
+    kind: WeightsKind
+    name: str
+    preprocessing: Preprocessing
+    pretrained_input: bool
+    enum_name: str | None = None
+
+
+def describe_weights(weights: str, spec: BackboneSpec) -> WeightsSource:
+    """Find out what `weights` names, without loading or downloading any tensor.
+
+    Raises:
+        ModelError: A path where nothing usable lies, or a vtrain model that cannot be read.
+        UsageError: No published weights of that name.
+    """
+    kind = find_weights_kind(weights, spec)
+    if kind == "vtrain":
+        stored = read_model_file(find_model_file(Path(weights)))
+        return WeightsSource(kind, weights, stored.preprocessing, stored.pretrained_input)
+    enum_name = None
+    if kind == "pretrained":
+        enum_name = find_weights(spec, weights)
+    elif kind == "file":
+        enum_name = _find_enum_name(spec, Path(weights))
+    preprocessing = eval_preprocessing(spec, enum_name)
+    return WeightsSource(kind, enum_name or weights, preprocessing, kind != "none", enum_name)
+
+
+def load_weights(classifier: Classifier, weights: str, *, notify: Notify) -> WeightsSource:
+    """Load what `model.weights` names into the backbone; the head stays as it is.
+
+    Args:
+        classifier: Its backbone is changed in place, unless `weights` is `none`.
+        weights: DEFAULT, a published name such as IMAGENET1K_V2, `none`, a weights file, a vtrain
+            model file, or a run folder.
+        notify: Is told what was downloaded, dropped or resized.
+
+    Raises:
+        ModelError: The weights are missing, damaged, foreign or do not fit.
+        UsageError: No published weights of that name.
+        ResourceError: A download has no place to go.
+    """
+    spec = classifier.spec
+    source = describe_weights(weights, spec)
+    if source.kind == "pretrained":
+        state = load_pretrained_state(spec, source.name, notify=notify)
+        label = f"{spec.name} {source.name}"
+        fit_backbone_state(classifier, state, source=label, notify=notify)
+    elif source.kind == "vtrain":
+        _load_from_vtrain(classifier, find_model_file(Path(weights)), notify)
+    elif source.kind == "file":
+        state = load_weights_file(Path(weights), notify=notify)
+        fit_backbone_state(classifier, state, source=weights, notify=notify)
+    return source
+
+
+def load_native_weights(classifier: Classifier, weights: str, *, notify: Notify) -> None:
+    """Load backbone and own head of a classifier from `build_pretrained_classifier`.
+
+    A file may hold another number of classes: the last layer then takes that number.
+
+    Raises: as `load_weights`.
+    """
+    spec = classifier.spec
+    kind = find_weights_kind(weights, spec)
+    if kind == "none":
+        return
+    if kind == "vtrain":
+        raise ModelError(
+            f"{weights} is a vtrain model or a folder, expected torchvision weights of {spec.name}",
+            f"a vtrain model or run is used by its path alone: {weights}",
+        )
+    if kind == "pretrained":
+        state = load_pretrained_state(spec, weights, notify=notify)
+    else:
+        state = load_weights_file(Path(weights), notify=notify)
+    _fit_last_layer(classifier, state)
+    try:
+        load_torchvision_state(classifier, state)
+    except ModelError as error:
+        hint = _suggest_backbone(spec, state) or error.hint
+        raise ModelError(f"{weights}: {error.message}", hint) from error
+
+
+def find_weights_kind(weights: str, spec: BackboneSpec) -> WeightsKind:
+    """What `weights` names: nothing, published weights, a weights file, or a vtrain model or run.
+
+    Raises:
+        ModelError: It is a path where nothing usable lies.
+        UsageError: It is neither a published name nor a path.
+    """
+    if weights == "none":
+        return "none"
+    if weights == "DEFAULT" or weights in spec.weights:
+        return "pretrained"
+    path = Path(weights)
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:
+        raise ModelError(f"cannot read weights {weights!r}: {error.strerror}") from error
+    if is_folder:
+        return "vtrain"
+    if not exists:
+        if path.suffix or len(path.parts) > 1:
+            raise ModelError(f"no weights file or run folder {weights!r}", _name_choices(spec))
+        find_weights(spec, weights)  # raises, with what there is instead
+    if is_safetensors(path) and METADATA_KEY in read_metadata(path):
+        return "vtrain"
+    return "file"
+
+
+def load_pretrained_state(
+    spec: BackboneSpec, weights: str, *, notify: Notify | None = None
+) -> dict[str, Tensor]:
+    """State dict of published weights, from torch's cache folder or downloaded into it.
+
+    The file must have the SHA-256 that its name promises, cached or not; no code in it is run.
+
+    Raises:
+        ModelError: No such file here and no way to download it, or it is damaged.
+        ResourceError: The cache folder cannot be written or is full.
+        UsageError: The backbone has no such weights.
+    """
+    name = find_weights(spec, weights)
+    url = torchvision.models.get_model_weights(spec.name)[name].url
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    return load_weights_file(find_published_file(url, folder, notify=notify), notify=notify)
+
+
+def load_weights_file(path: Path, *, notify: Notify | None = None) -> dict[str, Tensor]:
+    """State dict of a `.pth`, `.pt` or `.safetensors` file, with the keys of the bare model.
+
+    Takes the state dict out of a training checkpoint (`state_dict`, `model`, `model_state_dict`,
+    `model_ema`, in this order) and prefixes such as `module.` off its keys.
+
+    Raises:
+        ModelError: Missing, damaged, not finite, or no state dict; code in it is never run.
+    """
+    value: Any = load_tensors(path)[0] if is_safetensors(path) else load_torch(path)
+    for _ in range(2):  # a checkpoint may hold a checkpoint; a hostile one holds itself
+        if not isinstance(value, Mapping):
+            break
+        wrapper = next((key for key in _WRAPPERS if isinstance(value.get(key), Mapping)), None)
+        if wrapper is None:
+            break
+        if notify:
+            others = [str(key) for key in value if key != wrapper]
+            notify(f"{path}: taking {wrapper!r}, leaving {shorten_names(others) or 'nothing'}")
+        value = value[wrapper]
+    state = _check_state_dict(value, path)
+    if names := find_non_finite(state):
+        raise ModelError(f"{path} holds NaN or infinity in {shorten_names(names)}")
+    return _strip_prefixes(state)
+
+
+def fit_backbone_state(
+    classifier: Classifier, state: Mapping[str, Tensor], *, source: str, notify: Notify
+) -> None:
+    """Load a state dict with torchvision's keys into the backbone, all of it or nothing.
+
+    The head (of any number of classes) and auxiliary heads are dropped, old key names mapped,
+    ViT's position embedding resized, missing BatchNorm counters left as they are.
+
+    Raises:
+        ModelError: Keys are missing, unexpected or of another shape, or values are not finite.
+    """
+    spec, backbone = classifier.spec, classifier.backbone
+    own = backbone.state_dict()
+    kept = _drop_heads(spec, _rename_keys(spec, state), own, source=source, notify=notify)
+    kept = _resize_position_embedding(kept, backbone, source=source, notify=notify)
+    counters = {key: own[key] for key in own if key.endswith(".num_batches_tracked")}
+    kept = counters | kept
+    if problems := _find_misfits(kept, own):
+        raise ModelError(
+            f"{source} does not fit {spec.name}: {'; '.join(problems)}",
+            _suggest_backbone(spec, state) or f"expected torchvision's keys of {spec.name}",
+        )
+    # The model's types are what counts: a double can be too large for a float.
+    kept = {key: value.to(own[key].dtype) for key, value in kept.items()}
+    if names := find_non_finite(kept):
+        raise ModelError(f"{source} holds NaN or infinity in {shorten_names(names)}")
+    backbone.load_state_dict(kept)
+
+
+def _load_from_vtrain(classifier: Classifier, path: Path, notify: Notify) -> None:
+    stored, spec = read_model_file(path), classifier.spec
+    if stored.backbone != spec.name:
+        raise ModelError(
+            f"{path} holds a {stored.backbone}, model.backbone is {spec.name}",
+            f"set model.backbone: {stored.backbone}",
+        )
+    notify(f"dropped the head of {path} ({len(stored.classes)} classes)")
+    prefix = "backbone."
+    tensors, _ = load_tensors(path)
+    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    source = str(path)
+    if stored.options:
+        source += f" with model.options {json.dumps(stored.options)}"
+    fit_backbone_state(classifier, state, source=source, notify=notify)
+
+
+# Published files
+
+
+def _published_urls(spec: BackboneSpec) -> dict[str, str]:
+    if not spec.weights:
+        return {}
+    entries = torchvision.models.get_model_weights(spec.name)
+    return {name: entries[name].url for name in spec.weights}
+
+
+def _find_enum_name(spec: BackboneSpec, path: Path) -> str | None:
+    """The published weights that a file carries, judged by its name."""
+    for name, url in _published_urls(spec).items():
+        if path.name == published_name(url):
+            return name
+    return None
+
+
+def _name_choices(spec: BackboneSpec) -> str:
+    names = ", ".join(["none", *(["DEFAULT"] if spec.weights else []), *spec.weights])
+    return f"model.weights is a path or one of: {names}"
+
+
+# State dicts
+
+
+def _check_state_dict(value: object, path: Path) -> dict[str, Tensor]:
+    """The value as plain tensors by name, whatever the file claimed."""
+    expected = "expected a state dict: tensors by name"
+    if not isinstance(value, Mapping) or not value:
+        kind = type(value).__name__ if not isinstance(value, Mapping) else "an empty table"
+        raise ModelError(f"{path} holds {kind}, {expected}")
+    state: dict[str, Tensor] = {}
+    for key, tensor in value.items():
+        if not isinstance(key, str) or not isinstance(tensor, Tensor):
+            raise ModelError(
+                f"{path} holds {type(tensor).__name__} under {key!r:.80}, {expected}",
+                f"in a checkpoint it is looked for under {', '.join(_WRAPPERS)}",
+            )
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise ModelError(f"{path}: {key} is not a plain tensor (sparse, quantized or empty)")
+        state[key] = tensor.detach()
+    state.pop("n_averaged", None)  # torch.optim.swa_utils.AveragedModel counts here
+    claimed, size = sum(tensor.nbytes for tensor in state.values()), path.stat().st_size
+    if claimed > 4 * size:  # views can claim any size; shared weights double it at most
+        raise ModelError(f"{path} claims {claimed:,} bytes of tensors in a file of {size:,}")
+    return state
+
+
+def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take off what wrappers put in front of every key."""
+    while prefix := next((p for p in _KEY_PREFIXES if all(k.startswith(p) for k in state)), None):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        if not state or "" in state:
+            break
+    return state
+
+
+def _rename_keys(spec: BackboneSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Old key names to those of today, as torchvision does when it loads its own files."""
+    renamed = rename_legacy_keys(spec, state)
+    if spec.family == "vit":
+        index = {"1": "0", "2": "3"}
+        renamed = {
+            _VIT_OLD_KEY.sub(lambda found: f"{found[1]}{index[found[2]]}.", key): value
+            for key, value in renamed.items()
+        }
+    return renamed
+
+
+def _drop_heads(
+    spec: BackboneSpec,
+    state: Mapping[str, Tensor],
+    own: Iterable[str],
+    *,
+    source: str,
+    notify: Notify,
+) -> dict[str, Tensor]:
+    """The state without its head and auxiliary heads, which are named."""
+    head_prefix = f"{spec.head_path}."
+    parent = spec.head_path.rpartition(".")[0]
+    if parent and not any(key.startswith(f"{parent}.") for key in own):
+        head_prefix = f"{parent}."  # `classifier` as a whole is the head, whatever is in it
+    head = [key for key in state if key.startswith(head_prefix)]
+    auxiliary = [key for key in state if key.startswith(auxiliary_prefixes(spec))]
+    if head:
+        weights = [state[key] for key in head if state[key].ndim >= 2]
+        classes = f" ({weights[-1].shape[0]} classes)" if weights else ""
+        notify(f"dropped the head of {source}{classes}: {shorten_names(head)}")
+    if auxiliary:
+        notify(f"dropped the auxiliary heads of {source}: {len(auxiliary)} tensors")
+    dropped = {*head, *auxiliary}
+    return {key: value for key, value in state.items() if key not in dropped}
+
+
+def _resize_position_embedding(
+    state: dict[str, Tensor], backbone: nn.Module, *, source: str, notify: Notify
+) -> dict[str, Tensor]:
+    try:
+        resized = interpolate_position_embedding(state, backbone)
+    except ModelError as error:
+        raise ModelError(f"{source}: {error.message}", error.hint) from error
+    before, after = state.get(_POSITION_EMBEDDING), resized.get(_POSITION_EMBEDDING)
+    if before is not None and after is not None and before.shape != after.shape:
+        sizes = [round((tensor.shape[1] - 1) ** 0.5) for tensor in (before, after)]
+        notify(
+            f"resized the position embedding of {source} from {sizes[0]} × {sizes[0]} to "
+            f"{sizes[1]} × {sizes[1]} patches"
+        )
+    return resized
+
+
+def _find_misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `state` from being loaded as `own`: one text for each kind of problem."""
+    shapes = [
+        f"{key} {_describe_tensor(value)}, expected {_describe_tensor(own[key])}"
+        for key, value in state.items()
+        if key in own and _describe_tensor(value) != _describe_tensor(own[key])
+    ]
+    problems = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "of another shape": shapes,
+    }
+    return [
+        f"{len(keys)} {kind} ({shorten_names(keys)})" for kind, keys in problems.items() if keys
+    ]
+
+
+def _describe_tensor(tensor: Tensor) -> str:
+    """Shape, and the type where it is not one of the floating-point types that convert freely."""
+    kind = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{list(tensor.shape)}{kind}"
+
+
+def _suggest_backbone(spec: BackboneSpec, state: Mapping[str, Tensor]) -> str | None:
+    """A hint at the backbone whose number of parameters below the head is that of `state`."""
+    sizes = {
+        key: value.numel()
+        for key, value in state.items()
+        if value.is_floating_point() and not key.endswith(_BUFFERS)
+    }
+    for name in backbone_names():
+        other = find_backbone(name)
+        weight = state.get(f"{other.head_path}.weight")
+        if name == spec.name or weight is None or weight.ndim < 2:
+            continue
+        expected = other.params - 1000 * (weight.shape[1] + 1)
+        below = sum(n for key, n in sizes.items() if not key.startswith(f"{other.head_path}."))
+        auxiliary = sum(n for k, n in sizes.items() if k.startswith(auxiliary_prefixes(other)))
+        # Published figures count Inception's auxiliary head, but not GoogLeNet's.
+        if expected in (below, below - auxiliary):
+            return f"the file looks like {name}: set model.backbone: {name}"
+    return None
+
+
+def _fit_last_layer(classifier: Classifier, state: Mapping[str, Tensor]) -> None:
+    """Give the last layer as many outputs as the state dict has classes."""
+    weight = state.get(f"{classifier.spec.head_path}.weight")
+    if weight is None or weight.ndim < 2 or weight.shape[0] in (0, classifier.num_classes):
+        return
+    head = cast(nn.Sequential, classifier.head)
+    num_classes = weight.shape[0]
+    for index, layer in enumerate(head):
+        if isinstance(layer, nn.Linear):
+            head[index] = nn.Linear(layer.in_features, num_classes, layer.bias is not None)
+        elif isinstance(layer, nn.Conv2d):
+            head[index] = nn.Conv2d(layer.in_channels, num_classes, layer.kernel_size)  # type: ignore[arg-type]
+    classifier.num_classes = num_classes
