@@ -3,6 +3,7 @@
 import math
 import signal
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from vtrain.checkpoint import (
 )
 from vtrain.config import LoadedConfig, dump_config, flatten_config
 from vtrain.console import Console, format_epoch
-from vtrain.data.loaders import EpochBatchSampler, build_eval_loader, build_train_loader
+from vtrain.data.loaders import Batch, EpochBatchSampler, build_eval_loader, build_train_loader
 from vtrain.data.splits import describe_splits
 from vtrain.data.transforms import (
     EvalTransform,
@@ -311,7 +312,9 @@ class FitRun:
         label = f"epoch {state.epoch + 1}/{self.plan.config.train.epochs}"
         with self.console.progress(len(self.plan.splits.train), label) as bar:
             waited = self.loop.run_epoch(
-                train_loader, self.sampler.batch_sizes(), lambda report: self._on_step(report, bar)
+                require_readable(train_loader, self.plan.splits.train),
+                self.sampler.batch_sizes(),
+                lambda report: self._on_step(report, bar),
             )
         train_seconds = time.perf_counter() - started
         evaluation = self._validate()
@@ -406,20 +409,13 @@ class FitRun:
             workers=self.plan.workers,
         )
         with self.console.progress(len(images), label) as bar:
-            evaluation = evaluate_model(
+            return evaluate_model(
                 classifier,
                 self.plan.preprocessing,
-                batches,
+                require_readable(batches, images),
                 num_classes=len(images.classes),
                 on_batch=bar.update,
             )
-        if evaluation.failures:
-            position, reason = evaluation.failures[0]
-            raise DataError(
-                f"{images.paths[position]} was readable before training and is not now: {reason}",
-                "restore the file, then continue with --resume",
-            )
-        return evaluation
 
     # --- saving and restoring ----------------------------------------------------------------
 
@@ -522,3 +518,18 @@ class FitRun:
             self.run_dir / f"predictions-{name}.csv", list_predictions(evaluation, images)
         )
         return build_result(evaluation, images)
+
+
+def require_readable(batches: Iterable[Batch], images: LabelledImages) -> Iterator[Batch]:
+    """The batches as they come, as long as every image in them could be read.
+
+    Raises:
+        DataError: an image was readable before training and is not now.
+    """
+    for batch in batches:
+        for position, reason in batch.failures:
+            raise DataError(
+                f"{images.paths[position]} was readable before training and is not now: {reason}",
+                "restore the file, then continue with --resume",
+            )
+        yield batch

@@ -9,7 +9,6 @@ from vtrain.config import FitConfig, LoadedConfig
 from vtrain.console import Console, format_count
 from vtrain.data.loaders import resolve_workers
 from vtrain.data.splits import Splits, load_splits
-from vtrain.data.transforms import resolve_augment
 from vtrain.errors import ConfigError
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.freezing import (
@@ -64,11 +63,16 @@ class FitPlan:
         )
 
     def augment(self, phase: Phase) -> str:
-        """The augmentation preset of a phase."""
-        head_only = not any(
-            rule.lr_scale is not None and rule.pattern != HEAD for rule in phase.rules
-        )
-        return resolve_augment(self.config.data.augment, head_only=head_only)
+        """The augmentation preset of a phase.
+
+        `auto`: none where the head alone is trained, since the features of an image are then the
+        same every time; light otherwise.
+        """
+        given = self.config.data.augment
+        if given != "auto":
+            return given
+        below_head = any(rule.lr_scale is not None and rule.pattern != HEAD for rule in phase.rules)
+        return "light" if below_head else "none"
 
 
 def build_plan(

@@ -4,12 +4,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vtrain.errors import DataError, DivergedError
+from vtrain.data.loaders import Batch
+from vtrain.errors import DivergedError
 from vtrain.runtime import seed_everything
 from vtrain.training.ema import ModelEma
 from vtrain.training.optim import head_learning_rate, set_learning_rates
@@ -20,14 +21,6 @@ from vtrain.training.schedules import Schedule
 SYNC_EVERY = 25
 # Separates the stream of random numbers of the training steps from the others drawn from a seed.
 STEP_STREAM = 1
-
-
-class TrainBatch(Protocol):
-    """What the loop needs of a batch: uint8 images `[B, 3, H, W]` and int64 labels `[B]`."""
-
-    images: Tensor
-    labels: Tensor
-    failures: Sequence[tuple[int, str]]
 
 
 @dataclass(slots=True)
@@ -102,7 +95,7 @@ class TrainLoop:
 
     def run_epoch(
         self,
-        batches: Iterable[TrainBatch],
+        batches: Iterable[Batch],
         batch_sizes: Sequence[int],
         on_step: Callable[[StepReport], None],
     ) -> float:
@@ -113,7 +106,6 @@ class TrainLoop:
 
         Raises:
             DivergedError: the loss is no longer finite.
-            DataError: an image could not be read any more.
         """
         state, waited = self.state, 0.0
         self.classifier.train()
@@ -121,7 +113,6 @@ class TrainLoop:
         self.watch = watch = LossWatch(self.device, state.loss_sum)
         for wait, batch in timed(batches):
             waited += wait
-            require_readable(batch)
             window = self._window(batch_sizes, state.batch)
             loss = self._forward_loss(batch)
             self.precision.backward(loss * (len(batch.labels) / sum(batch_sizes[window])))
@@ -143,7 +134,7 @@ class TrainLoop:
         start = batch - batch % self.accumulate
         return slice(start, min(start + self.accumulate, len(batch_sizes)))
 
-    def _forward_loss(self, batch: TrainBatch) -> Tensor:
+    def _forward_loss(self, batch: Batch) -> Tensor:
         # Dropout and mixing draw from a stream that depends on the position alone, so that a
         # resumed run draws what the uninterrupted one would have drawn.
         seed_everything(self.seed, STEP_STREAM, self.state.epoch, self.state.batch)
@@ -215,7 +206,7 @@ class LossWatch:
         return float(self.total.item())
 
 
-def timed(batches: Iterable[TrainBatch]) -> Iterator[tuple[float, TrainBatch]]:
+def timed(batches: Iterable[Batch]) -> Iterator[tuple[float, Batch]]:
     """Batches with the seconds that each was waited for."""
     iterator = iter(batches)
     while True:
@@ -224,14 +215,3 @@ def timed(batches: Iterable[TrainBatch]) -> Iterator[tuple[float, TrainBatch]]:
         if batch is None:
             return
         yield time.perf_counter() - start, batch
-
-
-def require_readable(batch: TrainBatch) -> None:
-    """Raise DataError if an image of the batch could not be read."""
-    if batch.failures:
-        position, reason = batch.failures[0]
-        raise DataError(
-            f"training image number {position} was readable before training and is not now: "
-            f"{reason}",
-            "restore the file, then continue with --resume",
-        )
