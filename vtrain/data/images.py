@@ -1,0 +1,347 @@
+"""The one way in which every command reads an image: hardened Pillow, upright 8-bit RGB."""
+
+import os
+import signal
+import stat
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
+
+from vtrain.errors import ImageError
+from vtrain.records import SkippedFile
+
+# Only these decoders ever see a file: an EPS named .jpg must not start Ghostscript.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF")
+# 100 megapixels take 400 MB decoded (Pillow keeps 4 bytes a pixel); phone panoramas stay below.
+MAX_PIXELS = 100_000_000
+# A 1 × 100,000 strip is a small file that becomes 6.5 gigapixels when its short edge grows to 256.
+MAX_ASPECT_RATIO = 500
+WHITE = (255, 255, 255)
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_NOT_REGULAR = (
+    (stat.S_ISDIR, "is a folder, not a file"),
+    (stat.S_ISFIFO, "is a named pipe, not a file"),
+    (stat.S_ISSOCK, "is a socket, not a file"),
+    (stat.S_ISBLK, "is a device, not a file"),
+    (stat.S_ISCHR, "is a device, not a file"),
+)
+_CHUNK_FILES = 16  # files in one task of a checking process
+_WAVE_FILES = 1024  # files for each process of one pool
+
+
+def read_image(
+    path: Path | str,
+    *,
+    min_edge: int | None = None,
+    background: tuple[int, int, int] = WHITE,
+) -> Image.Image:
+    """Read one image as 8-bit RGB.
+
+    The first frame counts, EXIF orientation is applied, transparency is composited on
+    `background`. 16-bit gray keeps its high byte; floating-point gray is taken as 0 to 1, or as
+    0 to 255 where a value exceeds 1.
+
+    Args:
+        path: a regular file, or a link to one; anything else is refused without being opened.
+        min_edge: the shorter edge, in pixels, that the caller needs. A JPEG may then be decoded at
+            1/2, 1/4 or 1/8 of its size, as long as both edges stay at least `2 * min_edge`; an
+            image whose shorter edge is under `4 * min_edge` is always decoded in full.
+        background: colour behind transparent pixels.
+
+    Raises:
+        ImageError: the file cannot be used; the message is a short reason without the path.
+    """
+    with _reasons(), _SILENCE, _open_regular(path) as file:
+        return _decode(file, min_edge=min_edge, background=background)
+
+
+def check_image(path: Path | str) -> None:
+    """Check one image more strictly than reading does: `verify()` first, then a full decode.
+
+    `verify()` finds flipped bits in PNGs that a decode misses; it misses truncated JPEGs.
+
+    Raises:
+        ImageError: the file cannot be used; the message is a short reason without the path.
+    """
+    with _reasons(), _SILENCE, _open_regular(path) as file:
+        content = file.read()
+        _open(BytesIO(content)).verify()
+        _decode(BytesIO(content), min_edge=None, background=WHITE)
+
+
+def check_images(
+    paths: Sequence[Path],
+    *,
+    workers: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[SkippedFile]:
+    """Check every image with `check_image`; the unusable ones, in the order of `paths`.
+
+    Args:
+        paths: files to check.
+        workers: processes to use; 0 checks in this process.
+        progress: called with the number of files done since its last call.
+
+    A file whose decoder kills its process (or makes the kernel do so) is listed like any other.
+    """
+    report = progress or (lambda _: None)
+    if workers == 0:
+        return _check_here(paths, report)
+    bad: list[SkippedFile] = []
+    wave = workers * _WAVE_FILES
+    for start in range(0, len(paths), wave):
+        bad += _check_wave(paths[start : start + wave], workers, report)
+    return bad
+
+
+def _check_here(paths: Sequence[Path], report: Callable[[int], None]) -> list[SkippedFile]:
+    bad = []
+    for path in paths:
+        reason = _find_fault(path)
+        if reason is not None:
+            bad.append(SkippedFile(path, reason))
+        report(1)
+    return bad
+
+
+def _check_wave(
+    paths: Sequence[Path], workers: int, report: Callable[[int], None]
+) -> list[SkippedFile]:
+    """One pool, one wave: when a process dies, only this wave is looked at file by file."""
+    chunks = [paths[i : i + _CHUNK_FILES] for i in range(0, len(paths), _CHUNK_FILES)]
+    bad: list[SkippedFile] = []
+    pool = ProcessPoolExecutor(min(workers, len(chunks)), initializer=_ignore_interrupts)
+    try:
+        futures = _submit_chunks(pool, chunks)
+        for chunk, future in zip(chunks, futures, strict=True):
+            try:
+                reasons = future.result() if future else _find_faults_alone(chunk)
+            except BrokenProcessPool:
+                reasons = _find_faults_alone(chunk)
+            found = zip(chunk, reasons, strict=True)
+            bad += [SkippedFile(path, reason) for path, reason in found if reason is not None]
+            report(len(chunk))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return bad
+
+
+def _submit_chunks(
+    pool: ProcessPoolExecutor, chunks: Sequence[Sequence[Path]]
+) -> list["Future[list[str | None]] | None"]:
+    """One future a chunk; None from where on the pool refuses because a process has died."""
+    futures: list[Future[list[str | None]] | None] = []
+    for chunk in chunks:
+        try:
+            futures.append(pool.submit(_find_faults, chunk))
+        except BrokenProcessPool:
+            futures.append(None)
+    return futures
+
+
+def _find_faults_alone(paths: Sequence[Path]) -> list[str | None]:
+    """Faults of files of which one may kill its process: each gets a process of its own."""
+    reasons: list[str | None] = []
+    for path in paths:
+        with ProcessPoolExecutor(1, initializer=_ignore_interrupts) as pool:
+            try:
+                reasons += pool.submit(_find_faults, [path]).result()
+            except BrokenProcessPool:
+                reasons.append("the process that decoded it died")
+    return reasons
+
+
+def _find_faults(paths: Sequence[Path]) -> list[str | None]:
+    return [_find_fault(path) for path in paths]
+
+
+def _find_fault(path: Path) -> str | None:
+    try:
+        check_image(path)
+    except ImageError as error:
+        return error.message
+    return None
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches the whole process group; the parent alone answers it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _open(file: BinaryIO) -> ImageFile.ImageFile:
+    image = Image.open(file, formats=IMAGE_FORMATS)
+    width, height = image.size
+    if not width or not height:
+        raise ImageError(f"has {width} × {height} pixels")
+    if width * height > MAX_PIXELS:
+        limit = MAX_PIXELS // 1_000_000
+        raise ImageError(f"has {width} × {height} pixels, more than the {limit} megapixels allowed")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise ImageError(f"has {width} × {height} pixels, longer than {MAX_ASPECT_RATIO}:1")
+    return image
+
+
+def _decode(
+    file: BinaryIO, *, min_edge: int | None, background: tuple[int, int, int]
+) -> Image.Image:
+    image = _open(file)
+    if min_edge is not None and isinstance(image, JpegImageFile):
+        # draft() takes the largest of 1, 1/2, 1/4, 1/8 that keeps both edges at this size.
+        image.draft(None, (2 * min_edge, 2 * min_edge))
+    image.load()
+    return _flatten(_turn_upright(image), background)
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """Apply EXIF orientation; a damaged EXIF block is no reason to refuse the pixels.
+
+    Pillow has turned a TIFF while loading it and dropped the tag by then.
+    """
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:
+        return image
+    method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Any mode to RGB, transparent pixels composited on `background`."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _reduce_to_8_bit(image)
+    if not image.has_transparency_data:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    layer = image.convert("RGBA")
+    canvas = Image.new("RGB", layer.size, background)
+    canvas.paste(layer, mask=layer.getchannel("A"))
+    return canvas
+
+
+def _reduce_to_8_bit(image: Image.Image) -> Image.Image:
+    """16-bit, 32-bit integer (holding 16-bit values) or float gray to L, or LA with a colour key.
+
+    Raises:
+        ImageError: the range of the values is not one that images use.
+    """
+    pixels = np.asarray(image)
+    gray = Image.fromarray(_scale_float(pixels) if image.mode == "F" else _scale_integer(pixels))
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        alpha = np.where(pixels == key, 0, 255).astype(np.uint8)
+        gray = Image.merge("LA", (gray, Image.fromarray(alpha)))
+    return gray
+
+
+def _scale_integer(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    low, high = int(pixels.min()), int(pixels.max())
+    if low < 0 or high > 0xFFFF:
+        raise ImageError(f"has integer pixels from {low} to {high}, outside 0 to 65535")
+    return (pixels >> 8).astype(np.uint8)
+
+
+def _scale_float(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= 0 and high <= 255):  # NaN fails every comparison
+        raise ImageError(f"has floating-point pixels from {low:g} to {high:g}, outside 0 to 255")
+    rounded: NDArray[np.uint8] = np.rint(pixels * (255 if high <= 1 else 1)).astype(np.uint8)
+    return rounded
+
+
+@contextmanager
+def _open_regular(path: Path | str) -> Iterator[BinaryIO]:
+    """Open a regular file; opening a FIFO would wait for a writer for ever, so look first."""
+    path = Path(path)
+    status = path.stat()
+    for is_kind, reason in _NOT_REGULAR:
+        if is_kind(status.st_mode):
+            raise ImageError(reason)
+    if status.st_size == 0:
+        raise ImageError("is an empty file")
+    with path.open("rb") as file:
+        yield file
+
+
+@contextmanager
+def _reasons() -> Iterator[None]:
+    """Turn whatever a damaged file raises (it can be almost anything) into an ImageError."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError("is not an image in a supported format") from error
+    except FileNotFoundError as error:
+        raise ImageError("does not exist") from error
+    except Image.DecompressionBombError as error:
+        limit = MAX_PIXELS // 1_000_000
+        raise ImageError(f"has more pixels than the {limit} megapixels allowed") from error
+    except MemoryError as error:
+        raise ImageError("needs more memory than there is") from error
+    except OSError as error:
+        raise ImageError(_describe_os_error(error)) from error
+    except Exception as error:
+        raise ImageError(f"is damaged ({_shorten(error)})") from error
+
+
+def _describe_os_error(error: OSError) -> str:
+    if error.errno is not None:
+        return f"cannot be read ({os.strerror(error.errno).lower()})"
+    if "truncated" in str(error).lower():
+        return "is truncated"
+    return f"is damaged ({_shorten(error)})"
+
+
+def _shorten(error: Exception) -> str:
+    """One printable line of at most 80 characters: messages may quote the file's own bytes."""
+    text = "".join(c if c.isprintable() else " " for c in str(error)) or type(error).__name__
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class _Silence:
+    """Silences Python warnings while at least one thread reads an image.
+
+    `warnings.catch_warnings` swaps process-wide state, so overlapping uses in threads restore each
+    other's filters; here the first one in saves them and the last one out restores them.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._catcher = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._depth == 0:
+                self._catcher = warnings.catch_warnings()
+                self._catcher.__enter__()
+                warnings.simplefilter("ignore")
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                self._catcher.__exit__(None, None, None)
+
+
+_SILENCE = _Silence()

@@ -1,0 +1,406 @@
+"""Batches of images from worker processes, the same ones for any number of workers."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import parent_process
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vtrain.data.images import read_image
+from vtrain.data.transforms import ImageTransform
+from vtrain.errors import ImageError, ResourceError
+from vtrain.records import LabelledImages
+
+# A batch takes a worker well under 10 s even for large photographs on a network disk.
+WORKER_TIMEOUT_S = 300.0
+_MAX_AUTO_WORKERS = 8
+_SMALL_SET = 64  # reading so few images takes less time than starting a process
+_MASK = (1 << 64) - 1
+
+# What torch's messages contain, what that means, what to do; the first match counts.
+_WORKER_TROUBLES = (
+    (
+        ("timed out",),
+        "a loader worker hangs",
+        "look at the disk that the images are on, or read them without workers: data.workers=0",
+    ),
+    (
+        ("shared memory", "Bus error", "shm"),
+        "shared memory is full: batches from workers go through /dev/shm",
+        "make it larger (docker run --shm-size=8g), or use a smaller data.batch_size or "
+        "data.workers=0",
+    ),
+    (
+        ("Too many open files",),
+        "no more files can be opened: every batch from a worker takes one",
+        "raise the limit (ulimit -n 4096), or use data.workers=0",
+    ),
+    (
+        ("DataLoader worker", "EOFError", "ConnectionResetError", "Connection reset"),
+        "a loader worker died",
+        "if the machine ran out of memory, use fewer data.workers or a smaller data.batch_size",
+    ),
+)
+
+SampleKey: TypeAlias = tuple[int, int | None]  # index, seed of its augmentation
+Failure: TypeAlias = tuple[int, str]  # position in the input list, reason
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Images that could be read, and what became of the others.
+
+    images: uint8 [B, 3, H, W], channels last in memory. labels: int64 [B], -1 where unknown.
+    positions: int64 [B], index of each image in the input list. failures: position and reason of
+    each image of this batch that could not be read; they are in none of the tensors.
+    """
+
+    images: Tensor
+    labels: Tensor
+    positions: Tensor
+    failures: tuple[Failure, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pin_memory(self) -> "Batch":
+        """The same batch with its images in page-locked memory; the loader calls this."""
+        return Batch(self.images.pin_memory(), self.labels, self.positions, self.failures)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Only the images are worth a shared-memory segment and its file descriptor.
+        small = (self.labels.tolist(), self.positions.tolist(), self.failures)
+        return _rebuild_batch, (self.images, *small)
+
+
+def _rebuild_batch(
+    images: Tensor, labels: list[int], positions: list[int], failures: tuple[Failure, ...]
+) -> Batch:
+    int64 = torch.int64
+    return Batch(
+        images,
+        torch.tensor(labels, dtype=int64),
+        torch.tensor(positions, dtype=int64),
+        failures,
+    )
+
+
+class EpochBatchSampler(Sampler[list[SampleKey]]):
+    """Batches of (index, sample seed) as a pure function of (seed, epoch).
+
+    The order depends on (seed, epoch), each sample's seed on (seed, epoch, index). A last batch
+    with under two images for each rank is merged into the one before it: BatchNorm cannot train on
+    one value.
+
+    Args:
+        num_images: N, the length of the data set and of an epoch.
+        batch_size: images in a batch, over all ranks together.
+        seed: of the run.
+        weights: None for a permutation, or N weights for drawing with replacement.
+        rank: which part of each batch to give.
+        world_size: number of parts; a part is empty where a batch has fewer images than that.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        weights: Sequence[float] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._num_images = num_images
+        self._batch_size = batch_size
+        self._seed = seed
+        self._weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+        self._rank = rank
+        self._world_size = world_size
+        self._epoch = 0
+        self._start_batch = 0
+
+    def set_epoch(self, epoch: int, *, start_batch: int = 0) -> None:
+        """Choose the next epoch and the first of its batches to give, both counted from 0."""
+        self._epoch = epoch
+        self._start_batch = start_batch
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, whatever `start_batch` is."""
+        full, rest = divmod(self._num_images, self._batch_size)
+        merged = full > 0 and rest < 2 * self._world_size
+        return full + (rest > 0 and not merged)
+
+    def batch_sizes(self) -> list[int]:
+        """Images in each batch of an epoch, over all ranks together."""
+        before_last = len(self) - 1
+        if before_last < 0:
+            return []
+        return [self._batch_size] * before_last + [
+            self._num_images - self._batch_size * before_last
+        ]
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order = self._draw_order()
+        epoch, batches = self._epoch, len(self)
+        for batch in range(self._start_batch, batches):
+            first = batch * self._batch_size
+            last = self._num_images if batch == batches - 1 else first + self._batch_size
+            indices = self._take_part(order[first:last]).tolist()
+            yield [(index, mix_seed(self._seed, epoch, index)) for index in indices]
+
+    def _draw_order(self) -> Tensor:
+        generator = torch.Generator().manual_seed(mix_seed(self._seed, self._epoch))
+        if self._weights is None:
+            return torch.randperm(self._num_images, generator=generator)
+        return torch.multinomial(
+            self._weights, self._num_images, replacement=True, generator=generator
+        )
+
+    def _take_part(self, indices: Tensor) -> Tensor:
+        first = len(indices) * self._rank // self._world_size
+        last = len(indices) * (self._rank + 1) // self._world_size
+        return indices[first:last]
+
+
+def mix_seed(*values: int) -> int:
+    """One well-mixed seed, 0 to 2**63 - 1, from several integers (SplitMix64's finaliser).
+
+    Neighbouring inputs share no bits: torch's CPU generator takes the lowest 32 only.
+    """
+    state = 0
+    for value in values:
+        state = (state + value + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state >> 1
+
+
+def resolve_workers(value: int | Literal["auto"], num_images: int) -> int:
+    """Worker processes for `data.workers`: `auto` is one for each usable core, at most eight.
+
+    `auto` gives 0, reading in the main process, for 64 images or fewer.
+    """
+    if value != "auto":
+        return value
+    return 0 if num_images <= _SMALL_SET else min(_count_cores(), _MAX_AUTO_WORKERS)
+
+
+def build_train_loader(
+    images: LabelledImages,
+    transform: ImageTransform,
+    *,
+    sampler: EpochBatchSampler,
+    workers: int,
+    seed: int,
+    timeout: float = WORKER_TIMEOUT_S,
+) -> "ImageLoader":
+    """Batches in the order of `sampler`, the same bits for any number of workers.
+
+    Call `sampler.set_epoch` before each pass. A worker that gives nothing for `timeout` seconds
+    counts as hung. See `ImageLoader` for what is raised.
+    """
+    dataset = _ImageDataset(images.paths, images.labels, transform)
+    return ImageLoader(dataset, batches=sampler, workers=workers, seed=seed, timeout=timeout)
+
+
+def build_eval_loader(
+    paths: Sequence[Path],
+    labels: Sequence[int] | None,
+    transform: ImageTransform,
+    *,
+    batch_size: int,
+    workers: int,
+    timeout: float = WORKER_TIMEOUT_S,
+) -> "ImageLoader":
+    """Every image once, in order; those that cannot be read are in the batches' failures."""
+    dataset = _ImageDataset(paths, labels, transform)
+    batches = _InOrder(len(paths), batch_size)
+    return ImageLoader(dataset, batches=batches, workers=workers, seed=0, timeout=timeout)
+
+
+class ImageLoader(DataLoader[Batch]):
+    """A DataLoader of `Batch`es that tells in vtrain's terms what went wrong with its workers.
+
+    Its randomness is its own: neither making nor using one touches torch's global generator.
+
+    Raises:
+        ResourceError: while iterating: a worker died or hung, or shared memory is full.
+    """
+
+    def __init__(
+        self,
+        dataset: "_ImageDataset",
+        *,
+        batches: "Sampler[list[SampleKey]] | _InOrder",
+        workers: int,
+        seed: int,
+        timeout: float,
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_sampler=batches,
+            num_workers=workers,
+            collate_fn=_keep_batch,  # type: ignore[arg-type]  # __getitems__ gives a Batch
+            # An iterator draws a base seed when it is made: from here, not from the global one.
+            generator=torch.Generator().manual_seed(seed),
+            worker_init_fn=_set_up_worker,
+            persistent_workers=workers > 0,
+            timeout=timeout if workers else 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        with worker_troubles():
+            yield from super().__iter__()
+
+
+class _ImageDataset(Dataset[Batch]):
+    """Whole batches at once; it raises nothing, because an exception in a worker can hang us."""
+
+    def __init__(
+        self, paths: Sequence[Path], labels: Sequence[int] | None, transform: ImageTransform
+    ) -> None:
+        self._paths = _PackedPaths(paths)
+        self._labels = np.full(len(paths), -1) if labels is None else np.array(labels, np.int64)
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
+        positions: list[int] = []
+        images: list[Tensor] = []
+        failures: list[Failure] = []
+        for position, seed in keys:
+            image = self._load(position, seed)
+            if isinstance(image, str):
+                failures.append((position, image))
+            else:
+                positions.append(position)
+                images.append(image)
+        labels = torch.from_numpy(self._labels[positions])
+        stacked = _stack_images(images, self._transform.crop)
+        return Batch(stacked, labels, torch.tensor(positions, dtype=torch.int64), tuple(failures))
+
+    def _load(self, position: int, seed: int | None) -> Tensor | str:
+        """One transformed image, or why there is none."""
+        try:
+            image = read_image(self._paths[position], min_edge=self._transform.resize)
+            if seed is None:
+                return self._transform(image)
+            with _seeded(seed):
+                return self._transform(image)
+        except ImageError as error:
+            return error.message
+        except Exception as error:
+            return f"cannot be transformed ({type(error).__name__}: {error})"
+
+
+class _PackedPaths:
+    """Paths in two arrays: a million `Path`s would be copied page by page into every worker."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        self._names = b"".join(encoded)
+
+    def __getitem__(self, index: int) -> str:
+        first = self._ends[index - 1] if index else 0
+        return os.fsdecode(self._names[first : self._ends[index]])
+
+
+class _InOrder:
+    """Batches of (index, None): every image once, in order, nothing to seed."""
+
+    def __init__(self, num_images: int, batch_size: int) -> None:
+        self._num_images = num_images
+        self._batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-self._num_images // self._batch_size)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for first in range(0, self._num_images, self._batch_size):
+            last = min(first + self._batch_size, self._num_images)
+            yield [(index, None) for index in range(first, last)]
+
+
+def _stack_images(images: Sequence[Tensor], edge: int) -> Tensor:
+    """Uint8 [B, 3, edge, edge] in channels-last memory, ready to be sent from a worker."""
+    stacked = torch.empty(len(images), edge, edge, 3, dtype=torch.uint8)
+    for target, image in zip(stacked, images, strict=True):
+        target.copy_(image.permute(1, 2, 0))
+    if torch.utils.data.get_worker_info() is not None:
+        # Here a full /dev/shm is an error that reaches the parent; later it would be a lost batch.
+        stacked.share_memory_()  # type: ignore[no-untyped-call]
+    return stacked.permute(0, 3, 1, 2)
+
+
+def _keep_batch(batch: Batch) -> Batch:
+    return batch
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global CPU generator and restore it (`fork_rng` takes eighty times as long)."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def _count_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _set_up_worker(_: int) -> None:
+    """One compute thread; signals for the whole process group are the parent's to answer."""
+    torch.set_num_threads(1)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_termination, daemon=True).start()
+
+
+def _await_termination() -> None:
+    """End this worker on a SIGTERM from its parent; ignore one sent to the process group.
+
+    A worker that a group-wide SIGTERM kills makes the parent fail in the middle of a step that it
+    would have finished and saved.
+    """
+    parent = parent_process()
+    while parent is not None:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent.pid:
+            os._exit(0)
+
+
+@contextmanager
+def worker_troubles() -> Iterator[None]:
+    """Turn what a DataLoader raises about its workers into a ResourceError with a way out.
+
+    Iterating over an `ImageLoader` does this by itself. But torch learns of a dead worker from a
+    signal, and raises in whatever the main thread is doing: put the body of the loop inside too.
+    """
+    try:
+        yield
+    except (RuntimeError, EOFError, OSError) as error:
+        text = str(error) or type(error).__name__
+        for signs, message, hint in _WORKER_TROUBLES:
+            if any(sign in text for sign in signs):
+                raise ResourceError(f"{message} ({text.splitlines()[0]})", hint) from error
+        raise
