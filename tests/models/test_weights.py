@@ -41,6 +41,7 @@ SQUEEZENET = Path(__file__).parents[3] / "shared" / "weights" / "squeezenet1_0-i
 class Head:
     type: str = "linear"
     hidden: int = 8
+    norm: str = "none"
     dropout: float | None = None
 
 

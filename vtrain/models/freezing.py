@@ -8,6 +8,7 @@ one a phase.
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -117,7 +118,7 @@ def _gradual_phases(epochs: int, stages: Sequence[str]) -> list[Phase]:
     phases = []
     for index in range(count):
         share = epochs * (index + 1) // count - epochs * index // count
-        thawed = round(index * len(stages) / max(1, count - 1))
+        thawed = round(index * len(stages) / (count - 1)) if count > 1 else len(stages)
         names = stages[len(stages) - thawed :]
         rules = (ParamRule(HEAD, 1.0), *(ParamRule(name, 1.0) for name in names), FROZEN)
         phases.append(Phase(f"thaw-{index}", share, rules, restart_schedule=index == 0))
@@ -214,11 +215,23 @@ def _eval_modules(classifier: Classifier, *, freeze_batch_norm: bool) -> list[nn
 
 
 def _stage_of_module(classifier: Classifier, name: str) -> str:
-    try:
+    """Stage of a module, also of one without parameters that lies between the stages.
+
+    Such a module goes with the stage whose output it is, else with the stage behind it (dropout
+    in front of a linear layer), else with the last stage (pooling, flatten).
+    """
+    with suppress(KeyError):
         return classifier.stage_of(name)
-    except KeyError:
-        # Between the last stage and the head (pooling, flatten): goes with the last stage.
-        return classifier.spec.stages[-1].name
+    stages = classifier.spec.stages
+    for stage in stages:
+        if name == f"backbone.{stage.output}":
+            return stage.name
+    names = [each for each, _ in classifier.named_modules()]
+    for later in names[names.index(name) + 1 :]:
+        with suppress(KeyError):
+            found = classifier.stage_of(later)
+            return stages[-1].name if found == HEAD else found
+    return stages[-1].name
 
 
 def build_param_groups(
@@ -235,7 +248,7 @@ def build_param_groups(
     A group holds parameters of one stage with one weight decay and the same scales; its
     `peak_lrs[p]` is the learning rate at the top of the schedule in phase p (0 where frozen).
     Norms, biases and other one-dimensional parameters are never decayed, nor are position
-    embeddings and class tokens.
+    embeddings, class tokens and scales.
     """
     groups: dict[tuple[object, ...], dict[str, object]] = {}
     for name, parameter in classifier.named_parameters():
@@ -274,7 +287,7 @@ def stage_factor(classifier: Classifier, stage: str, layer_decay: float | None) 
 def _is_decayed(name: str, parameter: Tensor) -> bool:
     leaf = name.rsplit(".", 1)[-1]
     return parameter.ndim > 1 and not leaf.startswith(
-        ("class_token", "pos_embedding", "relative_position_bias", "layer_scale", "gamma")
+        ("class_token", "pos_embedding", "relative_position_bias", "layer_scale", "logit_scale")
     )
 
 

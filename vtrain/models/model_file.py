@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from vtrain.config import HeadConfig
-from vtrain.errors import ModelError
+from vtrain.errors import ModelError, UsageError
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.records import Preprocessing, to_plain
 from vtrain.run_folder import CHECKPOINT_NAME, MODEL_NAME
-from vtrain.tensor_files import load_tensors, read_metadata, save_tensors
+from vtrain.tensor_files import is_safetensors, load_tensors, read_metadata, save_tensors
 from vtrain.zoo import find_backbone
 
 MODEL_FORMAT = 1
@@ -53,12 +53,13 @@ def read_model_file(path: Path) -> ModelFile:
     Raises:
         ModelError: not a vtrain model file, damaged, or written by a newer version.
     """
+    hint = f"for plain weights type: -m BACKBONE:{path}"
+    if not is_safetensors(path):
+        raise ModelError(f"{path} is not a vtrain model file", hint)
     text = read_metadata(path).get(METADATA_KEY)
     if text is None:
-        raise ModelError(
-            f"{path} is a safetensors file, but not a vtrain model: its description is missing",
-            f"for plain weights type: -m BACKBONE:{path}",
-        )
+        message = "is a safetensors file, but not a vtrain model: its description is missing"
+        raise ModelError(f"{path} {message}", hint)
     try:
         metadata = json.loads(text)
         found = metadata.pop("format")
@@ -90,14 +91,7 @@ def load_model_file(path: Path) -> tuple[Classifier, ModelFile]:
     """
     description = read_model_file(path)
     tensors, _ = load_tensors(path)
-    classifier = build_classifier(
-        find_backbone(description.backbone),
-        num_classes=len(description.classes),
-        head=HeadConfig(**description.head),
-        image_size=description.preprocessing.crop,
-        pretrained=description.pretrained_input,
-        options=description.options,
-    )
+    classifier = _build_described(path, description)
     try:
         classifier.load_state_dict(tensors)
     except RuntimeError as error:
@@ -105,6 +99,23 @@ def load_model_file(path: Path) -> tuple[Classifier, ModelFile]:
             f"{path}: the tensors do not fit {description.backbone}: {error}"
         ) from error
     return classifier.eval(), description
+
+
+def _build_described(path: Path, description: ModelFile) -> Classifier:
+    try:
+        return build_classifier(
+            find_backbone(description.backbone),
+            num_classes=len(description.classes),
+            head=HeadConfig(**description.head),
+            image_size=description.preprocessing.crop,
+            pretrained=description.pretrained_input,
+            options=description.options,
+        )
+    except (UsageError, ValueError, TypeError) as error:
+        raise ModelError(
+            f"{path} describes a model that this vtrain cannot build: {error}",
+            "if a newer vtrain wrote it: pip install --upgrade vtrain",
+        ) from error
 
 
 def find_model_file(path: Path) -> Path:

@@ -1,0 +1,253 @@
+"""The model file: exact round trips, and files that are foreign, damaged or from the future."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import CPU, build_tiny_model
+from vtrain.config import HeadConfig
+from vtrain.errors import ExitCode, ModelError
+from vtrain.models.classifier import Classifier, build_classifier
+from vtrain.models.freezing import FROZEN, ParamRule, apply_freeze
+from vtrain.models.model_file import (
+    MODEL_FORMAT,
+    ModelFile,
+    find_model_file,
+    load_model_file,
+    read_model_file,
+    read_preprocessing,
+    save_model,
+)
+from vtrain.records import Preprocessing, to_plain
+from vtrain.runtime import place_model
+from vtrain.tensor_files import save_tensors
+from vtrain.zoo import find_backbone
+
+CLASSES = ("ant", "Bär", "=cow", 'a "b"\n', "no")
+DESCRIPTION = ModelFile(
+    backbone="simple_cnn",
+    options={},
+    pretrained_input=False,
+    head=HeadConfig().model_dump(),
+    classes=CLASSES,
+    preprocessing=Preprocessing(40, 32, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (1, 2, 3)),
+    config={"seed": 7, "freeze": [{"pattern": "*", "lr_scale": None}]},
+    metrics={"epoch": 3, "val_top1": 1 / 3},
+    versions={"vtrain": "0.1.0", "torch": None},
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.safetensors"
+
+
+def tiny() -> Classifier:
+    return build_tiny_model(CLASSES).classifier
+
+
+def save_described(path: Path, text: str) -> None:
+    """A safetensors file with intact digests whose description is `text`."""
+    save_tensors(path, tiny().state_dict(), {"vtrain": text})
+
+
+def save_changed(path: Path, **changes: Any) -> None:
+    """A model file with a description that says something else; None leaves the entry out."""
+    content = {"format": MODEL_FORMAT, **to_plain(DESCRIPTION), **changes}
+    content = {key: value for key, value in content.items() if value is not None}
+    save_described(path, json.dumps(content))
+
+
+def test_model_and_description_come_back_exactly(path: Path) -> None:
+    classifier = tiny()
+    save_model(path, classifier, DESCRIPTION)
+    loaded, description = load_model_file(path)
+    assert description == read_model_file(path) == DESCRIPTION
+    place_model(loaded, CPU)  # the layout changes the last bits
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), classifier(images))
+    for name, tensor in classifier.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_loaded_model_is_ready_for_use(path: Path) -> None:
+    classifier = tiny().train()
+    apply_freeze(classifier, [ParamRule("head", 1.0), FROZEN])
+    save_model(path, classifier, DESCRIPTION)
+    loaded, _ = load_model_file(path)
+    assert not any(module.training for module in loaded.modules())
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert loaded.train().backbone.training  # the freeze of its training has not come along
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "head", "crop"),
+    [
+        ("simple_cnn", {"width_mult": 0.5}, {"type": "mlp", "hidden": 24, "dropout": 0.3}, 40),
+        ("shufflenet_v2_x0_5", {}, {"type": "linear", "dropout": 0.2}, 224),
+        ("mnasnet0_5", {}, {}, 64),
+    ],
+)
+def test_architecture_is_rebuilt_from_the_description(
+    path: Path, name: str, options: dict[str, Any], head: dict[str, Any], crop: int
+) -> None:
+    torch.manual_seed(3)
+    settings = HeadConfig(**head)
+    classifier = build_classifier(
+        find_backbone(name), num_classes=5, head=settings, image_size=crop, options=options
+    ).eval()
+    description = replace(
+        DESCRIPTION,
+        backbone=name,
+        options=options,
+        head=settings.model_dump(),
+        preprocessing=Preprocessing(crop, crop),
+    )
+    save_model(path, classifier, description)
+    loaded, _ = load_model_file(path)
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), classifier(images))
+
+
+def test_input_conversion_of_pretrained_inception_is_kept(path: Path) -> None:
+    spec, images = find_backbone("googlenet"), torch.rand(1, 3, 64, 64)
+    outputs = []
+    for pretrained in (True, False):
+        torch.manual_seed(0)
+        classifier = build_classifier(
+            spec, num_classes=5, head=HeadConfig(), pretrained=pretrained
+        ).eval()
+        description = replace(DESCRIPTION, backbone="googlenet", pretrained_input=pretrained)
+        save_model(path, classifier, description)
+        loaded, _ = load_model_file(path)
+        with torch.no_grad():
+            outputs.append(loaded.forward_features(images))
+            assert torch.equal(outputs[-1], classifier.forward_features(images))
+        assert vars(loaded.backbone)["transform_input"] == pretrained
+
+
+def test_preprocessing_survives_json() -> None:
+    preprocessing = DESCRIPTION.preprocessing
+    text = json.dumps(to_plain(preprocessing))
+    assert read_preprocessing(json.loads(text)) == preprocessing
+
+
+# --- files that cannot be used -------------------------------------------------------------------
+
+
+def test_file_from_the_future(path: Path) -> None:
+    save_changed(path, format=MODEL_FORMAT + 1, new_entry=1)
+    with pytest.raises(ModelError) as caught:
+        load_model_file(path)
+    assert f"has model format {MODEL_FORMAT + 1}, this vtrain reads up to" in caught.value.message
+    assert caught.value.hint == "update vtrain: pip install --upgrade vtrain"
+    assert caught.value.exit_code == ExitCode.MODEL
+
+
+def test_plain_safetensors_file(path: Path) -> None:
+    save_tensors(path, {"weight": torch.zeros(2)}, {})
+    with pytest.raises(ModelError, match="not a vtrain model: its description is missing") as e:
+        read_model_file(path)
+    assert e.value.hint == f"for plain weights type: -m BACKBONE:{path}"
+
+
+def test_other_kinds_of_files(tmp_path: Path) -> None:
+    weights, text = tmp_path / "weights.pth", tmp_path / "notes.txt"
+    torch.save({"weight": torch.zeros(2)}, weights)
+    text.write_text("not a model")
+    for path in (weights, text):
+        with pytest.raises(ModelError, match="is not a vtrain model file") as caught:
+            load_model_file(path)
+        assert caught.value.hint == f"for plain weights type: -m BACKBONE:{path}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "[1]", "7", "null", '"format"', "{}", '{"format": "1"}', '{"format": 1}'],
+)
+def test_description_that_makes_no_sense(path: Path, text: str) -> None:
+    save_described(path, text)
+    with pytest.raises(ModelError, match="the model's description is damaged"):
+        read_model_file(path)
+
+
+@pytest.mark.parametrize("missing", ["format", "backbone", "classes", "preprocessing", "head"])
+def test_description_with_a_gap(path: Path, missing: str) -> None:
+    save_changed(path, **{missing: None})
+    with pytest.raises(ModelError, match="the model's description is damaged"):
+        read_model_file(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"backbone": "resnet5000"}, "unknown backbone 'resnet5000'"),
+        ({"head": {"type": "transformer"}}, "type"),
+        ({"options": {"depth": 3}}, "unknown model option 'depth'"),
+    ],
+)
+def test_model_that_this_version_cannot_build(
+    path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    save_changed(path, **changes)
+    with pytest.raises(ModelError, match="describes a model that this vtrain cannot build") as e:
+        load_model_file(path)
+    assert str(path) in e.value.message
+    assert reason in e.value.message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"classes": ["ant", "bee"]}, {"backbone": "separable_cnn"}, {"head": {"type": "mlp"}}],
+)
+def test_tensors_of_another_model(path: Path, changes: dict[str, Any]) -> None:
+    save_changed(path, **changes)
+    with pytest.raises(ModelError, match="the tensors do not fit"):
+        load_model_file(path)
+
+
+def test_flipped_bit_in_tensors_or_description(path: Path) -> None:
+    save_model(path, tiny(), DESCRIPTION)
+    content = path.read_bytes()
+    inside = content.index(b"simple_cnn")
+    for position in (inside, len(content) // 2, len(content) - 1):
+        damaged = bytearray(content)
+        damaged[position] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(ModelError, match=r"model\.safetensors is damaged"):
+            load_model_file(path)
+
+
+def test_weights_that_are_not_finite(path: Path) -> None:
+    classifier = tiny()
+    with torch.no_grad():
+        next(classifier.head.parameters()).fill_(float("nan"))
+    save_model(path, classifier, DESCRIPTION)
+    with pytest.raises(ModelError, match="holds NaN or infinity"):
+        load_model_file(path)
+
+
+# --- finding it ----------------------------------------------------------------------------------
+
+
+def test_run_folder_or_file(path: Path) -> None:
+    path.touch()
+    assert find_model_file(path) == path
+    assert find_model_file(path.parent) == path
+    assert find_model_file(Path("no/such/file")) == Path("no/such/file")
+
+
+def test_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no model\.safetensors") as caught:
+        find_model_file(tmp_path)
+    assert "train a model into it" in (caught.value.hint or "")
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(ModelError, match=r"holds no model\.safetensors") as caught:
+        find_model_file(tmp_path)
+    assert "--resume" in (caught.value.hint or "")

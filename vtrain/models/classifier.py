@@ -1,0 +1,362 @@
+"""A backbone and a head as one module: features, logits, the output of any stage."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from vtrain.errors import ModelError, UsageError
+from vtrain.models.backbones import (
+    NO_OPTIONS,
+    as_feature_map,
+    auxiliary_prefixes,
+    build_backbone,
+    interpolate_position_embedding,
+    rename_legacy_keys,
+)
+from vtrain.tensor_files import shorten_names
+from vtrain.zoo import BackboneSpec, OptionValue, Stage
+
+HEAD = "head"
+PENULTIMATE = "penultimate"
+POOLED = "pooled"
+LOGITS = "logits"
+
+
+class HeadSettings(Protocol):
+    """What the config says about the head.
+
+    `type` is `linear` or `mlp`, `hidden` the width of the MLP's inner layer, `norm` is `layer` or
+    `none`, `dropout` the probability right before the last layer (None: 0).
+    """
+
+    @property
+    def type(self) -> str: ...  # noqa: D102
+    @property
+    def hidden(self) -> int: ...  # noqa: D102
+    @property
+    def norm(self) -> str: ...  # noqa: D102
+    @property
+    def dropout(self) -> float | None: ...  # noqa: D102
+
+
+class Classifier(nn.Module):
+    """Backbone without its last layer, and a head.
+
+    State dict keys are `backbone.` plus torchvision's key, and `head.` plus the index of the
+    layer. In evaluation mode `forward_features` depends on the images alone: dropout right before
+    the last layer belongs to the head.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        *,
+        spec: BackboneSpec,
+        feature_dim: int,
+        num_classes: int,
+        head_on_map: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.spec = spec
+        self.feature_dim = feature_dim
+        self.num_classes = num_classes
+        self.head_on_map = head_on_map
+        self._eval_modules: tuple[nn.Module, ...] = ()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> logits [B, C]."""
+        if self.head_on_map:
+            features = self.backbone.get_submodule(self.spec.feature_map)(images)
+        else:
+            features = self.forward_features(images)
+        return cast(Tensor, self.head(features))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D]: what the last layer sees."""
+        return cast(Tensor, self.backbone(images))
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """[B, D] -> logits [B, C].
+
+        Raises:
+            UsageError: SqueezeNet's own head, which works on the feature map before the pooling.
+        """
+        if self.head_on_map:
+            message = (
+                f"{self.spec.name}'s own head works on the feature map, not on [B, D] features"
+            )
+            raise UsageError(message, hint="ask for logits of the images instead")
+        return cast(Tensor, self.head(features))
+
+    def forward_layer(self, images: Tensor, layer: str, *, feature_maps: bool = False) -> Tensor:
+        """The output of one layer; computes no further than that layer.
+
+        Args:
+            images: [B, 3, H, W].
+            layer: `penultimate` (what the last layer sees), `pooled` (the last feature map
+                averaged over space; ViT: the normalised tokens without the class token),
+                `logits`, or the name of a stage (its output averaged over space).
+            feature_maps: Give the whole map instead of its average.
+
+        Returns:
+            [B, D], or [B, D, H, W] with `feature_maps`, for every backbone.
+
+        Raises:
+            UsageError: No such layer, or `feature_maps` of a layer without spatial extent.
+        """
+        path, is_map = self._find_output(layer)
+        if feature_maps and not is_map:
+            message = f"layer {layer!r} of {self.spec.name} has no feature maps, only vectors"
+            raise UsageError(message, hint=f"layers with maps: {', '.join(self._map_layers())}")
+        if layer == LOGITS:
+            return self(images)  # type: ignore[no-any-return]
+        if path is None:
+            return self.forward_features(images)
+        output = _forward_until(self.backbone, path, images)
+        if not is_map:
+            return output
+        if layer == POOLED and self.spec.family == "densenet":
+            output = torch.relu(output)  # torchvision activates between the last norm and pooling
+        maps = as_feature_map(self.spec, output)
+        return maps if feature_maps else maps.mean(dim=(2, 3))
+
+    def _find_output(self, layer: str) -> tuple[str | None, bool]:
+        """Path of the module that gives the layer (None: the backbone), and whether it is a map."""
+        if layer in (PENULTIMATE, LOGITS):
+            return None, False
+        if layer == POOLED:
+            return self.spec.feature_map, True
+        for stage in self.spec.stages:
+            if stage.name == layer:
+                return stage.output, stage.is_map
+        names = [PENULTIMATE, POOLED, LOGITS, *(stage.name for stage in self.spec.stages)]
+        close = difflib.get_close_matches(layer, names, n=1)
+        message = f"unknown layer {layer!r} of {self.spec.name}"
+        message += f", did you mean {close[0]}?" if close else ""
+        raise UsageError(message, hint=f"layers: {', '.join(names)}")
+
+    def _map_layers(self) -> list[str]:
+        return [POOLED, *(stage.name for stage in self.spec.stages if stage.is_map)]
+
+    def set_eval_modules(self, modules: Iterable[nn.Module]) -> None:
+        """Hold these modules and all below them in evaluation mode, whatever `train()` says."""
+        self._eval_modules = tuple(modules)
+        self._hold_eval_modules()
+
+    def train(self, mode: bool = True) -> "Classifier":
+        """Set the mode of everything that is not held in evaluation mode."""
+        super().train(mode)
+        self._hold_eval_modules()
+        return self
+
+    def _hold_eval_modules(self) -> None:
+        for held in self._eval_modules:
+            for module in held.modules():
+                module.training = False
+
+    def stage_of(self, parameter_name: str) -> str:
+        """Stage of a parameter, buffer or module: `backbone.layer1.0.bn1.weight` -> `layer1`.
+
+        Raises:
+            KeyError: The name lies in no stage and not in the head.
+        """
+        part, _, inner = parameter_name.partition(".")
+        if part == HEAD:
+            return HEAD
+        stage = _find_stage(self.spec.stages, inner) if part == "backbone" else None
+        if stage is None:
+            raise KeyError(parameter_name)
+        return stage.name
+
+
+def _find_stage(stages: Iterable[Stage], name: str) -> Stage | None:
+    for stage in stages:
+        if f"{name}.".startswith(tuple(f"{prefix}." for prefix in stage.prefixes)):
+            return stage
+    return None
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass as soon as the wanted output is there."""
+
+
+def _forward_until(model: nn.Module, path: str, images: Tensor) -> Tensor:
+    """Output of the module at `path`; what comes behind it is not computed.
+
+    Leaving at once also keeps the output from being changed by an in-place activation behind it.
+    """
+    outputs: list[Tensor] = []
+
+    def stop(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        outputs.append(output)
+        raise _ReachedError
+
+    handle = model.get_submodule(path).register_forward_hook(stop)
+    try:
+        model(images)
+    except _ReachedError:
+        pass
+    finally:
+        handle.remove()
+    return outputs[0]
+
+
+def build_classifier(
+    spec: BackboneSpec,
+    *,
+    num_classes: int,
+    head: HeadSettings,
+    image_size: int | None = None,
+    pretrained: bool = False,
+    options: Mapping[str, OptionValue] = NO_OPTIONS,
+) -> Classifier:
+    """A classifier to train: the backbone with a new head for `num_classes` classes.
+
+    `pretrained` and `options` as in `build_backbone`. The weights are random, drawn from torch's
+    global generator.
+
+    Raises:
+        UsageError: Unknown option, value out of range, or image size the backbone cannot take.
+    """
+    backbone = build_backbone(
+        spec, num_classes=1, pretrained=pretrained, image_size=image_size, options=options
+    )
+    feature_dim = _input_dim(_cut_head(spec, backbone))
+    return Classifier(
+        backbone,
+        _build_head(feature_dim, num_classes, head),
+        spec=spec,
+        feature_dim=feature_dim,
+        num_classes=num_classes,
+    )
+
+
+def build_pretrained_classifier(
+    spec: BackboneSpec,
+    *,
+    image_size: int | None = None,
+    options: Mapping[str, OptionValue] = NO_OPTIONS,
+    num_classes: int = 1000,
+    pretrained: bool = True,
+) -> Classifier:
+    """A classifier with the model's own head, whose logits equal torchvision's bit for bit.
+
+    The weights are random until `load_torchvision_state`.
+
+    Raises:
+        UsageError: Unknown option, value out of range, or image size the backbone cannot take.
+    """
+    backbone = build_backbone(
+        spec,
+        num_classes=num_classes,
+        pretrained=pretrained,
+        image_size=image_size,
+        options=options,
+    )
+    head = _cut_head(spec, backbone)
+    feature_dim = _input_dim(head)
+    head_on_map = spec.family == "squeezenet"
+    if head_on_map:
+        head.extend([nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()])
+    return Classifier(
+        backbone,
+        head,
+        spec=spec,
+        feature_dim=feature_dim,
+        num_classes=num_classes,
+        head_on_map=head_on_map,
+    )
+
+
+def _cut_head(spec: BackboneSpec, backbone: nn.Module) -> nn.Sequential:
+    """Take the last layer, and the dropout right before it, out of the backbone.
+
+    Identities are left in their places, so that the keys of all other layers stay.
+    """
+    parent_path, _, name = spec.head_path.rpartition(".")
+    parent = backbone.get_submodule(parent_path)
+    last_layer = parent.get_submodule(name)
+    names = [child_name for child_name, _ in parent.named_children()]
+    dropout = nn.Dropout(0.0)
+    before = names[names.index(name) - 1] if names.index(name) else name
+    if isinstance(before_layer := parent.get_submodule(before), nn.Dropout):
+        dropout.p = before_layer.p
+        setattr(parent, before, nn.Identity())
+    setattr(parent, name, nn.Identity())
+    if spec.family == "squeezenet":
+        # A ReLU on logits that average to less than zero would silence a class for good. The map
+        # below is never negative, so that leaving the ReLU out changes nothing else.
+        setattr(parent, names[names.index(name) + 1], nn.Identity())
+    return nn.Sequential(dropout, last_layer)
+
+
+def _input_dim(head: nn.Sequential) -> int:
+    last_layer = cast(nn.Linear | nn.Conv2d, head[-1])
+    return last_layer.weight.shape[1]
+
+
+def _build_head(feature_dim: int, num_classes: int, settings: HeadSettings) -> nn.Sequential:
+    """Linear, or one hidden layer, after a normalisation without parameters.
+
+    The scale of features differs a hundredfold between backbones (about 0.4 in ResNets, 14 in
+    SqueezeNets). The last layer starts small, so that the first steps do not disturb a pretrained
+    backbone.
+    """
+    layers: list[nn.Module] = []
+    if settings.norm == "layer":
+        layers.append(nn.LayerNorm(feature_dim, elementwise_affine=False))
+    last_dim = feature_dim
+    if settings.type == "mlp":
+        last_dim = settings.hidden
+        hidden = nn.Linear(feature_dim, last_dim)
+        nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
+        nn.init.zeros_(hidden.bias)
+        layers += [hidden, nn.ReLU()]
+    last = nn.Linear(last_dim, num_classes)
+    nn.init.normal_(last.weight, std=0.01)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*layers, nn.Dropout(settings.dropout or 0.0), last)
+
+
+def load_torchvision_state(classifier: Classifier, state_dict: Mapping[str, Tensor]) -> None:
+    """Load a full torchvision state dict, its last layer included, in place.
+
+    Auxiliary heads are left out, old key names are mapped, ViT's position embedding is resized to
+    the model's image size.
+
+    Raises:
+        ModelError: Keys are missing or unexpected, or shapes differ.
+    """
+    spec = classifier.spec
+    state = rename_legacy_keys(spec, state_dict)
+    state = interpolate_position_embedding(state, classifier.backbone)
+    head = cast(nn.Sequential, classifier.head)
+    last = max(i for i, layer in enumerate(head) if list(layer.parameters()))
+    own_keys = {}
+    for key, value in state.items():
+        if key.startswith(auxiliary_prefixes(spec)):
+            continue
+        if key.startswith(f"{spec.head_path}."):
+            own_keys[f"{HEAD}.{last}{key.removeprefix(spec.head_path)}"] = value
+        else:
+            own_keys[f"backbone.{key}"] = value
+    if problems := _find_misfits(classifier, own_keys):
+        raise ModelError(f"weights do not fit {spec.name}: {'; '.join(problems)}")
+
+
+def _find_misfits(classifier: Classifier, state: Mapping[str, Tensor]) -> list[str]:
+    """Load what fits; say what is missing, unexpected or of another shape."""
+    try:
+        missing, unexpected = classifier.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        mismatches = str(error).split("\n\t")[1:]
+        more = f" and {len(mismatches) - 3} more" if len(mismatches) > 3 else ""
+        return ["; ".join(mismatches[:3]) + more]
+    problems = {"missing": missing, "unexpected": unexpected}
+    return [f"{what} {shorten_names(names)}" for what, names in problems.items() if names]
