@@ -524,3 +524,20 @@ def test_validation_uses_the_evaluation_transform(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(EvalTransform, "__init__", note)
     run("train.epochs=1")
     assert set(seen) == {(32, 32)}
+
+
+def test_early_stopping_is_counted_in_the_last_phase() -> None:
+    source = run("train.epochs=1").run_dir
+    overrides = [f"model.weights={source}", "freeze=lp-ft", "train.epochs=8"]
+    result = run(
+        *overrides, "train.probe_epochs=4", "train.early_stop=1", "optim.lr=1e-9",
+        "optim.backbone_lr=1e-9",
+    )  # fmt: skip
+    rows = read_rows(result.run_dir)
+    assert [row["phase"] for row in rows][:5] == ["probe"] * 4 + ["finetune"]
+    assert len(rows) < 8
+
+
+def test_dry_run_of_a_resumed_run_is_refused() -> None:
+    with pytest.raises(UsageError, match="--dry-run and --resume"):
+        fit(load(), resume=True, dry_run=True, console=Console(quiet=True))

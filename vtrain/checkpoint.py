@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtrain.errors import ModelError
+from vtrain.errors import ModelError, UsageError
 from vtrain.models.backbones import pretrained_classes
 from vtrain.models.classifier import Classifier, build_pretrained_classifier
 from vtrain.models.model_file import find_model_file, load_model_file
@@ -66,14 +66,14 @@ def load_model(
     None is the newest finished run below `runs`, named through `notify`.
 
     Raises:
-        ModelError: nothing usable there.
-        UsageError: unknown backbone.
+        ModelError: nothing usable there, or no such path and no such backbone.
+        UsageError: the backbone has no weights of that name.
     """
     if model is None:
         path = find_newest_run(runs) / MODEL_NAME
         notify(f"model: {path}")
         return _load_own(path, device)
-    if Path(model).exists():
+    if _exists(model):
         return _load_own(find_model_file(Path(model)), device)
     name, _, weights = model.partition(":")
     if name in backbone_names():
@@ -81,9 +81,19 @@ def load_model(
     raise ModelError(f"no model {model!r}: no such path, and no such backbone", _suggest(model))
 
 
+def _exists(model: str) -> bool:
+    try:
+        return Path(model).exists()
+    except OSError as error:  # a name that is too long, a folder that is closed to us
+        raise ModelError(f"cannot read model {model!r}: {error.strerror}") from error
+
+
 def _suggest(model: str) -> str:
-    folders = [str(path) for path in Path(model).parent.glob("*")]
-    close = difflib.get_close_matches(model, [*backbone_names(), *folders], n=1)
+    name = model.partition(":")[0]
+    close = difflib.get_close_matches(name, backbone_names(), n=1)
+    if not close:
+        neighbours = [str(path) for path in Path(model).parent.glob("*")]
+        close = difflib.get_close_matches(model, neighbours, n=1)
     start = f"did you mean {close[0]}? " if close else ""
     return f"{start}give a run folder, a model file, or a name that `vtrain backbones` lists"
 
@@ -98,6 +108,10 @@ def _load_native(
     name: str, weights: str, device: torch.device, notify: Callable[[str], None]
 ) -> LoadedModel:
     spec = find_backbone(name)
+    if weights == "DEFAULT" and not spec.weights:
+        raise UsageError(
+            f"{name} has no published weights", f"random weights, for tests: {name}:none"
+        )
     source = describe_weights(weights, spec)
     seed_everything(0)  # `:none` is random, and the same every time
     classifier = build_pretrained_classifier(

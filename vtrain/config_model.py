@@ -72,6 +72,13 @@ class HeadConfig(ConfigPart):
         le=65_536,
         description="Width of the hidden layer in units; used by mlp only.",
     )
+    norm: Literal["layer", "none"] = Field(
+        default="layer",
+        description=(
+            "layer: each image's features are brought to mean 0 and variance 1 first, so that one "
+            "learning rate fits backbones whose features differ in scale. none: as they come."
+        ),
+    )
     dropout: float = Field(
         default=0.0,
         ge=0,
@@ -415,7 +422,8 @@ class TrainConfig(ConfigPart):
         ge=1,
         le=10_000,
         description=(
-            "Stop after this many epochs without a better validation result; null: never."
+            "Stop after this many epochs without a better validation result, counted in the last "
+            "phase; null: never."
         ),
     )
     compile: bool = Field(

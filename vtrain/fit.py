@@ -17,8 +17,13 @@ from vtrain.checkpoint import (
     save_checkpoint,
 )
 from vtrain.config import LoadedConfig, dump_config, flatten_config
-from vtrain.console import Console, format_epoch
-from vtrain.data.loaders import Batch, EpochBatchSampler, build_eval_loader, build_train_loader
+from vtrain.console import Console
+from vtrain.data.loaders import (
+    Batch,
+    EpochBatchSampler,
+    build_eval_loader,
+    build_train_loader,
+)
 from vtrain.data.splits import describe_splits
 from vtrain.data.transforms import (
     EvalTransform,
@@ -87,6 +92,10 @@ def fit(
     Raises:
         VtrainError: with the exit code of what went wrong; a stopped run can be resumed.
     """
+    if dry_run and resume:
+        raise UsageError(
+            "--dry-run and --resume were both given", "leave one out: a plan is of a new run"
+        )
     run_dir = choose_run_dir(loaded.config.run_dir, loaded.name, resume=resume)
     try:
         with ExitStack() as stack:
@@ -251,9 +260,14 @@ class FitRun:
 
     def train(self) -> None:
         """Run the epochs that are left."""
-        tensorboard = None
-        if self.plan.config.train.tensorboard:
-            tensorboard = TensorBoardLog(self.run_dir, purge_step=self.state.epoch + 1)
+        with ExitStack() as stack:
+            tensorboard = None
+            if self.plan.config.train.tensorboard:
+                tensorboard = TensorBoardLog(self.run_dir, purge_step=self.state.epoch + 1)
+                stack.callback(tensorboard.close)
+            self._run_phases(tensorboard)
+
+    def _run_phases(self, tensorboard: TensorBoardLog | None) -> None:
         first = 0
         for index, phase in enumerate(self.plan.phases):
             stop = first + phase.epochs
@@ -261,8 +275,6 @@ class FitRun:
                 self._enter_phase(index, first)
                 self._run_phase(stop, tensorboard)
             first = stop
-        if tensorboard is not None:
-            tensorboard.close()
 
     def _enter_phase(self, index: int, first_epoch: int) -> None:
         plan, loop = self.plan, self.loop
@@ -362,7 +374,6 @@ class FitRun:
         if best:
             state.best_top1, state.best_loss = metrics.val_top1, metrics.val_loss
             state.best_epoch = metrics.epoch
-        state.stale_epochs = 0 if best else state.stale_epochs + 1
         state.epoch, state.batch = metrics.epoch, 0
         state.loss_sum, state.image_count = 0.0, 0
         state.history.append(to_plain(metrics))
@@ -374,11 +385,14 @@ class FitRun:
             self._save_best(metrics)
         self._save()
         write_metrics(self.run_dir, state.history)
-        self.console.say(format_epoch(metrics, self.plan.config.train.epochs, best=best))
+        self.console.say_epoch(metrics, self.plan.config.train.epochs, best=best)
 
     def _stopped_early(self) -> bool:
+        # Counted in the last phase alone: a probe that has settled is what the next phase is for.
         patience = self.plan.config.train.early_stop
-        return patience is not None and self.state.stale_epochs >= patience
+        before_last = sum(phase.epochs for phase in self.plan.phases[:-1])
+        since = self.state.epoch - max(self.state.best_epoch, before_last)
+        return patience is not None and since >= patience
 
     def _verify_frozen(self) -> None:
         count = verify_frozen(self.plan.classifier, self.frozen)

@@ -18,6 +18,7 @@ from vtrain.models.freezing import (
     apply_freeze,
     build_param_groups,
     build_phases,
+    match_rules,
     summarize_stages,
 )
 from vtrain.models.weights import describe_weights, load_weights
@@ -71,7 +72,10 @@ class FitPlan:
         given = self.config.data.augment
         if given != "auto":
             return given
-        below_head = any(rule.lr_scale is not None and rule.pattern != HEAD for rule in phase.rules)
+        below_head = any(
+            scale is not None and self.classifier.stage_of(name) != HEAD
+            for name, scale in match_rules(self.classifier, phase.rules).items()
+        )
         return "light" if below_head else "none"
 
 

@@ -154,7 +154,7 @@ def load_result(run_dir: Path) -> dict[str, Any] | None:
     """The content of `result.json`, None where the run has not finished."""
     try:
         return dict(json.loads((run_dir / RESULT_NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return None
 
 

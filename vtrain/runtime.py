@@ -18,6 +18,14 @@ from torch import nn
 from vtrain.errors import ResourceError, UsageError
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors", "typer")
+DEVICE_TYPES = ("cpu", "cuda", "mps")
+# Words of the allocators of CUDA and MPS, of the CPU (two), and of CUDA's libraries.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "status_alloc_failed",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +51,7 @@ def find_device(name: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(
-            f"device {name!r} is unknown, expected auto, cpu, cuda, cuda:N or mps"
-        ) from error
+    device = _parse_device(name)
     if device.type == "cuda":
         _require_cuda(device, name)
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -56,6 +59,17 @@ def find_device(name: str = "auto") -> torch.device:
             "device mps was asked for, but this machine has none",
             "use device auto or cpu",
         )
+    return device
+
+
+def _parse_device(name: str) -> torch.device:
+    message = f"device {name!r} is unknown, expected auto, cpu, cuda, cuda:N or mps"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(message) from error
+    if device.type not in DEVICE_TYPES:
+        raise UsageError(message)
     return device
 
 
@@ -188,9 +202,11 @@ class StopRequest:
 def explain_runtime_error(error: RuntimeError) -> ResourceError | None:
     """The resource that ran out, if that is what torch's error means."""
     text = str(error)
-    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in text.lower():
+    lower = text.lower()
+    if isinstance(error, torch.OutOfMemoryError) or any(sign in lower for sign in OUT_OF_MEMORY):
+        first_line = text.partition("\n")[0]
         return ResourceError(
-            f"out of memory: {text.splitlines()[0]}",
+            f"out of memory: {first_line}",
             "lower data.batch_size (and raise train.accumulate by the same factor), "
             "or choose a smaller backbone",
         )

@@ -19,12 +19,12 @@ from vtrain.data.images import read_image
 from vtrain.data.transforms import ImageTransform
 from vtrain.errors import ImageError, ResourceError
 from vtrain.records import LabelledImages
+from vtrain.runtime import mix_seed
 
 # A batch takes a worker well under 10 s even for large photographs on a network disk.
 WORKER_TIMEOUT_S = 300.0
 _MAX_AUTO_WORKERS = 8
 _SMALL_SET = 64  # reading so few images takes less time than starting a process
-_MASK = (1 << 64) - 1
 
 # What torch's messages contain, what that means, what to do; the first match counts.
 _WORKER_TROUBLES = (
@@ -170,20 +170,6 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         first = len(indices) * self._rank // self._world_size
         last = len(indices) * (self._rank + 1) // self._world_size
         return indices[first:last]
-
-
-def mix_seed(*values: int) -> int:
-    """One well-mixed seed, 0 to 2**63 - 1, from several integers (SplitMix64's finaliser).
-
-    Neighbouring inputs share no bits: torch's CPU generator takes the lowest 32 only.
-    """
-    state = 0
-    for value in values:
-        state = (state + value + 0x9E3779B97F4A7C15) & _MASK
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-        state ^= state >> 31
-    return state >> 1
 
 
 def resolve_workers(value: int | Literal["auto"], num_images: int) -> int:

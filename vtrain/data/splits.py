@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def load_splits(config: DataConfig, *, seed: int, console: Console) -> Splits:
     else:
         assert config.val_fraction is not None  # the config has exactly one of the two
         train, val = split_stratified(train, config.val_fraction, seed=seed)
+        val = replace(val, skipped=())  # both have those of the folder: say them once
     test = None
     if config.test is not None:
         test = scan_labelled(Path(config.test), classes=train.classes, name="data.test")

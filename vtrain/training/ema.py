@@ -26,7 +26,8 @@ class ModelEma:
         for name, value in average.items():
             source = current[name].detach()
             if value.dtype.is_floating_point:
-                # Exact where both are equal, so that frozen tensors stay bit for bit.
-                value.lerp_(source, 1 - decay)
+                # Exact where both are equal, so that frozen tensors stay bit for bit; lerp_ would
+                # turn -0.0 into 0.0.
+                value.sub_(value - source, alpha=1 - decay)
             else:
                 value.copy_(source)

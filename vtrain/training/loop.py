@@ -39,7 +39,6 @@ class TrainState:
     best_epoch: int = 0
     best_top1: float = -1.0
     best_loss: float = math.inf
-    stale_epochs: int = 0
     seconds: float = 0.0
     finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -49,7 +48,8 @@ class TrainState:
 class StepReport:
     """What the display shows after an optimiser step.
 
-    `loss` is the mean of the epoch so far where it was looked at, None in between.
+    `loss` is the mean of the epoch so far where it was looked at, None in between; `data_wait` is
+    the share (0 to 1) of the time so far that was spent waiting for the loader.
     """
 
     batch: int
@@ -107,7 +107,7 @@ class TrainLoop:
         Raises:
             DivergedError: the loss is no longer finite.
         """
-        state, waited = self.state, 0.0
+        state, waited, started = self.state, 0.0, time.perf_counter()
         self.classifier.train()
         parameters = [p for p in self.classifier.parameters() if p.requires_grad]
         self.watch = watch = LossWatch(self.device, state.loss_sum)
@@ -126,7 +126,7 @@ class TrainLoop:
             if self._looks_now(len(batch_sizes)):
                 self.sync()
                 loss_now = state.loss_sum / state.image_count
-            on_step(self._report(loss_now, waited))
+            on_step(self._report(loss_now, waited / (time.perf_counter() - started)))
         return waited
 
     def _window(self, batch_sizes: Sequence[int], batch: int) -> slice:
@@ -166,13 +166,13 @@ class TrainLoop:
             or self.state.batch == batches_in_epoch
         )
 
-    def _report(self, loss: float | None, waited: float) -> StepReport:
+    def _report(self, loss: float | None, data_wait: float) -> StepReport:
         return StepReport(
             batch=self.state.batch,
             images=self.state.image_count,
             loss=loss,
             lr=head_learning_rate(self.optimizer),
-            data_wait=waited,
+            data_wait=data_wait,
         )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def build_loss(
@@ -13,10 +13,36 @@ def build_loss(
 
     Label smoothing after Szegedy et al. 2016, arXiv:1512.00567.
     """
-    weight = None
-    if class_weights is not None:
-        weight = torch.tensor(class_weights, dtype=torch.float32, device=device)
-    return nn.CrossEntropyLoss(weight=weight, label_smoothing=label_smoothing)
+    if class_weights is None:
+        return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+    weight = torch.tensor(class_weights, dtype=torch.float32, device=device)
+    return WeightedCrossEntropy(weight, label_smoothing)
+
+
+class WeightedCrossEntropy(nn.Module):
+    """Cross-entropy with class weights `[C]`, divided by the number of images.
+
+    torch's own mean divides by the weights of the batch, so that they cancel in a batch of one
+    class, and batches could not be added up to a larger one.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, label_smoothing: float) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits `[B, C]` and labels `[B]` or `[B, C]` -> mean loss, a scalar."""
+        total = nn.functional.cross_entropy(
+            logits,
+            labels,
+            weight=self.weight,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+        return total / len(logits)
 
 
 def balanced_class_weights(counts: Sequence[int]) -> list[float]:

@@ -1,0 +1,405 @@
+"""The training loop: accumulation, rates, random streams, reports, and losses that go wrong."""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.tiny import CPU
+from vtrain.data.loaders import Batch
+from vtrain.errors import DivergedError
+from vtrain.training.ema import ModelEma
+from vtrain.training.loop import LossWatch, StepReport, TrainLoop, TrainState, timed
+from vtrain.training.losses import build_loss
+from vtrain.training.precision import Precision
+from vtrain.training.schedules import Schedule
+
+CLASSES = 3
+CONSTANT = Schedule("constant", total_steps=1000)
+
+
+def draw_batches(sizes: Sequence[int], *, seed: int = 0) -> list[Batch]:
+    generator = torch.Generator().manual_seed(seed)
+    batches, start = [], 0
+    for size in sizes:
+        images = torch.randint(256, (size, 3, 2, 2), generator=generator, dtype=torch.uint8)
+        labels = torch.randint(CLASSES, (size,), generator=generator)
+        batches.append(Batch(images, labels, torch.arange(start, start + size)))
+        start += size
+    return batches
+
+
+def join(batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    images = torch.cat([batch.images for batch in batches])
+    return images, torch.cat([batch.labels for batch in batches])
+
+
+def normalize(images: Tensor) -> Tensor:
+    return images.float() / 255 - 0.5
+
+
+def build_model(*, dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(12, CLASSES))
+
+
+def build_loop(
+    model: nn.Module,
+    *,
+    lr: float = 1.0,
+    accumulate: int = 1,
+    clip_norm: float | None = None,
+    loss: nn.Module | None = None,
+    batch_mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ema: ModelEma | None = None,
+    precision: str = "fp32",
+    peak_lrs: Sequence[float] | None = None,
+    state: TrainState | None = None,
+) -> TrainLoop:
+    """A loop with plain SGD, whose steps are the learning rate times the gradient."""
+    group = {
+        "params": [parameter for parameter in model.parameters() if parameter.requires_grad],
+        "stage": "head",
+        "peak_lrs": list(peak_lrs or [lr]),
+    }
+    return TrainLoop(
+        classifier=model,
+        optimizer=torch.optim.SGD([group], lr=lr),
+        precision=Precision(precision, CPU),
+        loss=loss or build_loss(label_smoothing=0.0, class_weights=None, device=CPU),
+        normalize=normalize,
+        batch_mix=batch_mix,
+        ema=ema,
+        device=CPU,
+        seed=5,
+        accumulate=accumulate,
+        clip_norm=clip_norm,
+        state=state or TrainState(),
+        schedule=CONSTANT,
+    )
+
+
+def run_epoch(loop: TrainLoop, batches: Sequence[Batch], *, first: int = 0) -> list[StepReport]:
+    """Train on an epoch's batches from index `first` on; the reports of its steps."""
+    reports: list[StepReport] = []
+    loop.run_epoch(batches[first:], [len(batch) for batch in batches], reports.append)
+    return reports
+
+
+def flatten(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def flat_gradient(model: nn.Module, loss: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    value = loss(model(normalize(images)), labels)
+    gradients = torch.autograd.grad(value, list(model.parameters()))
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+# --- accumulation --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("weights", [None, [0.2, 1.0, 3.0]])
+@pytest.mark.parametrize(
+    ("sizes", "accumulate"),
+    [
+        ([4, 4, 4, 4], 2),
+        ([4, 4, 4, 3], 2),  # the last batch is smaller
+        ([4, 4, 5], 2),  # the last window is a single batch
+        ([4, 4, 4, 4, 2], 3),  # the last window is shorter, its last batch smaller
+        ([4, 3], 5),  # the epoch is shorter than a window
+        ([4, 4, 3], 1),
+    ],
+)
+def test_accumulated_step_is_that_of_one_large_batch(
+    sizes: list[int], accumulate: int, weights: list[float] | None, precision: str
+) -> None:
+    loss = build_loss(label_smoothing=0.1, class_weights=weights, device=CPU)
+    model, batches = build_model(), draw_batches(sizes)
+    reference = copy.deepcopy(model)
+    loop = build_loop(model, accumulate=accumulate, loss=loss)
+    if precision == "fp16":  # the scale of the loss alone: the arithmetic stays exact
+        loop.precision.scaler = torch.amp.GradScaler("cpu")
+    expected = []
+    for start in range(0, len(sizes), accumulate):
+        images, labels = join(batches[start : start + accumulate])
+        update = flatten(reference) - flat_gradient(reference, loss, images, labels)
+        nn.utils.vector_to_parameters(update, reference.parameters())
+        expected.append(update)
+    found: list[Tensor] = []
+    loop.run_epoch(batches, sizes, lambda _: found.append(flatten(model)))
+    assert len(found) == len(expected) == loop.state.step
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_window_is_clipped_as_a_whole() -> None:
+    model, batches = build_model(), draw_batches([4, 4, 4])
+    before = flatten(model)
+    loss = build_loss(label_smoothing=0.0, class_weights=None, device=CPU)
+    gradient = flat_gradient(model, loss, *join(batches))
+    run_epoch(build_loop(model, accumulate=3, clip_norm=0.01), batches)
+    torch.testing.assert_close(flatten(model), before - gradient * (0.01 / gradient.norm()))
+
+
+def test_frozen_parameters_neither_move_nor_count_in_the_norm() -> None:
+    model, batches = build_model(), draw_batches([6])
+    linear = model[-1]  # type: ignore[index]
+    linear.bias.requires_grad_(False)
+    linear.bias.grad = torch.full_like(linear.bias, 1e6)
+    bias, weight = linear.bias.detach().clone(), linear.weight.detach().clone()
+    run_epoch(build_loop(model, clip_norm=0.01), batches)
+    assert torch.equal(linear.bias, bias)
+    assert float((linear.weight.detach() - weight).norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+# --- learning rates ------------------------------------------------------------------------------
+
+
+class Sum(nn.Module):
+    """One weight; with `MeanLogit` as the loss its gradient is 1, so a step is minus the rate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.weight.expand(len(images))
+
+
+class MeanLogit(nn.Module):
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return logits.mean()
+
+
+def test_rate_of_each_step_is_that_of_the_schedule() -> None:
+    model, batches = Sum(), draw_batches([2] * 8)
+    loop = build_loop(model, peak_lrs=[7.0, 0.5], loss=MeanLogit())
+    loop.phase, loop.first_step, loop.state.step = 1, 100, 100
+    loop.schedule = Schedule("linear", total_steps=8, warmup_steps=3)
+    places, rates = [0.0], []
+    for batch in batches:  # each an epoch of its own
+        loop.state.batch = 0
+        rates += [report.lr for report in run_epoch(loop, [batch])]
+        places.append(float(model.weight.detach()))
+    expected = [0.5 * factor for factor in (1 / 4, 2 / 4, 3 / 4, 1, 0.8, 0.6, 0.4, 0.2)]
+    moved = [before - after for before, after in pairwise(places)]
+    assert moved == pytest.approx(expected, rel=1e-4)
+    assert rates == pytest.approx(expected)
+    assert loop.state.step == 108
+
+
+def test_accumulated_batches_count_as_one_step_of_the_schedule() -> None:
+    model = Sum()
+    loop = build_loop(model, accumulate=2, loss=MeanLogit())
+    loop.schedule = Schedule("step", total_steps=3, step_size=1, gamma=0.5)
+    run_epoch(loop, draw_batches([2] * 5))
+    assert float(model.weight.detach()) == pytest.approx(-(1 + 0.5 + 0.25))
+
+
+# --- random streams and resuming -----------------------------------------------------------------
+
+
+def mix_randomly(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    share = torch.rand(())
+    soft = nn.functional.one_hot(labels, CLASSES).float()
+    return images.lerp(images.flip(0), share), soft.lerp(soft.flip(0), share)
+
+
+@pytest.mark.parametrize("stop", [2, 4, 5])
+def test_rest_of_an_epoch_continues_bit_for_bit(stop: int) -> None:
+    batches = draw_batches([4, 4, 4, 4, 3])
+    whole = build_loop(build_model(dropout=0.5), accumulate=2, batch_mix=mix_randomly)
+    run_epoch(whole, batches)
+    loop = build_loop(build_model(dropout=0.5), accumulate=2, batch_mix=mix_randomly)
+    part = iter(batches[:stop])
+    loop.run_epoch(part, [len(batch) for batch in batches], lambda _: None)
+    loop.sync()
+    torch.manual_seed(99)  # what else happens in between must not matter
+    again = build_loop(
+        loop.classifier, accumulate=2, batch_mix=mix_randomly, state=copy.deepcopy(loop.state)
+    )
+    run_epoch(again, batches, first=again.state.batch)
+    assert torch.equal(flatten(whole.classifier), flatten(again.classifier))
+    again.sync()
+    assert again.state == whole.state
+    assert (again.state.batch, again.state.step, again.state.image_count) == (5, 3, 19)
+
+
+def test_dropout_differs_from_batch_to_batch_epoch_to_epoch_and_seed_to_seed() -> None:
+    batch = draw_batches([64])[0]
+    masks = []
+
+    class Spy(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            masks.append(nn.functional.dropout(torch.ones(64), 0.5) > 0)
+            return images.flatten(1)[:, :CLASSES]
+
+    model = nn.Sequential(Spy(), nn.Linear(CLASSES, CLASSES))
+    for seed, epoch, position in [(5, 0, 0), (5, 0, 1), (5, 1, 0), (6, 0, 0), (5, 0, 0)]:
+        loop = build_loop(model, state=TrainState(epoch=epoch, batch=position))
+        loop.seed = seed
+        loop.run_epoch([batch], [64] * (position + 1), lambda _: None)
+    assert torch.equal(masks[0], masks[-1])
+    for index, mask in enumerate(masks[:-1]):
+        assert not any(torch.equal(mask, other) for other in masks[:index])
+
+
+def test_epoch_puts_the_model_in_training_mode() -> None:
+    model = build_model(dropout=0.5).eval()
+    run_epoch(build_loop(model), draw_batches([4]))
+    assert model.training
+
+
+def test_soft_labels_of_the_mix_reach_the_loss() -> None:
+    def all_to_class_0(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        target = torch.zeros(len(labels), CLASSES)
+        target[:, 0] = 1
+        return images, target
+
+    model, batches = build_model(), draw_batches([8])
+    before = flatten(model)
+    loss = build_loss(label_smoothing=0.0, class_weights=None, device=CPU)
+    images, labels = join(batches)
+    gradient = flat_gradient(model, loss, images, torch.zeros_like(labels))
+    run_epoch(build_loop(model, batch_mix=all_to_class_0), batches)
+    torch.testing.assert_close(flatten(model), before - gradient)
+
+
+# --- counting and reporting ----------------------------------------------------------------------
+
+
+def test_loss_of_the_epoch_is_the_mean_over_images() -> None:
+    model, batches = build_model(), draw_batches([4, 4, 2])
+    images, labels = join(batches)
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(model(normalize(images)), labels)
+    loop = build_loop(model, lr=0.0, peak_lrs=[0.0])
+    reports = run_epoch(loop, batches)
+    assert loop.state.image_count == 10
+    assert loop.state.loss_sum / 10 == pytest.approx(float(expected), rel=1e-6)
+    assert reports[-1].loss == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_reports_come_with_consistent_state_after_every_step() -> None:
+    loop = build_loop(build_model(), accumulate=2)
+    seen: list[tuple[int, int, int]] = []
+    batches = draw_batches([4, 4, 4, 4, 3])
+
+    def note(report: StepReport) -> None:
+        seen.append((loop.state.step, report.batch, report.images))
+        assert (loop.state.batch, loop.state.image_count) == (report.batch, report.images)
+
+    loop.run_epoch(batches, [4, 4, 4, 4, 3], note)
+    assert seen == [(1, 2, 8), (2, 4, 16), (3, 5, 19)]
+
+
+def test_wait_for_data_is_a_share_of_the_time() -> None:
+    def slowly(batches: Sequence[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            time.sleep(0.05)
+            yield batch
+
+    reports: list[StepReport] = []
+    waited = build_loop(build_model()).run_epoch(
+        slowly(draw_batches([4, 4])), [4, 4], reports.append
+    )
+    assert 0.1 <= waited < 5
+    assert all(0.2 < report.data_wait <= 1 for report in reports)
+
+
+def test_timed_counts_the_wait_alone() -> None:
+    def slowly() -> Iterator[Batch]:
+        time.sleep(0.05)
+        yield draw_batches([1])[0]
+
+    waits = []
+    for wait, batch in timed(slowly()):
+        time.sleep(0.2)
+        waits.append(wait)
+        assert len(batch) == 1
+    assert len(waits) == 1
+    assert 0.05 <= waits[0] < 0.2
+
+
+def test_average_is_updated_after_every_step_with_its_number() -> None:
+    model = Sum()
+    ema = ModelEma(model, 0.9)
+    loop = build_loop(model, loss=MeanLogit(), ema=ema, accumulate=2)
+    run_epoch(loop, draw_batches([2] * 5))
+    average, place = 0.0, 0.0
+    for step in (1, 2, 3):
+        place -= 1
+        decay = (1 + step) / (10 + step)
+        average = decay * average + (1 - decay) * place
+    assert float(ema.model.state_dict()["weight"]) == pytest.approx(average)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_lowers_the_loss(precision: str) -> None:
+    batches = draw_batches([4, 4])  # few enough to be told apart by 12 numbers
+    loop = build_loop(build_model(), lr=0.5, precision=precision, clip_norm=1.0)
+    losses = []
+    for _ in range(40):
+        run_epoch(loop, batches)
+        losses.append(loop.state.loss_sum / loop.state.image_count)
+        loop.state.batch = loop.state.image_count = 0
+        loop.state.loss_sum = 0.0
+        loop.state.epoch += 1
+    assert losses[-1] < 0.5 * losses[0]
+
+
+# --- losses that are not finite ------------------------------------------------------------------
+
+
+def test_watch_names_the_first_bad_step_however_late_it_looks() -> None:
+    watch = LossWatch(CPU, 0.0)
+    for step, value in enumerate([1.0, 2.0, math.inf, 1.0, math.nan, 1.0], start=1):
+        watch.update(torch.tensor(value), 4, step)
+    for _ in range(2):
+        with pytest.raises(DivergedError, match="not finite at step 3") as caught:
+            watch.look()
+    assert "optim.lr" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_watch_sees_every_kind_of_bad_value(value: float) -> None:
+    watch = LossWatch(CPU, 0.0)
+    watch.update(torch.tensor(value), 1, 17)
+    with pytest.raises(DivergedError, match="step 17"):
+        watch.look()
+
+
+def test_watch_sums_small_losses_exactly() -> None:
+    watch = LossWatch(CPU, 1e7)
+    for step in range(1, 1001):
+        watch.update(torch.tensor(0.125, dtype=torch.bfloat16), 3, step)
+    assert watch.look() == 1e7 + 375  # float32 would lose half of it
+
+
+def test_bad_loss_in_the_middle_of_a_window_is_found_at_its_step() -> None:
+    class BreaksOnce(nn.Module):
+        calls = 0
+
+        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+            self.calls += 1
+            loss = nn.functional.cross_entropy(logits, labels)
+            return loss * math.nan if self.calls == 3 else loss
+
+    loop = build_loop(build_model(), accumulate=2, loss=BreaksOnce())
+    reports: list[StepReport] = []
+    with pytest.raises(DivergedError, match="step 2"):
+        loop.run_epoch(draw_batches([2] * 6), [2] * 6, reports.append)
+    assert len(reports) == 1
+
+
+def test_sync_before_the_first_epoch_does_nothing() -> None:
+    loop = build_loop(build_model(), state=TrainState(loss_sum=3.5))
+    loop.sync()
+    assert loop.state.loss_sum == 3.5
