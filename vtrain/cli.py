@@ -3,47 +3,67 @@
 What computes is imported inside the commands, so that help and config errors appear at once.
 """
 
+import os
 import sys
-from collections.abc import Sequence
-from importlib.metadata import version
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vtrain.console import Console, print_json, print_line, print_table
-from vtrain.errors import ExitCode, UsageError, VtrainError
-from vtrain.run_folder import RUNS, find_run_names
-from vtrain.zoo import backbone_names
+from vtrain.console import (
+    Console,
+    OutputClosedError,
+    format_duration,
+    is_output_closed,
+    open_missing_streams,
+    print_csv_row,
+    print_json,
+    print_line,
+    print_table,
+    print_text,
+    printable,
+)
+from vtrain.errors import DataError, ExitCode, UsageError
+from vtrain.usage import PlainCommand, explain_error
 
+COMPLETE_VARIABLE = "_VTRAIN_COMPLETE"  # what Typer's shell scripts set
+NAMED_AT_MOST = 20  # unreadable inputs that an error names
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 app = typer.Typer(
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings=CONTEXT,
     help="""Train, evaluate and use image classifiers by transfer learning, from one YAML file.
 
     \b
-    vtrain init photos/ -o photos.yaml     write a config for a folder of images
-    vtrain fit photos.yaml                 train; the result is a folder below runs/
-    vtrain predict holiday.jpg             classify with the newest model
-    vtrain predict cat.jpg -m resnet50     classify with published ImageNet weights
-    vtrain embed photos/ out.npy           one feature vector for each image
+    vtrain init photos/ -o photos.yaml    write a config for a folder of images
+    vtrain fit photos.yaml                train into a new folder below runs/
+    vtrain predict holiday.jpg            classify with the newest model
+    vtrain predict cat.jpg -m resnet50    classify with ImageNet weights
+    vtrain embed photos/ out.npy          write one feature vector for each image
     """,
 )
+command = partial(app.command, cls=PlainCommand)
 
 
 def complete_backbones(incomplete: str) -> list[str]:
     """Backbone names for the shell."""
+    from vtrain.zoo import backbone_names
+
     return [name for name in backbone_names() if name.startswith(incomplete)]
 
 
 def complete_models(incomplete: str) -> list[str]:
     """What `-m` takes: finished runs and backbone names."""
-    names = [*find_run_names(RUNS), *backbone_names()]
-    return [name for name in names if name.startswith(incomplete)]
+    from vtrain.run_folder import RUNS, find_run_names
+
+    runs = [name for name in find_run_names(RUNS) if name.startswith(incomplete)]
+    return [*runs, *complete_backbones(incomplete)]
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
@@ -54,42 +74,62 @@ Model = Annotated[
     typer.Option(
         "--model",
         "-m",
+        metavar="MODEL",
         help="Run folder, model file, or a backbone such as resnet50, resnet50:IMAGENET1K_V1 or "
         "resnet50:weights.pth. Without it: the newest finished run below runs/.",
         autocompletion=complete_models,
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", metavar="N", min=1, help="Images per forward pass.")
+]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=0, help="Processes that read images; chosen where not given."),
+    typer.Option(
+        "--workers", metavar="N", min=0, help="Processes that read images; chosen where not given."
+    ),
 ]
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.", show_default=False)]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Settings that replace those in the file."),
+    typer.Argument(
+        metavar="[KEY=VALUE ...]",
+        help="Settings that replace those in the file, such as train.epochs=5.",
+    ),
 ]
 
 
 def show_version(wanted: bool) -> None:
     """Print the version and stop."""
     if wanted:
-        print_line(f"vtrain {version('vtrain')}")
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("vtrain")
+        except PackageNotFoundError:
+            number = "(not installed: running from its source)"
+        print_line(f"vtrain {number}")
         raise typer.Exit
 
 
 @app.callback()
 def start(
+    context: typer.Context,
     show: Annotated[
         bool,
         typer.Option("--version", callback=show_version, is_eager=True, help="Show the version."),
     ] = False,
 ) -> None:
-    """Options that stand before the command."""
+    """What stands before the command."""
+    if context.invoked_subcommand is None:
+        Console().say(f"{context.get_help()}\n")
+        raise UsageError("no command was given", "start with: vtrain init FOLDER")
 
 
-@app.command()
+@command()
 def fit(
     config: Config,
     overrides: Overrides = None,
@@ -102,7 +142,7 @@ def fit(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train what a config describes into a run folder.
+    """Train what a config describes; the result is a run folder.
 
     \b
     vtrain fit flowers.yaml
@@ -117,21 +157,28 @@ def fit(
     from vtrain.fit import fit as run_fit
 
     result = run_fit(loaded, resume=resume, dry_run=dry_run, console=console)
-    if result is None:
-        return
-    already = "was finished already" if result.already_finished else f"took {result.seconds:.0f} s"
+    if result is not None:
+        _show_fit(result, console)
+
+
+def _show_fit(result: Any, console: Console) -> None:
+    took = (
+        "was finished already"
+        if result.already_finished
+        else f"took {format_duration(result.seconds)}"
+    )
     console.say(
-        f"{result.run_dir} {already}: best epoch {result.best_epoch}, "
+        f"{result.run_dir} {took}: best epoch {result.best_epoch}, "
         f"val top-1 {result.val_top1:.4f}, macro F1 {result.val_macro_f1:.4f}"
         + (f", test top-1 {result.test_top1:.4f}" if result.test_top1 is not None else "")
     )
-    console.say(f"next: vtrain predict IMAGE -m {result.run_dir}")
+    console.say(f"next: vtrain predict IMAGE -m {_quote(result.run_dir)}")
     print_line(str(result.run_dir))
 
 
-@app.command()
+@command()
 def evaluate(
-    folder: Annotated[Path, typer.Argument(help="Folder with one subfolder for each class.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="One subfolder for each class.")],
     model: Model = None,
     as_json: Json = False,
     batch_size: BatchSize = 32,
@@ -166,9 +213,7 @@ def evaluate(
         print_json(evaluation_json(result))
     else:
         _show_evaluation(result)
-    _fail_if_unreadable(
-        console, [(str(each.path), each.reason) for each in result.failures], result.count
-    )
+    _require_all_readable(result.failures, result.count + len(result.failures))
 
 
 def _show_evaluation(result: Any) -> None:
@@ -179,13 +224,7 @@ def _show_evaluation(result: Any) -> None:
     print_table(
         ("class", "precision", "recall", "F1", "images"),
         [
-            (
-                row.name,
-                f"{row.precision:.3f}",
-                f"{row.recall:.3f}",
-                f"{row.f1:.3f}",
-                f"{row.support}",
-            )
+            (row.name, *(f"{x:.3f}" for x in (row.precision, row.recall, row.f1)), str(row.support))
             for row in result.per_class
             if row.support
         ],
@@ -193,14 +232,18 @@ def _show_evaluation(result: Any) -> None:
     )
 
 
-@app.command()
+@command()
 def predict(
     paths: Annotated[
         list[str],
-        typer.Argument(help="Images, folders, globs, or - for a list of paths on stdin."),
+        typer.Argument(
+            metavar="PATH...", help="Images, folders, globs, or - for a list of paths on stdin."
+        ),
     ],
     model: Model = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Classes to show.")] = 5,
+    top_k: Annotated[
+        int, typer.Option("--top-k", "-k", metavar="N", min=1, help="Classes to show.")
+    ] = 5,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
     batch_size: BatchSize = 32,
@@ -230,17 +273,19 @@ def predict(
         inputs, loaded, top_k=top_k, batch_size=batch_size, workers=_workers(workers)
     )
     show = _prediction_printer(as_json, as_csv, min(top_k, len(loaded.classes)))
-    failures = []
-    with console.progress(len(inputs), "predicting") as bar:
+    failed = 0
+    with console.progress(len(inputs), "predicting", data=True) as bar:
         for answer in answers:
             show(answer)
             bar.update(1)
-            if answer.error is not None:
-                failures.append((answer.path, answer.error))
-    _fail_if_unreadable(console, failures, len(inputs) - len(failures), named=False)
+            failed += answer.error is not None
+    if failed:
+        raise DataError(
+            f"{failed} of {len(inputs)} inputs could not be used", "their lines say why"
+        )
 
 
-def _prediction_printer(as_json: bool, as_csv: bool, top_k: int) -> Any:
+def _prediction_printer(as_json: bool, as_csv: bool, top_k: int) -> Callable[[Any], None]:
     from vtrain.predict import (
         format_prediction,
         prediction_csv_header,
@@ -249,23 +294,27 @@ def _prediction_printer(as_json: bool, as_csv: bool, top_k: int) -> Any:
     )
 
     if as_json:
-        return lambda answer: print_json(prediction_json(answer), indent=None)
+        return lambda answer: print_json(prediction_json(answer), indent=False)
     if as_csv:
-        from vtrain.files import format_csv_row
-
-        print_line(format_csv_row(prediction_csv_header(top_k)))
-        return lambda answer: print_line(format_csv_row(prediction_csv_row(answer, top_k)))
+        print_csv_row(prediction_csv_header(top_k))
+        return lambda answer: print_csv_row(prediction_csv_row(answer, top_k))
     return lambda answer: print_line(format_prediction(answer))
 
 
-@app.command()
+@command()
 def embed(
-    folder: Annotated[Path, typer.Argument(help="Folder of images, at any depth, or one image.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT.npy", help="The array to write.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Images at any depth, or one image.")
+    ],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT.npy", help="The array to write; OUT.csv goes beside it.")
+    ],
     model: Model = None,
     layer: Annotated[
         str,
-        typer.Option(help="penultimate, pooled, logits, or a stage of the backbone."),
+        typer.Option(
+            metavar="LAYER", help="penultimate, pooled, logits, or a stage of the backbone."
+        ),
     ] = "penultimate",
     feature_maps: Annotated[
         bool, typer.Option("--feature-maps", help="Keep the spatial extent: [N, C, H, W].")
@@ -277,7 +326,9 @@ def embed(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Feature vectors of images: OUT.npy [N, D] float32, and OUT.csv with row, path, status.
+    """Write one feature vector for each image.
+
+    OUT.npy is [N, D] float32; OUT.csv has row, path and status of each image.
 
     \b
     vtrain embed photos/ photos.npy
@@ -308,70 +359,42 @@ def embed(
     else:
         shape = "x".join(str(size) for size in (result.count, *result.dim))
         print_line(f"{result.output}: {shape} float32, paths in {result.index}")
-    _fail_if_unreadable(
-        console,
-        [(str(each.path), each.reason) for each in result.failures],
-        result.count - len(result.failures),
-    )
+    _require_all_readable(result.failures, result.count)
 
 
-@app.command()
+@command()
 def backbones(
     name: Annotated[
         str | None,
-        typer.Argument(help="Show this one's stages.", autocompletion=complete_backbones),
+        typer.Argument(
+            metavar="[NAME]", help="Show this one's stages.", autocompletion=complete_backbones
+        ),
     ] = None,
     image_size: Annotated[
-        int | None, typer.Option("--image-size", min=16, help="Input size in pixels.")
+        int | None, typer.Option("--image-size", metavar="PX", min=16, help="Input size in pixels.")
     ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """The zoo: parameters, cost, published accuracy, size, and when to use what.
+    """The zoo: size, cost, published accuracy, and when to use what.
 
     \b
     vtrain backbones
     vtrain backbones resnet50
     vtrain backbones vit_b_16 --image-size 384
     """
-    from vtrain.zoo import find_backbone
-
     if name is None:
-        _list_backbones(as_json)
-        return
-    spec = find_backbone(name)
-    from vtrain.models.backbones import describe_facts, describe_stages
-
-    stages = describe_stages(spec, image_size=image_size)
-    facts = describe_facts(spec, image_size=image_size)
-    if as_json:
-        from vtrain.records import to_plain
-
-        print_json(
-            {"schema": 1, **to_plain(spec), "stages": to_plain(stages), "facts": list(facts)}
-        )
-        return
-    for line in (f"{spec.name}: {spec.note}", *facts):
-        print_line(line)
-    print_table(
-        ("stage", "output", "parameters", "multiply-adds"),
-        [
-            (
-                stage.name,
-                "x".join(str(size) for size in stage.shape),
-                f"{stage.params:,}",
-                f"{stage.multiply_adds / 1e9:.3f} G",
-            )
-            for stage in stages
-        ],
-        right=(1, 2, 3),
-    )
+        if image_size is not None:
+            raise UsageError("--image-size needs the NAME of a backbone")
+        _list_backbones(as_json, Console(quiet=quiet))
+    else:
+        _show_backbone(name, image_size, as_json)
 
 
-def _list_backbones(as_json: bool) -> None:
+def _list_backbones(as_json: bool, console: Console) -> None:
     from vtrain.records import to_plain
-    from vtrain.zoo import find_backbone
+    from vtrain.zoo import backbone_names, find_backbone
 
     specs = [find_backbone(name) for name in backbone_names()]
     if as_json:
@@ -392,23 +415,74 @@ def _list_backbones(as_json: bool) -> None:
             for spec in specs
         ],
         right=(1, 2, 3, 4, 5),
+        crop_last=True,
+    )
+    console.say("vtrain backbones NAME shows the weights, options and stages of one")
+
+
+def _show_backbone(name: str, image_size: int | None, as_json: bool) -> None:
+    from vtrain.zoo import find_backbone
+
+    spec = find_backbone(name)  # a typo shall not wait for torch
+    from vtrain.models.backbones import describe_facts, describe_stages
+    from vtrain.records import to_plain
+
+    stages = describe_stages(spec, image_size=image_size)
+    facts = describe_facts(spec, image_size=image_size)
+    if as_json:
+        plain = {"stages": to_plain(stages), "facts": list(facts)}
+        print_json({"schema": 1, **to_plain(spec), **plain})
+        return
+    for line in (*_backbone_lines(spec), *facts):
+        print_line(line)
+    print_table(
+        ("stage", "output", "parameters", "multiply-adds"),
+        [
+            (
+                stage.name,
+                "x".join(str(size) for size in stage.shape),
+                f"{stage.params:,}",
+                f"{stage.multiply_adds / 1e9:.3f} G",
+            )
+            for stage in stages
+        ],
+        right=(1, 2, 3),
     )
 
 
-@app.command()
+def _backbone_lines(spec: Any) -> list[str]:
+    lines = [
+        f"{spec.name}: {spec.note}",
+        f"{spec.params / 1e6:.1f} M parameters, {spec.gflops:.2f} G multiply-adds at "
+        f"{spec.image_size} px, with a head of 1,000 classes",
+    ]
+    if spec.weights:
+        others = [each for each in spec.weights if each != spec.default_weights]
+        more = f"; also {', '.join(others)}" if others else ""
+        lines.append(
+            f"weights: {spec.default_weights} (default, {spec.file_size_mb:.0f} MB, "
+            f"ImageNet top-1 {spec.top1:.1f} %){more}"
+        )
+    if spec.options:
+        lines.append(f"model.options: {', '.join(spec.options)}")
+    return lines
+
+
+@command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Folder of images, one subfolder a class.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="One subfolder for each class.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="CONFIG", help="Where to write it."),
     ] = None,
     backbone: Annotated[
-        str, typer.Option(help="Backbone to train.", autocompletion=complete_backbones)
+        str,
+        typer.Option(metavar="NAME", help="Backbone to train.", autocompletion=complete_backbones),
     ] = "resnet18",
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Look at a folder of images and write a commented config for it.
+    """Write a commented config for a folder of images.
 
     \b
     vtrain init photos/
@@ -422,11 +496,11 @@ def init(
     write_config(path, build_config_text(summary, backbone=backbone))
     for line in summary.lines():
         console.say(line)
-    console.say(f"next: vtrain fit {path}")
+    console.say(f"next: vtrain fit {_quote(path)}")
     print_line(str(path))
 
 
-@app.command("config")
+@command("config")
 def show_config(
     config: Config,
     overrides: Overrides = None,
@@ -434,7 +508,7 @@ def show_config(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """The whole config as it would be used, and where each value came from.
+    """The whole config, and where each value came from.
 
     \b
     vtrain config flowers.yaml
@@ -452,10 +526,10 @@ def show_config(
             }
         )
     else:
-        print_line(dump_config(loaded.config, loaded.origins).rstrip("\n"))
+        print_text(dump_config(loaded.config, loaded.origins).rstrip("\n"))
 
 
-@app.command()
+@command()
 def schema(quiet: Quiet = False, debug: Debug = False) -> None:
     """JSON Schema of the config, for editors.
 
@@ -467,10 +541,14 @@ def schema(quiet: Quiet = False, debug: Debug = False) -> None:
     print_json(json_schema())
 
 
-@app.command()
+@command()
 def sample(
-    folder: Annotated[Path, typer.Argument(help="A folder that does not exist yet.")],
-    seed: Annotated[int, typer.Option(help="Another seed draws another set.")] = 0,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A folder that does not exist yet.")
+    ],
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Another seed draws another set.")
+    ] = 0,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -487,7 +565,7 @@ def sample(
     print_line(str(folder))
 
 
-@app.command()
+@command()
 def env(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Versions and devices, for bug reports.
 
@@ -506,58 +584,61 @@ def env(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> No
             value = ", ".join(f"{key} {text}" for key, text in value.items())
         elif isinstance(value, list):
             value = ", ".join(value)
-        print_line(f"{name}: {value}")
+        print_line(f"{name}: {'none' if value is None else value}")
 
 
 def _workers(given: int | None) -> Any:
     return "auto" if given is None else given
 
 
-def _fail_if_unreadable(
-    console: Console, failures: Sequence[tuple[str, str]], good: int, *, named: bool = True
-) -> None:
-    """Exit 3 where an input could not be used; every good one has been answered."""
+def _quote(path: Path) -> str:
+    from shlex import quote
+
+    return quote(str(path))
+
+
+def _require_all_readable(failures: Sequence[Any], total: int) -> None:
+    """Exit 3 where an image could not be read; every other one has been answered."""
     if not failures:
         return
-    if named:
-        for path, reason in failures:
-            console.warn(f"{path}: {reason}")
-    console.warn(f"{len(failures)} of {len(failures) + good} inputs could not be used")
-    raise typer.Exit(ExitCode.DATA)
+    lines = [
+        f"  {printable(str(each.path), keep='')}: {each.reason}"
+        for each in failures[:NAMED_AT_MOST]
+    ]
+    if len(failures) > NAMED_AT_MOST:
+        lines.append(f"  and {len(failures) - NAMED_AT_MOST} more")
+    raise DataError(
+        f"{len(failures)} of {total} images could not be used:\n" + "\n".join(lines),
+        "the result is that of the others: repair or remove these",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    open_missing_streams()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
-    console = Console()
+    if COMPLETE_VARIABLE in os.environ:
+        app(arguments, prog_name="vtrain")  # answers the shell and exits
     try:
-        return int(app(arguments, prog_name="vtrain", standalone_mode=False) or 0)
-    except VtrainError as error:
-        if debug:
-            raise
-        console.error(error)
-        return int(error.exit_code)
-    except typer.TyperException as error:
-        command = next((word for word in arguments if not word.startswith("-")), "")
-        known = command if command in {info.name for info in app.registered_commands} else ""
-        hint = f"type: vtrain {known} --help".replace("  ", " ")
-        console.error(UsageError(error.format_message().rstrip("."), hint))
-        return int(ExitCode.USAGE)
-    except (KeyboardInterrupt, typer.Abort):
-        console.error(VtrainError("interrupted"))
-        return int(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of stdout has gone, as with `| head`: not an error worth a word.
-        sys.stderr.close()
+        _run(arguments)
+    except OutputClosedError:
         return int(ExitCode.OK)
-    except Exception as error:
-        if debug:
-            raise
-        console.error(
-            VtrainError(
-                f"unexpected {type(error).__name__}: {error}",
-                "run the command again with --debug, and report what it prints with `vtrain env`",
-            )
-        )
-        return int(ExitCode.UNEXPECTED)
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError) and is_output_closed():
+            return int(ExitCode.OK)  # Typer prints help by itself
+        if "--debug" in arguments:
+            Console().say(traceback.format_exc().rstrip())
+        explained = explain_error(error, arguments)
+        Console().error(explained)
+        return int(explained.exit_code)
+    return int(ExitCode.OK)
+
+
+def _run(arguments: list[str]) -> None:
+    # Typer's own main() would turn Ctrl-C, a closed pipe and EOFError into exit codes of its own.
+    program = typer.main.get_command(app)
+    try:
+        with program.make_context("vtrain", arguments) as context:
+            program.invoke(context)
+    except typer.Exit:  # after --help and --version
+        pass

@@ -220,7 +220,21 @@ def test_the_head_may_have_a_hidden_layer() -> None:
     assert classifier.forward_head(features).shape == (2, 4)
 
 
-@pytest.mark.parametrize("head", [HeadConfig(), HeadConfig("mlp")])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_head_with_norm_does_not_see_the_scale_of_the_features(kind: str) -> None:
+    classifier = build("resnet18", head=HeadConfig(kind, norm="layer", dropout=0.2))
+    head = cast(nn.Sequential, classifier.head)
+    assert isinstance(head[0], nn.LayerNorm)
+    assert not list(head[0].parameters())
+    assert [type(layer) for layer in head[-2:]] == [nn.Dropout, nn.Linear]
+    features = classifier.forward_features(torch.randn(2, 3, 64, 64))
+    logits = classifier.forward_head(features)
+    torch.testing.assert_close(
+        classifier.forward_head(100 * features), logits, rtol=1e-2, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("head", [HeadConfig(), HeadConfig("mlp"), HeadConfig(norm="layer")])
 def test_a_new_head_starts_undecided(head: HeadConfig) -> None:
     classifier = build("resnet18", head=head)
     logits = classifier(torch.randn(8, 3, 64, 64))

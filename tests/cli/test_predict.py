@@ -1,0 +1,211 @@
+"""vtrain predict: one answer or one reason for every input, in text, JSON and CSV."""
+
+import csv
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vtrain.cli
+from tests.cli.program import Program, assert_refused
+from tests.tiny import break_image, draw_image
+
+CLASSES = {"ant", "bee", "cow"}
+IMAGES = [
+    "images/val/ant/000.jpg",
+    "images/val/ant/001.png",
+    "images/val/bee/000.jpg",
+    "images/val/bee/001.png",
+    "images/val/cow/000.jpg",
+    "images/val/cow/001.png",
+]
+
+
+def give_stdin(patch: pytest.MonkeyPatch, content: bytes) -> None:
+    patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def mix_good_and_bad() -> list[str]:
+    """Inputs of every kind and the start of the reason for each, None for good images."""
+    break_image(Path("broken.jpg"))
+    Path("notes.txt").write_text("no image")
+    Path("nothing").mkdir()
+    return ["nix.jpg", IMAGES[0], "broken.jpg", "nothing", IMAGES[5], "notes.txt", "*.gif", ""]
+
+
+def read_json(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_text_has_a_line_for_each_image(folder: Path, program: Program) -> None:
+    done = program("predict", "images/val", "-m", "runs/tiny-001")
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == IMAGES
+    for line in lines:
+        answers = line.partition(": ")[2].split(", ")
+        assert {answer.split()[0] for answer in answers} == CLASSES
+        assert sum(float(answer.split()[1]) for answer in answers) == pytest.approx(100, abs=0.2)
+
+
+def test_json_lines_as_in_the_contract(folder: Path, program: Program) -> None:
+    done = program("predict", *mix_good_and_bad(), "--json", "-m", "runs/tiny-001")
+    assert done.code == 3
+    rows = read_json(done.out)
+    assert [row["path"] for row in rows] == mix_inputs()
+    for row in rows:
+        assert list(row) == ["schema", "path", "status", "predictions", "error"]
+        assert row["schema"] == 1
+        if row["path"] in IMAGES:
+            assert (row["status"], row["error"]) == ("ok", None)
+            assert {each["class"] for each in row["predictions"]} == CLASSES
+            assert all(set(each) == {"class", "probability"} for each in row["predictions"])
+            values = [each["probability"] for each in row["predictions"]]
+            assert values == sorted(values, reverse=True)
+            assert sum(values) == pytest.approx(1)
+        else:
+            assert (row["status"], row["predictions"]) == ("error", [])
+            assert row["error"]
+    assert done.err == "error: 6 of 8 inputs could not be used\nhint: their lines say why\n"
+
+
+def mix_inputs() -> list[str]:
+    return ["nix.jpg", IMAGES[0], "broken.jpg", "nothing", IMAGES[5], "notes.txt", "*.gif", ""]
+
+
+def test_csv_rows(folder: Path, program: Program) -> None:
+    done = program("predict", *mix_good_and_bad(), "--csv", "--top-k", "2", "-m", "runs/tiny-001")
+    assert done.code == 3
+    header, *rows = csv.reader(io.StringIO(done.out))
+    assert ",".join(header) == "path,status,class_1,probability_1,class_2,probability_2,error"
+    assert [row[0] for row in rows] == mix_inputs()
+    assert all(len(row) == len(header) for row in rows)
+    assert [row[1] for row in rows] == ["error", "ok", "error", "error", "ok", *["error"] * 3]
+    assert all(bool(row[6]) == (row[1] == "error") for row in rows)
+    assert all(float(row[3]) >= float(row[5]) for row in rows if row[1] == "ok")
+
+
+def test_text_of_bad_inputs(folder: Path, program: Program) -> None:
+    done = program("predict", *mix_good_and_bad(), "-m", "runs/tiny-001")
+    assert done.code == 3
+    lines = done.out.splitlines()
+    assert len(lines) == 8
+    assert lines[0] == "nix.jpg: error: no such file or folder"
+    assert lines[2].startswith("broken.jpg: error: ")
+    assert lines[3].startswith("nothing: error: the folder holds no images")
+    assert lines[6] == "*.gif: error: no file matches this pattern"
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_quiet_still_says_that_inputs_failed(folder: Path, program: Program, form: str) -> None:
+    done = program("predict", "nix.jpg", IMAGES[0], form, "-q")
+    assert done.code == 3
+    assert done.talk == ["error: 1 of 2 inputs could not be used", "hint: their lines say why"]
+
+
+def test_list_on_stdin(folder: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = draw_image(Path("a b [1].png"))
+    give_stdin(monkeypatch, f"{IMAGES[3]}\r\n\n{odd}\n{IMAGES[0]}".encode())
+    done = program("predict", IMAGES[5], "-", "--json")
+    assert done.code == 0
+    assert [row["path"] for row in read_json(done.out)] == [
+        IMAGES[5],
+        IMAGES[3],
+        str(odd),
+        IMAGES[0],
+    ]
+
+
+def test_empty_list_on_stdin(
+    folder: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    give_stdin(monkeypatch, b"")
+    done = program("predict", "-", "--json", "-q")
+    assert (done.code, done.out) == (0, "")
+
+
+def test_newest_finished_run_is_the_default_and_is_named(folder: Path, program: Program) -> None:
+    done = program("predict", IMAGES[0])
+    assert (done.code, done.err) == (0, "model: runs/tiny-001/model.safetensors\n")
+    assert program("fit", "tiny.yaml", "-q").code == 0
+    assert program("predict", IMAGES[0]).err == "model: runs/tiny-002/model.safetensors\n"
+    Path("runs/tiny-002/result.json").unlink()  # as if it had been stopped
+    assert program("predict", IMAGES[0]).err == "model: runs/tiny-001/model.safetensors\n"
+    assert program("predict", IMAGES[0], "-q").err == ""
+
+
+@pytest.mark.parametrize("command", ["predict x.jpg", "evaluate images", "embed images o.npy"])
+def test_no_finished_run(empty: Path, program: Program, command: str) -> None:
+    draw_image(Path("images/a/x.png"))
+    done = program(*command.split())
+    assert_refused(
+        done, 4, "error: no finished run below runs/", "vtrain fit CONFIG", "-m resnet50"
+    )
+    assert len(done.talk) == 2
+
+
+def test_model_file_folder_and_backbone(folder: Path, program: Program) -> None:
+    by_folder = program("predict", "images/val", "--csv", "-m", "runs/tiny-001").out
+    by_file = program("predict", "images/val", "--csv", "-m", "runs/tiny-001/model.safetensors").out
+    assert by_folder == by_file
+    done = program("predict", IMAGES[0], "-m", "simple_cnn:none", "--json")
+    assert done.code == 0
+    assert len(read_json(done.out)[0]["predictions"]) == 5
+
+
+def test_top_k(folder: Path, program: Program) -> None:
+    for asked, given in ((1, 1), (3, 3), (50, 3)):
+        done = program("predict", IMAGES[0], "--json", "-k", str(asked))
+        assert len(read_json(done.out)[0]["predictions"]) == given
+
+
+def test_batches_and_workers_change_nothing(folder: Path, program: Program) -> None:
+    one = read_json(program("predict", "images", "--json").out)
+    other = read_json(program("predict", "images", "--json", "--batch-size", "5").out)
+    assert [row["path"] for row in one] == [row["path"] for row in other]
+    for before, after in zip(one, other, strict=True):
+        for first, second in zip(before["predictions"], after["predictions"], strict=True):
+            assert first["class"] == second["class"]
+            assert first["probability"] == pytest.approx(second["probability"], abs=1e-5)
+
+
+def test_file_names_survive_json_and_csv(
+    folder: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    names = [
+        b"\xff.png",
+        b"a\x1b[1mb.png",
+        "\u202egnp.png".encode(),
+        b"=cmd.png",
+        b"two\nlines.png",
+    ]
+    for number, name in enumerate(names):
+        draw_image(Path(os.fsdecode(name)), seed=number)
+    asked = [os.fsdecode(name) for name in names]
+    assert vtrain.cli.main(["predict", *asked, "--json"]) == 0
+    rows = read_json(capfdbinary.readouterr().out.decode("ascii"))
+    assert [os.fsencode(row["path"]) for row in rows] == names
+    assert vtrain.cli.main(["predict", *asked, "--csv"]) == 0
+    text = capfdbinary.readouterr().out.decode("utf-8", "surrogateescape")
+    paths = [row[0] for row in csv.reader(io.StringIO(text, newline=""))][1:]
+    assert paths == [name if name != "=cmd.png" else "'=cmd.png" for name in asked]
+    assert vtrain.cli.main(["predict", *asked]) == 0
+    lines = capfdbinary.readouterr().out.decode("ascii").splitlines()
+    assert len(lines) == len(names)
+    assert all(line.isprintable() for line in lines)
+
+
+def test_reader_that_leaves_early(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As in `vtrain predict images | head -1`.
+    reader, writer = os.pipe()
+    os.close(reader)
+    talk = io.StringIO()
+    with open(writer, "w", encoding="utf-8") as stream:  # noqa: PTH123
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", talk)
+        assert vtrain.cli.main(["predict", "images"]) == 0
+    assert talk.getvalue() == "model: runs/tiny-001/model.safetensors\n"
