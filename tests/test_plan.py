@@ -68,7 +68,7 @@ def test_seed_decides_the_weights_and_nothing_else_does() -> None:
     second = plan("data.batch_size=5", "train.epochs=7").classifier.state_dict()
     other = plan("seed=1").classifier.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert not torch.equal(first["head.1.weight"], other["head.1.weight"])
+    assert not torch.equal(first["head.2.weight"], other["head.1.weight"])
 
 
 def test_model_takes_the_classes_and_the_image_size() -> None:

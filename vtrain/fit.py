@@ -76,6 +76,7 @@ from vtrain.runtime import (
     explain_runtime_error,
     place_model,
 )
+from vtrain.tensor_files import find_non_finite, shorten_names
 from vtrain.training.ema import ModelEma
 from vtrain.training.loop import StepReport, TrainLoop, TrainState
 from vtrain.training.losses import balanced_class_weights, build_loss
@@ -455,6 +456,11 @@ class FitRun:
 
     def _save_best(self, metrics: EpochMetrics) -> None:
         plan = self.plan
+        if names := find_non_finite(self._best_candidate.state_dict()):
+            raise DivergedError(
+                f"the weights are not finite after step {self.state.step}: {shorten_names(names)}",
+                "lower optim.lr and optim.backbone_lr, or set train.precision=fp32",
+            )
         environment = describe_environment()
         save_model(
             self.run_dir / MODEL_NAME,

@@ -8,7 +8,7 @@ import torch
 from vtrain.config import FitConfig, LoadedConfig
 from vtrain.console import Console, format_count
 from vtrain.data.loaders import resolve_workers
-from vtrain.data.splits import Splits, load_splits
+from vtrain.data.splits import Splits, check_splits, scan_splits
 from vtrain.errors import ConfigError
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.freezing import (
@@ -94,9 +94,11 @@ def build_plan(
     device = find_device(config.train.device)
     spec = find_backbone(config.model.backbone)
     precision = choose_precision(config.train.precision, device, depthwise=spec.depthwise)
-    splits = load_splits(config.data, seed=config.seed, console=console)
-    _require_batch(config, len(splits.train))
+    splits = scan_splits(config.data, seed=config.seed, console=console)
+    # Before the images are read, which can take long: nobody should wait for a wrong file name.
     classifier, preprocessing, pretrained_input = _build_model(config, spec, splits, console)
+    splits = check_splits(splits, config.data, console=console)
+    _require_batch(config, len(splits.train))
     phases = _plan_phases(config, spec, planned_epochs)
     # A policy that trains nothing must fail here, not when its phase begins.
     tables = [apply_freeze(classifier, phase.rules) for phase in phases]
@@ -167,7 +169,7 @@ def show_plan(plan: FitPlan, console: Console) -> None:
     console.say(
         f"data: {len(splits.train)} train, {len(splits.val)} val"
         + (f", {len(splits.test)} test" if splits.test is not None else "")
-        + f" images of {len(splits.classes)} classes ({min(counts)} to {max(counts)} per class)"
+        + f" images of {len(splits.classes)} classes ({_format_range(counts)} per class)"
     )
     pre = plan.preprocessing
     console.say(
@@ -176,12 +178,17 @@ def show_plan(plan: FitPlan, console: Console) -> None:
     )
     console.say(
         f"model: {plan.spec.name}, weights {config.model.weights}, on {plan.device}, "
-        f"{plan.precision}, {plan.workers} loader workers, {torch.get_num_threads()} threads"
+        f"{plan.precision}, loader workers: {plan.workers}, threads: {torch.get_num_threads()}"
     )
     for index, phase in enumerate(plan.phases):
         plan.apply_freeze(phase)
         if index == 0 or len(plan.phases) <= 3:
             show_stages(phase, summarize_stages(plan.classifier, plan.groups, index), console)
+
+
+def _format_range(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def show_stages(phase: Phase, stages: list[StageSummary], console: Console) -> None:

@@ -215,14 +215,14 @@ def test_roots_without_two_classes_are_errors(
 
 def test_roots_that_are_no_folders_are_errors(tmp_path: Path) -> None:
     make(tmp_path, "file.jpg")
-    assert error_of(tmp_path / "none").message == f"data.train: no folder {tmp_path}/none"
+    assert error_of(tmp_path / "none").message == f"data.train: there is no folder {tmp_path}/none"
     assert error_of(tmp_path / "none").hint == "paths are relative to the working directory"
     message = f"data.train: {tmp_path}/file.jpg is a file, expected a folder"
     assert error_of(tmp_path / "file.jpg").message == message
     assert "null byte" in error_of(Path("a\0b")).message
     (tmp_path / "loop").symlink_to("loop")
     assert "too many levels" in error_of(tmp_path / "loop").message
-    with pytest.raises(DataError, match="folder: no folder"):
+    with pytest.raises(DataError, match="folder: there is no folder"):
         scan_images(tmp_path / "none")
 
 

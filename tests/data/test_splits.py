@@ -12,7 +12,14 @@ import pytest
 from tests.tiny import break_image, draw_labelled
 from vtrain.config import DataConfig
 from vtrain.console import Console
-from vtrain.data.splits import NAMED_AT_MOST, Splits, describe_splits, load_splits, split_digest
+from vtrain.data.splits import (
+    NAMED_AT_MOST,
+    Splits,
+    check_splits,
+    describe_splits,
+    scan_splits,
+    split_digest,
+)
 from vtrain.errors import DataError, ExitCode
 from vtrain.files import write_json
 
@@ -30,7 +37,8 @@ def load(*, seed: int = 0, said: io.StringIO | None = None, **settings: Any) -> 
     if "val_fraction" not in settings:
         settings.setdefault("val", "val")
     config = DataConfig(train="train", **{"workers": 0, **settings})
-    return load_splits(config, seed=seed, console=Console(stream=said or io.StringIO()))
+    console = Console(stream=said or io.StringIO())
+    return check_splits(scan_splits(config, seed=seed, console=console), config, console=console)
 
 
 def test_splits_share_classes_by_name() -> None:
@@ -179,7 +187,7 @@ def test_digest_does_not_depend_on_where_the_folder_lies() -> None:
     Path("elsewhere").mkdir()
     Path("train").rename("elsewhere/photos")
     config = DataConfig(train="elsewhere/photos", val_fraction=0.5, workers=0)
-    moved = load_splits(config, seed=0, console=Console(quiet=True))
+    moved = scan_splits(config, seed=0, console=Console(quiet=True))
     assert split_digest(moved.train) == before
 
 

@@ -169,7 +169,7 @@ def test_damaged_cached_file_without_network_is_named_and_kept(
         f"{tmp_path / NAME} is damaged: its SHA-256 starts with "
         f"{hashlib.sha256(b'damaged').hexdigest()[:8]}, not {DIGEST[:8]}; cannot download {NAME}: "
     )
-    assert (caught.value.hint or "").startswith("delete it, or set model.weights")
+    assert (caught.value.hint or "").startswith("delete it, or name a weights file")
     assert (tmp_path / NAME).read_bytes() == b"damaged"
 
 
@@ -179,7 +179,7 @@ def test_without_network_the_way_out_is_named(tmp_path: Path, nowhere: str) -> N
     assert caught.value.message.startswith(f"cannot download {NAME}: ")
     assert caught.value.hint == (
         f"download {nowhere} elsewhere and put it into {tmp_path}; "
-        "or set model.weights to a file, or to none"
+        "or name a weights file instead, or none for random weights"
     )
 
 

@@ -262,7 +262,7 @@ def _require_folder(root: Path, name: str) -> None:
         mode = root.stat().st_mode
     except FileNotFoundError as error:
         hint = "paths are relative to the working directory"
-        raise DataError(f"{name}: no folder {root}", hint) from error
+        raise DataError(f"{name}: there is no folder {root}", hint) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{name}: {root} {_describe(error)}") from error
     if not stat.S_ISDIR(mode):

@@ -41,11 +41,11 @@ class Splits:
         return splits if self.test is None else {**splits, "test": self.test}
 
 
-def load_splits(config: DataConfig, *, seed: int, console: Console) -> Splits:
-    """Scan the folders of a config, hold out validation images if asked to, and read every image.
+def scan_splits(config: DataConfig, *, seed: int, console: Console) -> Splits:
+    """Scan the folders of a config and hold out validation images if asked to; opens no image.
 
     Raises:
-        DataError: a folder cannot be used, or images cannot be read and `on_bad_image` is `error`.
+        DataError: a folder cannot be used.
     """
     train = scan_labelled(Path(config.train), name="data.train")
     if config.val is not None:
@@ -59,7 +59,7 @@ def load_splits(config: DataConfig, *, seed: int, console: Console) -> Splits:
         test = scan_labelled(Path(config.test), classes=train.classes, name="data.test")
     splits = Splits(train, val, test)
     _say_surprises(splits, console)
-    return _drop_bad_images(splits, config, console)
+    return splits
 
 
 def _say_surprises(splits: Splits, console: Console) -> None:
@@ -76,8 +76,12 @@ def _say_surprises(splits: Splits, console: Console) -> None:
             )
 
 
-def _drop_bad_images(splits: Splits, config: DataConfig, console: Console) -> Splits:
-    """Read every image once, before training starts."""
+def check_splits(splits: Splits, config: DataConfig, *, console: Console) -> Splits:
+    """Read every image once, before training starts; returns the splits without bad ones.
+
+    Raises:
+        DataError: images cannot be read and `on_bad_image` is `error`, or none is left.
+    """
     bad: list[SkippedFile] = []
     kept: dict[str, LabelledImages] = {}
     total = sum(len(images) for images in splits.named().values())

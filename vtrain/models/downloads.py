@@ -55,7 +55,7 @@ def find_published_file(
     except UsageError as error:  # what atomic_write says when the folder cannot be written
         raise _unusable_cache(folder, error.__cause__ or error) from error
     except ModelError as error:
-        choices = "set model.weights to a file, or to none"
+        choices = "name a weights file instead, or none for random weights"
         if damage:
             raise ModelError(f"{damage}; {error.message}", f"delete it, or {choices}") from error
         hint = f"download {url} elsewhere and put it into {folder}; or {choices}"

@@ -6,12 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vtrain.config import HeadConfig
 from vtrain.errors import ModelError, UsageError
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.records import Preprocessing, to_plain
 from vtrain.run_folder import CHECKPOINT_NAME, MODEL_NAME
-from vtrain.tensor_files import is_safetensors, load_tensors, read_metadata, save_tensors
+from vtrain.tensor_files import (
+    is_safetensors,
+    load_tensors,
+    read_metadata,
+    save_tensors,
+    shorten_names,
+)
 from vtrain.zoo import find_backbone
 
 MODEL_FORMAT = 1
@@ -96,9 +104,19 @@ def load_model_file(path: Path) -> tuple[Classifier, ModelFile]:
         classifier.load_state_dict(tensors)
     except RuntimeError as error:
         raise ModelError(
-            f"{path}: the tensors do not fit {description.backbone}: {error}"
+            f"{path}: the tensors do not fit {description.backbone}: "
+            f"{shorten_names(_find_misfits(tensors, classifier))}"
         ) from error
     return classifier.eval(), description
+
+
+def _find_misfits(tensors: Mapping[str, Tensor], classifier: Classifier) -> list[str]:
+    own = classifier.state_dict()
+    return sorted(
+        name
+        for name in {*tensors, *own}
+        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
+    )
 
 
 def _build_described(path: Path, description: ModelFile) -> Classifier:
