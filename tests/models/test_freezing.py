@@ -282,7 +282,7 @@ def test_first_match_wins_and_globs_span_dots() -> None:
     assert scales["backbone.layer4.0.conv2.weight"] == 0.5
     assert scales["backbone.layer4.1.conv2.weight"] == 0.5
     assert scales["backbone.layer4.0.conv1.weight"] is None
-    assert scales["head.1.bias"] == 2.0
+    assert scales["head.2.bias"] == 2.0
     assert scales["backbone.conv1.weight"] == 0.1
     assert set(scales) == {name for name, _ in classifier.named_parameters()}
 
@@ -323,7 +323,7 @@ def test_shadowed_rules_and_a_last_star_are_allowed() -> None:
         meta_classifier("resnet18"),
         rules(("backbone.*", None), ("layer4", 1.0), ("head", 1.0), ("*", None)),
     )
-    assert {name for name, scale in scales.items() if scale} == {"head.1.weight", "head.1.bias"}
+    assert {name for name, scale in scales.items() if scale} == {"head.2.weight", "head.2.bias"}
 
 
 def test_rules_that_leave_nothing_to_train() -> None:
@@ -478,7 +478,7 @@ def test_groups_hold_every_trained_parameter_once(name: str) -> None:
     assert sorted(held) == sorted(wanted)
     assert len(set(held)) == len(held)
     peaks = by_name(groups, "peak_lrs")
-    assert peaks["head.1.weight"] == [1e-3, 1e-3]
+    assert peaks["head.2.weight"] == [1e-3, 1e-3]
     assert {tuple(v) for k, v in peaks.items() if not k.startswith("head.")} == {(0.0, 1e-4)}
     for group in groups:
         assert {classifier.stage_of(key) for key in group["names"]} == {group["stage"]}
@@ -513,7 +513,7 @@ def test_scale_of_a_rule_multiplies_the_rate_of_its_part() -> None:
     peaks = by_name(groups_of(classifier, table, layer_decay=0.5), "peak_lrs")
     assert peaks["backbone.layer4.1.conv1.weight"] == [pytest.approx(1e-5)]
     assert peaks["backbone.layer4.0.conv1.weight"] == [pytest.approx(5e-5)]
-    assert peaks["head.1.weight"] == [pytest.approx(3e-3)]
+    assert peaks["head.2.weight"] == [pytest.approx(3e-3)]
     assert not any(key.startswith("backbone.layer3") for key in peaks)
 
 
