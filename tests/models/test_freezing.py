@@ -13,7 +13,7 @@ from torchvision.ops import StochasticDepth
 
 from vtrain.config import DataConfig, FitConfig, FreezeRule, HeadConfig, ModelConfig, TrainConfig
 from vtrain.errors import ConfigError, ModelError
-from vtrain.models.backbones import _EmptyOnMeta
+from vtrain.models.backbones import EmptyOnMeta
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.freezing import (
     FROZEN,
@@ -75,7 +75,7 @@ BETWEEN_STAGES = {
 @cache
 def meta_classifier(name: str) -> Classifier:
     """A classifier whose parameters have no memory; the tests share it and change its freeze."""
-    with _EmptyOnMeta():
+    with EmptyOnMeta():
         return build_classifier(
             find_backbone(name),
             num_classes=3,

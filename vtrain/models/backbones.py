@@ -251,7 +251,7 @@ def _weights_entry(spec: BackboneSpec, weights: str | None) -> Any:
     return torchvision.models.get_model_weights(spec.name)[name]
 
 
-class _EmptyOnMeta(TorchFunctionMode):
+class EmptyOnMeta(TorchFunctionMode):
     """Parameters get no memory and no initialisation.
 
     `torch.device("meta")` would do, if RegNet did not compute its widths with tensors.
@@ -271,7 +271,7 @@ def build_meta_backbone(
     options: Mapping[str, OptionValue] = NO_OPTIONS,
 ) -> nn.Module:
     """The full model on the meta device: shapes without memory, in milliseconds."""
-    with _EmptyOnMeta():
+    with EmptyOnMeta():
         model = build_backbone(spec, pretrained=True, image_size=image_size, options=options)
     return model.to("meta").eval()
 
