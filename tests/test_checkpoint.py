@@ -61,7 +61,7 @@ def build_checkpoint() -> Checkpoint:
         frozen={"backbone.stem.weight": "ab12"},
         config={"train.epochs": 4, "freeze": [{"pattern": "*", "lr_scale": None}]},
         data={"classes": "ant, bee"},
-        threads=2,
+        machine={"device": "cpu", "precision": "fp32", "threads": 2},
     )
 
 

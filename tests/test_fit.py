@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny import break_image, draw_labelled
-from vtrain.checkpoint import load_checkpoint
+from vtrain.checkpoint import load_checkpoint, save_checkpoint
 from vtrain.config import LoadedConfig, load_config
 from vtrain.console import Console
 from vtrain.data.transforms import EvalTransform
@@ -30,7 +30,7 @@ from vtrain.fit import FitRun, fit
 from vtrain.models.freezing import verify_frozen
 from vtrain.models.model_file import load_model_file, save_model
 from vtrain.records import FitResult
-from vtrain.run_folder import lock_run
+from vtrain.run_folder import claim_run_dir, lock_run
 from vtrain.tensor_files import load_tensors
 
 TIMES = ("images_per_second", "data_wait", "seconds")
@@ -428,7 +428,7 @@ def test_existing_run_folder_is_never_overwritten() -> None:
 def test_run_folder_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     run("run_dir=runs/a")
     monkeypatch.setattr("vtrain.run_folder.LOCK_WAIT_SECONDS", 0.1)
-    with lock_run(Path("runs/a")), pytest.raises(RunLockedError, match="in use"):
+    with lock_run(Path("runs/a"), notify=print), pytest.raises(RunLockedError, match="in use"):
         run("run_dir=runs/a", resume=True)
 
 
@@ -541,3 +541,90 @@ def test_early_stopping_is_counted_in_the_last_phase() -> None:
 def test_dry_run_of_a_resumed_run_is_refused() -> None:
     with pytest.raises(UsageError, match="--dry-run and --resume"):
         fit(load(), resume=True, dry_run=True, console=Console(quiet=True))
+
+
+def test_resume_leaves_a_folder_that_is_no_run_alone() -> None:
+    Path("mine").mkdir()
+    (Path("mine") / "config.yaml").write_text("precious: 1")
+    (Path("mine") / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="mine is not the folder of a run"):
+        run("run_dir=mine", resume=True)
+    assert sorted(path.name for path in Path("mine").iterdir()) == ["config.yaml", "notes.txt"]
+
+
+def test_gradient_that_is_not_finite_never_reaches_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class LossWithBadGradient(torch.nn.CrossEntropyLoss):
+        calls = 0
+
+        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+            self.calls += 1
+            loss = super().forward(logits, labels)
+            if self.calls == 3:
+                # 0 in the forward pass; the gradient of the root at 0 is infinite.
+                loss = loss + torch.sqrt((logits - logits.detach()).abs().sum())
+            return loss
+
+    monkeypatch.setattr("vtrain.fit.build_loss", lambda **_: LossWithBadGradient())
+    with pytest.raises(DivergedError, match="not finite at step 3"):
+        run("train.save_every_steps=1", "run_dir=runs/a")
+    checkpoint = load_checkpoint(Path("runs/a/last.ckpt"))
+    assert checkpoint.state.step == 2
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in checkpoint.model.values())
+
+
+def test_signal_during_validation_is_answered_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run("run_dir=runs/whole")
+    original = FitRun._validate
+    validations = []
+
+    def interrupt(self: FitRun) -> Any:
+        validations.append(self.state.epoch)
+        if len(validations) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FitRun, "_validate", interrupt)
+        with pytest.raises(StoppedError, match="stopped at step 10"):
+            run("run_dir=runs/parts")
+    assert_same_run(whole.run_dir, run("run_dir=runs/parts", resume=True).run_dir)
+
+
+def test_batch_of_one_says_what_to_do() -> None:
+    with pytest.raises(ConfigError, match="BatchNorm") as caught:
+        run("data.batch_size=1", "model.backbone=resnet18", "model.options={}",
+            "train.epochs=1")  # fmt: skip
+    assert "model.batch_norm=frozen" in (caught.value.hint or "")
+
+
+def test_early_stopped_run_goes_on_with_more_patience() -> None:
+    still = ["optim.lr=1e-9", "optim.backbone_lr=1e-9", "train.epochs=9", "run_dir=runs/a"]
+    first = run(*still, "train.early_stop=1")
+    assert first.epochs < 9
+    second = run(*still, "train.early_stop=3", resume=True)
+    assert not second.already_finished
+    assert second.epochs > first.epochs
+
+
+def test_two_starts_get_two_folders() -> None:
+    first = claim_run_dir(None, "tiny")
+    assert claim_run_dir(None, "tiny") != first
+
+
+def test_key_newer_than_the_checkpoint_does_not_stop_resume(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_until(monkeypatch, 3, "run_dir=runs/a")
+    checkpoint = load_checkpoint(Path("runs/a/last.ckpt"))
+    del checkpoint.config["train.compile"]
+    save_checkpoint(Path("runs/a/last.ckpt"), checkpoint)
+    assert run("run_dir=runs/a", resume=True).epochs == 2
+
+
+def test_what_ends_a_run_stands_in_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_until(monkeypatch, 3, "run_dir=runs/a")
+    log = (Path("runs/a") / "log.txt").read_text()
+    assert "error: stopped at step 3" in log
+    assert "hint: continue with the same command and --resume" in log

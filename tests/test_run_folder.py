@@ -102,7 +102,8 @@ def test_given_folder_with_content_is_never_overwritten() -> None:
         with pytest.raises(UsageError, match=f"runs/{name} exists already") as caught:
             choose_run_dir(f"runs/{name}", "flowers", resume=False)
         assert "--resume" in (caught.value.hint or "")
-    assert choose_run_dir("runs/full", "flowers", resume=True) == RUNS / "full"
+    with pytest.raises(UsageError, match="runs/full is not the folder of a run"):
+        choose_run_dir("runs/full", "flowers", resume=True)
 
 
 # --- the lock ------------------------------------------------------------------------------------
@@ -111,7 +112,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from vtrain.run_folder import lock_run
-with lock_run(Path(sys.argv[1])):
+with lock_run(Path(sys.argv[1]), notify=print):
     print("held", flush=True)
     time.sleep(20)
 """
@@ -138,27 +139,27 @@ def test_lock_of_another_process_is_respected_and_ends_with_it(
     with hold_elsewhere(run_dir) as process:
         monkeypatch.setattr("vtrain.run_folder.LOCK_WAIT_SECONDS", 0.05)
         with pytest.raises(RunLockedError, match="run folder runs/a is in use") as caught:
-            lock_run(run_dir).__enter__()
+            lock_run(run_dir, notify=print).__enter__()
         assert caught.value.exit_code == ExitCode.LOCKED
         process.send_signal(signal.SIGKILL)
         process.wait()
     monkeypatch.setattr("vtrain.run_folder.LOCK_WAIT_SECONDS", 5.0)
-    with lock_run(run_dir):  # nothing has to be cleaned up by hand
+    with lock_run(run_dir, notify=print):  # nothing has to be cleaned up by hand
         pass
 
 
 def test_lock_is_free_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vtrain.run_folder.LOCK_WAIT_SECONDS", 0.05)
-    with pytest.raises(ZeroDivisionError), lock_run(RUNS / "a"):
+    with pytest.raises(ZeroDivisionError), lock_run(RUNS / "a", notify=print):
         raise ZeroDivisionError
-    with lock_run(RUNS / "a"), lock_run(RUNS / "b"):
+    with lock_run(RUNS / "a", notify=print), lock_run(RUNS / "b", notify=print):
         assert (RUNS / "a" / "run.lock").exists()
 
 
 def test_folder_that_cannot_be_created() -> None:
     Path("file").touch()
-    with pytest.raises(UsageError, match="run folder file/a cannot be created"):
-        lock_run(Path("file/a")).__enter__()
+    with pytest.raises(UsageError, match="cannot write file/a"):
+        lock_run(Path("file/a"), notify=print).__enter__()
 
 
 # --- what may change -----------------------------------------------------------------------------

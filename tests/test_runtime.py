@@ -14,10 +14,9 @@ from torch import nn
 from tests.tiny import CPU
 from vtrain.errors import ExitCode, UsageError
 from vtrain.runtime import (
-    ProcessGroup,
     StopRequest,
     describe_environment,
-    explain_runtime_error,
+    explain_torch_error,
     find_device,
     has_bf16_instructions,
     mix_seed,
@@ -120,11 +119,6 @@ def test_emulated_bf16_on_cuda_does_not_count(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
     assert not has_bf16_instructions(torch.device("cuda"))
     assert asked == [False]
-
-
-def test_rank_0_alone_is_main() -> None:
-    assert ProcessGroup().is_main
-    assert not ProcessGroup(rank=1, world_size=2).is_main
 
 
 def test_placed_model_is_channels_last_and_keeps_its_parameters() -> None:
@@ -270,25 +264,10 @@ def test_outside_the_main_thread_nothing_is_touched(caught: list[int]) -> None:
             "out of memory: CUDA error: CUBLAS_STATUS_ALLOC_FAILED",
             "data.batch_size",
         ),
-        (
-            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. \nmore"),
-            "a loader worker was killed: DataLoader worker (pid 7) is killed by signal: Killed.",
-            "data.workers",
-        ),
-        (
-            RuntimeError("unable to allocate shared memory(shm) for file </torch_1>"),
-            "shared memory (/dev/shm)",
-            "data.workers",
-        ),
-        (
-            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."),
-            "shared memory (/dev/shm)",
-            "data.workers",
-        ),
     ],
 )
 def test_resource_that_ran_out_is_named(error: RuntimeError, message: str, hint: str) -> None:
-    explained = explain_runtime_error(error)
+    explained = explain_torch_error(error)
     assert explained is not None
     assert explained.exit_code == ExitCode.RESOURCE
     assert message in explained.message
@@ -299,7 +278,7 @@ def test_resource_that_ran_out_is_named(error: RuntimeError, message: str, hint:
 def test_memory_that_the_cpu_really_does_not_have() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
-    explained = explain_runtime_error(caught.value)
+    explained = explain_torch_error(caught.value)
     assert explained is not None
     assert explained.message.startswith("out of memory: ")
 
@@ -308,11 +287,11 @@ def test_memory_that_the_cpu_really_does_not_have() -> None:
     "text", ["", "mat1 and mat2 shapes cannot be multiplied", "CUDA error: device-side assert"]
 )
 def test_other_errors_are_left_alone(text: str) -> None:
-    assert explain_runtime_error(RuntimeError(text)) is None
+    assert explain_torch_error(RuntimeError(text)) is None
 
 
 def test_out_of_memory_without_a_text() -> None:
-    explained = explain_runtime_error(torch.OutOfMemoryError())
+    explained = explain_torch_error(torch.OutOfMemoryError())
     assert explained is not None
     assert explained.exit_code == ExitCode.RESOURCE
 

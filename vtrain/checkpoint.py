@@ -39,7 +39,8 @@ class Checkpoint:
     """The content of `last.ckpt`: tensors and plain data only.
 
     `planned_epochs` is the number the run started with, which fixes its phases; `frozen` holds the
-    digests of the tensors that the current phase must not change; `config` and `data` are flat.
+    digests of the tensors that the current phase must not change; `config` and `data` are flat;
+    `machine` has the device, precision and number of threads.
     """
 
     model: dict[str, Tensor]
@@ -51,7 +52,7 @@ class Checkpoint:
     frozen: dict[str, str]
     config: dict[str, Any]
     data: dict[str, Any]
-    threads: int
+    machine: dict[str, Any]
 
 
 def load_model(
@@ -110,7 +111,7 @@ def _load_native(
     spec = find_backbone(name)
     if weights == "DEFAULT" and not spec.weights:
         raise UsageError(
-            f"{name} has no published weights", f"random weights, for tests: {name}:none"
+            f"{name} has no pretrained weights", f"random weights, for tests: {name}:none"
         )
     source = describe_weights(weights, spec)
     seed_everything(0)  # `:none` is random, and the same every time

@@ -17,7 +17,6 @@ from vtrain.config_model import (
     ModelConfig,
     OptimConfig,
     TrainConfig,
-    diff_configs,
     flatten_config,
 )
 from vtrain.config_source import ConfigSource, load_source
@@ -32,7 +31,6 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "TrainConfig",
-    "diff_configs",
     "dump_config",
     "flatten_config",
     "json_schema",

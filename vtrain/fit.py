@@ -3,8 +3,9 @@
 import math
 import signal
 import time
+import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from vtrain.data.loaders import (
     EpochBatchSampler,
     build_eval_loader,
     build_train_loader,
+    worker_troubles,
 )
-from vtrain.data.splits import describe_splits
 from vtrain.data.transforms import (
     EvalTransform,
     TrainTransform,
@@ -55,15 +56,17 @@ from vtrain.models.freezing import (
     verify_frozen,
 )
 from vtrain.models.model_file import ModelFile, load_model_file, save_model
-from vtrain.plan import FitPlan, build_plan, show_plan, show_stages
+from vtrain.plan import FitPlan, build_plan, data_facts, show_plan, show_stages
 from vtrain.records import EpochMetrics, EvaluationResult, FitResult, LabelledImages, to_plain
 from vtrain.run_folder import (
     CHECKPOINT_NAME,
     CONFIG_NAME,
+    LOG_NAME,
     MODEL_NAME,
     RESOLVED_NAME,
     RESULT_NAME,
     choose_run_dir,
+    claim_run_dir,
     find_changes,
     load_result,
     lock_run,
@@ -73,7 +76,7 @@ from vtrain.run_folder import (
 from vtrain.runtime import (
     StopRequest,
     describe_environment,
-    explain_runtime_error,
+    explain_torch_error,
     place_model,
 )
 from vtrain.tensor_files import find_non_finite, shorten_names
@@ -97,32 +100,32 @@ def fit(
         raise UsageError(
             "--dry-run and --resume were both given", "leave one out: a plan is of a new run"
         )
-    run_dir = choose_run_dir(loaded.config.run_dir, loaded.name, resume=resume)
-    try:
-        with ExitStack() as stack:
-            if resume:
-                stack.enter_context(lock_run(run_dir))
+    with explained_errors():
+        if dry_run:
+            show_plan(build_plan(loaded, console), console)
+            return None
+        # Also before the plan is made, which can take long: nobody should wait for a wrong name.
+        run_dir = choose_run_dir(loaded.config.run_dir, loaded.name, resume=resume)
+        if resume:
+            with lock_run(run_dir, notify=console.say):
                 return _resume(loaded, run_dir, console)
-            plan = build_plan(loaded, console)
-            if dry_run:
-                show_plan(plan, console)
-                return None
-            stack.enter_context(lock_run(run_dir))
-            return _start(plan, run_dir, console)
-    except RuntimeError as error:
-        explained = explain_runtime_error(error)
+        plan = build_plan(loaded, console)
+        run_dir = claim_run_dir(loaded.config.run_dir, loaded.name)
+        with lock_run(run_dir, notify=console.say):
+            return _run(plan, run_dir, None, console)
+
+
+@contextmanager
+def explained_errors() -> Iterator[None]:
+    """Turn errors of torch and of its loader workers into ours, where the cause is known."""
+    try:
+        with worker_troubles():
+            yield
+    except (RuntimeError, ValueError) as error:
+        explained = explain_torch_error(error)
         if explained is None:
             raise
         raise explained from error
-
-
-def _start(plan: FitPlan, run_dir: Path, console: Console) -> FitResult:
-    if (run_dir / CONFIG_NAME).exists():
-        raise UsageError(
-            f"run folder {run_dir} was started by another process meanwhile",
-            "start again for a new number, or choose another run_dir",
-        )
-    return _run(plan, run_dir, None, console)
 
 
 def _resume(loaded: LoadedConfig, run_dir: Path, console: Console) -> FitResult:
@@ -131,23 +134,25 @@ def _resume(loaded: LoadedConfig, run_dir: Path, console: Console) -> FitResult:
         console.say(f"{run_dir} holds no checkpoint yet: starting from the beginning")
         return _run(build_plan(loaded, console), run_dir, None, console)
     checkpoint = load_checkpoint(path)
-    changes = find_changes(checkpoint.config, flatten_config(loaded.config))
-    epochs = loaded.config.train.epochs
+    now = flatten_config(loaded.config)
+    # A key that is newer than the checkpoint had no other value than its default.
+    new = {key for key in now if key not in checkpoint.config and loaded.origins[key] == "default"}
+    changes = find_changes(
+        checkpoint.config, {key: value for key, value in now.items() if key not in new}
+    )
     done = checkpoint.state.epoch
     allowed = require_same_run(run_dir, config=changes, data=[], epochs_done=done)
     finished = load_result(run_dir)
-    if finished is not None and finished["planned_epochs"] == epochs:
+    longer = any(change.name in ("train.epochs", "train.early_stop") for change in allowed)
+    if finished is not None and not longer:
         return _already_finished(run_dir, finished)
     for change in allowed:
         console.say(f"changed since the run was started: {change}")
     plan = build_plan(loaded, console, planned_epochs=checkpoint.planned_epochs)
-    data = find_changes(checkpoint.data, _data_facts(plan))
+    data = find_changes(checkpoint.data, data_facts(plan.data))
     require_same_run(run_dir, config=[], data=data, epochs_done=done)
-    if checkpoint.threads != torch.get_num_threads():
-        console.warn(
-            f"{torch.get_num_threads()} threads now, {checkpoint.threads} before: results can "
-            "differ in the last bits"
-        )
+    for change in find_changes(checkpoint.machine, describe_machine(plan)):
+        console.warn(f"{change}: results can differ in the last bits")
     return _run(plan, run_dir, checkpoint, console)
 
 
@@ -156,33 +161,48 @@ def _already_finished(run_dir: Path, result: dict[str, Any]) -> FitResult:
     return FitResult(**{**fields, "run_dir": run_dir, "already_finished": True})
 
 
-def _data_facts(plan: FitPlan) -> dict[str, Any]:
-    """What must be the same when a run is resumed."""
-    facts: dict[str, Any] = {"classes": ", ".join(plan.splits.classes)}
-    for name, split in describe_splits(plan.splits).items():
-        if isinstance(split, dict):
-            facts[f"data.{name} count"] = split["count"]
-            facts[f"data.{name} files"] = split["sha256"][:12]
-    return facts
+def describe_machine(plan: FitPlan) -> dict[str, Any]:
+    """What the last bits of a result depend on, besides config and data."""
+    return {
+        "device": plan.device.type,
+        "precision": plan.precision,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _run(
     plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, console: Console
 ) -> FitResult:
     sweep_temporaries(run_dir)
-    with console.logging_to(run_dir / "log.txt"), StopRequest(console.say) as stop:
+    with (
+        console.logging_to(run_dir / LOG_NAME),
+        _logged_errors(console),
+        explained_errors(),
+        StopRequest(console.say) as stop,
+    ):
         run = FitRun(plan, run_dir, console, stop)
-        try:
-            if checkpoint is None:
-                run.write_description()
-                show_plan(plan, console)
-            else:
-                run.restore(checkpoint)
-            run.train()
-            return run.finish()
-        except VtrainError as error:
-            console.log_only(f"error: {error.message}")
-            raise
+        if checkpoint is None:
+            run.write_description()
+            show_plan(plan, console)
+        else:
+            run.restore(checkpoint)
+        run.train()
+        return run.finish()
+
+
+@contextmanager
+def _logged_errors(console: Console) -> Iterator[None]:
+    """What ends a run stands in its log; the terminal gets it from the command line."""
+    try:
+        yield
+    except VtrainError as error:
+        console.log_only(f"error: {error.message}")
+        if error.hint:
+            console.log_only(f"hint: {error.hint}")
+        raise
+    except Exception:
+        console.log_only(traceback.format_exc())
+        raise
 
 
 class FitRun:
@@ -253,9 +273,13 @@ class FitRun:
         """Write what the run is into its folder."""
         loaded = self.plan.loaded
         write_text(self.run_dir / CONFIG_NAME, loaded.text)
+        write_json(self.run_dir / "data.json", self.plan.data)
+        self._write_settings()
+
+    def _write_settings(self) -> None:
+        loaded = self.plan.loaded
         write_text(self.run_dir / RESOLVED_NAME, dump_config(loaded.config, loaded.origins))
         write_json(self.run_dir / "env.json", describe_environment())
-        write_json(self.run_dir / "data.json", describe_splits(self.plan.splits))
 
     # --- phases and epochs -------------------------------------------------------------------
 
@@ -324,6 +348,7 @@ class FitRun:
         self.sampler.set_epoch(state.epoch, start_batch=state.batch)
         label = f"epoch {state.epoch + 1}/{self.plan.config.train.epochs}"
         with self.console.progress(len(self.plan.splits.train), label) as bar:
+            bar.initial = bar.n = images_before  # of a resumed epoch; they do not count as speed
             waited = self.loop.run_epoch(
                 require_readable(train_loader, self.plan.splits.train),
                 self.sampler.batch_sizes(),
@@ -353,13 +378,15 @@ class FitRun:
                 refresh=False,
             )
         every = self.plan.config.train.save_every_steps
-        if self.stop.received is not None:
-            self._save()
-            self._raise_stopped()
+        self._stop_if_asked()
         if every is not None and self.state.step % every == 0:
             self._save()
 
-    def _raise_stopped(self) -> None:
+    def _stop_if_asked(self) -> None:
+        """Save and raise if a signal has come; only where the state is consistent."""
+        if self.stop.received is None:
+            return
+        self._save()
         message = f"stopped at step {self.state.step}, saved in {self.run_dir}"
         hint = "continue with the same command and --resume"
         if self.plan.config.run_dir is None:
@@ -396,6 +423,8 @@ class FitRun:
         return patience is not None and since >= patience
 
     def _verify_frozen(self) -> None:
+        # What is saved may be the average of the weights, not the weights themselves.
+        verify_frozen(self._best_candidate, self.frozen)
         count = verify_frozen(self.plan.classifier, self.frozen)
         if count:
             self.console.say(f"frozen: all {count} frozen tensors are bit for bit as loaded")
@@ -424,12 +453,17 @@ class FitRun:
             workers=self.plan.workers,
         )
         with self.console.progress(len(images), label) as bar:
+
+            def advance(count: int) -> None:
+                bar.update(count)
+                self._stop_if_asked()
+
             return evaluate_model(
                 classifier,
                 self.plan.preprocessing,
                 require_readable(batches, images),
                 num_classes=len(images.classes),
-                on_batch=bar.update,
+                on_batch=advance,
             )
 
     # --- saving and restoring ----------------------------------------------------------------
@@ -449,8 +483,8 @@ class FitRun:
                 planned_epochs=self.planned_epochs,
                 frozen=self.frozen,
                 config=flatten_config(plan.config),
-                data=_data_facts(plan),
-                threads=torch.get_num_threads(),
+                data=data_facts(plan.data),
+                machine=describe_machine(plan),
             ),
         )
 
@@ -490,7 +524,8 @@ class FitRun:
             if loop.ema is not None and checkpoint.ema is not None:
                 loop.ema.model.load_state_dict(checkpoint.ema)
             loop.optimizer.load_state_dict(checkpoint.optimizer)
-            loop.precision.scaler.load_state_dict(checkpoint.scaler)
+            if checkpoint.machine["precision"] == self.plan.precision:
+                loop.precision.scaler.load_state_dict(checkpoint.scaler)
         except (RuntimeError, ValueError, KeyError) as error:
             raise ModelError(
                 f"{self.run_dir / CHECKPOINT_NAME} does not fit the model: {error}",
@@ -501,11 +536,17 @@ class FitRun:
         self.seconds_before = checkpoint.state.seconds
         self.frozen = dict(checkpoint.frozen)
         (self.run_dir / RESULT_NAME).unlink(missing_ok=True)
+        self._write_settings()
         write_metrics(self.run_dir, self.state.history)
         self.console.say(
             f"resumed {self.run_dir} after epoch {self.state.epoch}, batch {self.state.batch} "
             f"(step {self.state.step})"
         )
+        if self._stopped_early():
+            self.console.say(
+                f"the run stopped early after epoch {self.state.epoch}; raise train.early_stop to "
+                "train on"
+            )
 
     # --- the end -----------------------------------------------------------------------------
 

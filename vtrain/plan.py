@@ -1,5 +1,6 @@
 """The plan of a run: data, model, phases and rates, known before the first step is taken."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,8 @@ import torch
 from vtrain.config import FitConfig, LoadedConfig
 from vtrain.console import Console, format_count
 from vtrain.data.loaders import resolve_workers
-from vtrain.data.splits import Splits, check_splits, scan_splits
-from vtrain.errors import ConfigError
+from vtrain.data.splits import Splits, check_splits, describe_splits, scan_splits
+from vtrain.errors import ConfigError, DataError
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.freezing import (
     HEAD,
@@ -24,6 +25,7 @@ from vtrain.models.freezing import (
 from vtrain.models.weights import describe_weights, load_weights
 from vtrain.records import Preprocessing
 from vtrain.runtime import find_device, place_model, seed_everything
+from vtrain.training.metric_log import require_tensorboard
 from vtrain.training.precision import choose_precision
 from vtrain.zoo import BackboneSpec, find_backbone
 
@@ -35,11 +37,13 @@ MODEL_STREAM = 0
 class FitPlan:
     """Everything that is known before the first step; nothing has been written yet.
 
-    `groups` are the optimiser's parameter groups with a peak learning rate for each phase.
+    `data` is the content of `data.json`; `groups` are the optimiser's parameter groups with a peak
+    learning rate for each phase.
     """
 
     loaded: LoadedConfig
     splits: Splits
+    data: dict[str, Any]
     spec: BackboneSpec
     classifier: Classifier
     preprocessing: Preprocessing
@@ -93,6 +97,8 @@ def build_plan(
     config = loaded.config
     device = find_device(config.train.device)
     spec = find_backbone(config.model.backbone)
+    if config.train.tensorboard:
+        require_tensorboard()
     precision = choose_precision(config.train.precision, device, depthwise=spec.depthwise)
     splits = scan_splits(config.data, seed=config.seed, console=console)
     # Before the images are read, which can take long: nobody should wait for a wrong file name.
@@ -106,7 +112,7 @@ def build_plan(
         classifier,
         tables,
         lr=config.optim.lr,
-        backbone_lr=config.optim.backbone_lr,
+        backbone_lr=_choose_backbone_lr(config, spec),
         layer_decay=config.optim.layer_decay,
         weight_decay=config.optim.weight_decay,
     )
@@ -114,6 +120,7 @@ def build_plan(
     return FitPlan(
         loaded=loaded,
         splits=splits,
+        data=_describe_data(splits),
         spec=spec,
         classifier=classifier,
         preprocessing=preprocessing,
@@ -124,6 +131,22 @@ def build_plan(
         precision=precision,
         workers=resolve_workers(config.data.workers, len(splits.train)),
     )
+
+
+def _choose_backbone_lr(config: FitConfig, spec: BackboneSpec) -> float:
+    if config.optim.backbone_lr is not None:
+        return config.optim.backbone_lr
+    return config.optim.lr if config.model.weights == "none" else spec.fine_tuning_lr
+
+
+def _describe_data(splits: Splits) -> dict[str, Any]:
+    try:
+        return describe_splits(splits)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} was there a moment ago and is not now: {error.strerror}",
+            "let nothing change the folder while a run starts",
+        ) from error
 
 
 def _require_batch(config: FitConfig, images: int) -> None:
@@ -160,6 +183,16 @@ def _plan_phases(config: FitConfig, spec: BackboneSpec, planned_epochs: int | No
     last = phases[-1]
     extended = last.epochs + config.train.epochs - planned
     return [*phases[:-1], Phase(last.name, extended, last.rules, last.restart_schedule)]
+
+
+def data_facts(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `data.json` must be the same when a run is resumed."""
+    facts: dict[str, Any] = {"classes": ", ".join(data["classes"])}
+    for name, split in data.items():
+        if isinstance(split, dict):
+            facts[f"data.{name} count"] = split["count"]
+            facts[f"data.{name} files"] = split["sha256"][:12]
+    return facts
 
 
 def show_plan(plan: FitPlan, console: Console) -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vtrain.errors import ModelError, RunLockedError, UsageError
-from vtrain.files import write_json
+from vtrain.files import write_error, write_json
 from vtrain.records import FitResult, to_plain
 
 RUNS = Path("runs")
 CONFIG_NAME = "config.yaml"
+LOG_NAME = "log.txt"
 RESOLVED_NAME = "config.resolved.yaml"
 LOCK_NAME = "run.lock"
 RESULT_NAME = "result.json"
@@ -28,6 +29,7 @@ MAY_CHANGE = (
     "run_dir",
     "data.workers",
     "train.device",
+    "train.early_stop",
     "train.epochs",
     "train.save_every_steps",
     "train.tensorboard",
@@ -65,14 +67,43 @@ def choose_run_dir(run_dir: str | None, name: str, *, resume: bool) -> Path:
             )
         return RUNS / f"{name}-{numbers[-1]:03d}"
     path = Path(run_dir)
-    if resume and not path.is_dir():
-        raise UsageError(f"nothing to resume: {path} does not exist", "start without --resume")
+    if resume:
+        _require_run(path)
     if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(
             f"run_dir: {path} exists already and is never overwritten",
             "continue it with --resume, or choose another run_dir",
         )
     return path
+
+
+def _require_run(path: Path) -> None:
+    """Raise UsageError unless `path` is the folder of a run, or of one that was just starting."""
+    if not path.is_dir():
+        raise UsageError(f"nothing to resume: {path} does not exist", "start without --resume")
+    names = {each.name for each in path.iterdir()}
+    if not names & {RESOLVED_NAME, CHECKPOINT_NAME} and names - {LOCK_NAME, LOG_NAME, CONFIG_NAME}:
+        raise UsageError(
+            f"nothing to resume: {path} is not the folder of a run",
+            "choose another run_dir; what is there stays as it is",
+        )
+
+
+def claim_run_dir(run_dir: str | None, name: str) -> Path:
+    """Create the folder of a new run; of two starts at once each gets a number of its own.
+
+    Raises:
+        UsageError: the folder exists already, or cannot be created.
+    """
+    while True:
+        path = choose_run_dir(run_dir, name, resume=False)
+        try:
+            path.mkdir(parents=True, exist_ok=run_dir is not None)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise write_error(path, error) from error
+        return path
 
 
 def _run_numbers(name: str) -> Iterator[int]:
@@ -88,23 +119,24 @@ def glob_escape(text: str) -> str:
 
 
 @contextlib.contextmanager
-def lock_run(run_dir: Path) -> Iterator[None]:
-    """Hold `run.lock` while the context is open; creates the folder.
+def lock_run(run_dir: Path, *, notify: Callable[[str], None]) -> Iterator[None]:
+    """Hold `run.lock` while the context is open; `notify` is told of a longer wait.
 
     Raises:
         RunLockedError: another process holds it.
-        UsageError: the folder cannot be created.
+        UsageError: the folder cannot be written.
     """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"run folder {run_dir} cannot be created: {error.strerror}", "choose another run_dir"
-        ) from error
     lock = FileLock(run_dir / LOCK_NAME)
     try:
-        lock.acquire(timeout=LOCK_WAIT_SECONDS)
-    except Timeout as error:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=min(1.0, LOCK_WAIT_SECONDS))
+        except Timeout:
+            notify(f"waiting for {run_dir / LOCK_NAME}")
+            lock.acquire(timeout=LOCK_WAIT_SECONDS)
+    except OSError as error:
+        if not isinstance(error, Timeout):
+            raise write_error(run_dir / LOCK_NAME, error) from error
         raise RunLockedError(
             f"run folder {run_dir} is in use by another process",
             "wait until it ends, or choose another run_dir",

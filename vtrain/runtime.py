@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vtrain.errors import ResourceError, UsageError
+from vtrain.errors import ConfigError, ResourceError, UsageError, VtrainError
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors", "typer")
 DEVICE_TYPES = ("cpu", "cuda", "mps")
@@ -26,19 +25,6 @@ OUT_OF_MEMORY = (
     "not enough memory",
     "status_alloc_failed",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessGroup:
-    """This process among those that train together; rank 0 alone prints and writes."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process prints and writes."""
-        return self.rank == 0
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -199,8 +185,8 @@ class StopRequest:
         self._previous.clear()
 
 
-def explain_runtime_error(error: RuntimeError) -> ResourceError | None:
-    """The resource that ran out, if that is what torch's error means."""
+def explain_torch_error(error: RuntimeError | ValueError) -> VtrainError | None:
+    """What the user can do about an error of torch, where that is known."""
     text = str(error)
     lower = text.lower()
     if isinstance(error, torch.OutOfMemoryError) or any(sign in lower for sign in OUT_OF_MEMORY):
@@ -210,14 +196,9 @@ def explain_runtime_error(error: RuntimeError) -> ResourceError | None:
             "lower data.batch_size (and raise train.accumulate by the same factor), "
             "or choose a smaller backbone",
         )
-    if "shared memory" in text or "Bus error" in text:
-        return ResourceError(
-            "a loader worker ran out of shared memory (/dev/shm)",
-            "lower data.workers (0 needs none), or give the container more shared memory",
-        )
-    if "DataLoader worker" in text:
-        return ResourceError(
-            f"a loader worker was killed: {text.splitlines()[0]}",
-            "the machine may be out of memory: lower data.workers or data.batch_size",
+    if "more than 1 value per channel" in text:
+        return ConfigError(
+            "a batch of one image cannot train BatchNorm",
+            "raise data.batch_size, or set model.batch_norm=frozen",
         )
     return None

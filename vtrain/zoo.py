@@ -44,6 +44,10 @@ DEPTHWISE_FAMILIES = frozenset(
 )
 
 
+# Fine-tuned with AdamW, these lose what they know at rates that suit other networks.
+GENTLE_FAMILIES = frozenset({"convnext", "maxvit", "swin", "vit"})
+
+
 @dataclass(frozen=True, slots=True)
 class BackboneSpec:
     """One line of the zoo.
@@ -79,6 +83,11 @@ class BackboneSpec:
     def depthwise(self) -> bool:
         """Whether most of the work is in depthwise convolutions, which bf16 slows on a CPU."""
         return self.family in DEPTHWISE_FAMILIES
+
+    @property
+    def fine_tuning_lr(self) -> float:
+        """Peak learning rate of AdamW for the pretrained backbone, where the user gives none."""
+        return 5e-5 if self.family in GENTLE_FAMILIES else 3e-4
 
 
 @dataclass(frozen=True, slots=True)

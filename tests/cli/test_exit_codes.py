@@ -177,7 +177,7 @@ def test_loss_that_is_not_finite(
 
 def test_run_folder_in_use(folder: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vtrain.run_folder.LOCK_WAIT_SECONDS", 0.1)
-    with lock_run(Path("runs/tiny-001")):
+    with lock_run(Path("runs/tiny-001"), notify=print):
         assert_refused(program("fit", "tiny.yaml", "--resume"), 7, "in use", "hint: wait")
     assert program("fit", "tiny.yaml", "--resume").code == 0
 

@@ -293,8 +293,8 @@ def test_reports_come_with_consistent_state_after_every_step() -> None:
     batches = draw_batches([4, 4, 4, 4, 3])
 
     def note(report: StepReport) -> None:
-        seen.append((loop.state.step, report.batch, report.images))
-        assert (loop.state.batch, loop.state.image_count) == (report.batch, report.images)
+        seen.append((loop.state.step, loop.state.batch, report.images))
+        assert (loop.state.batch, loop.state.image_count) == (loop.state.batch, report.images)
 
     loop.run_epoch(batches, [4, 4, 4, 4, 3], note)
     assert seen == [(1, 2, 8), (2, 4, 16), (3, 5, 19)]

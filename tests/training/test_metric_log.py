@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,7 @@ def test_resumed_tensorboard_log_holds_each_epoch_once(tmp_path: Path) -> None:
 
 
 def test_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="tensorboard is not installed") as caught:
         TensorBoardLog(tmp_path, purge_step=1)
     assert caught.value.hint == 'install it with: pip install "vtrain[tensorboard]"'

@@ -23,7 +23,7 @@ def build(
         classifier,
         [match_rules(classifier, rules) for rules in tables or ((TRAINED,),)],
         lr=config.lr,
-        backbone_lr=config.backbone_lr,
+        backbone_lr=config.backbone_lr or 1e-4,
         layer_decay=config.layer_decay,
         weight_decay=config.weight_decay,
     )

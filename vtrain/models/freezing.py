@@ -263,7 +263,6 @@ def build_param_groups(
             (stage, decay, scales),
             {
                 "params": [],
-                "names": [],
                 "stage": stage,
                 "weight_decay": decay,
                 "lr": peaks[0],
@@ -271,7 +270,6 @@ def build_param_groups(
             },
         )
         group["params"].append(parameter)  # type: ignore[attr-defined]
-        group["names"].append(name)  # type: ignore[attr-defined]
     return list(groups.values())
 
 

@@ -40,7 +40,6 @@ class TrainState:
     best_top1: float = -1.0
     best_loss: float = math.inf
     seconds: float = 0.0
-    finished: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -52,7 +51,6 @@ class StepReport:
     the share (0 to 1) of the time so far that was spent waiting for the loader.
     """
 
-    batch: int
     images: int
     loss: float | None
     lr: float
@@ -153,8 +151,11 @@ class TrainLoop:
         assert self.schedule is not None
         factor = self.schedule(self.state.step - self.first_step)
         set_learning_rates(self.optimizer, self.phase, factor)
-        self.precision.step(self.optimizer, parameters, clip_norm=self.clip_norm)
+        norm = self.precision.step(self.optimizer, parameters, clip_norm=self.clip_norm)
         self.state.step += 1
+        if self.watch is not None and self.precision.name != "fp16":
+            # In fp16 the scaler leaves such a step out.
+            self.watch.check(norm, self.state.step)
         if self.ema is not None:
             self.ema.update(self.classifier, self.state.step)
 
@@ -168,7 +169,6 @@ class TrainLoop:
 
     def _report(self, loss: float | None, data_wait: float) -> StepReport:
         return StepReport(
-            batch=self.state.batch,
             images=self.state.image_count,
             loss=loss,
             lr=head_learning_rate(self.optimizer),
@@ -177,7 +177,7 @@ class TrainLoop:
 
 
 class LossWatch:
-    """Sums losses on the device and remembers the first step whose loss was not finite."""
+    """Sums losses on the device and remembers the first step where something was not finite."""
 
     def __init__(self, device: torch.device, loss_sum: float) -> None:
         dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -187,19 +187,23 @@ class LossWatch:
     def update(self, loss: Tensor, count: int, step: int) -> None:
         """Add the mean `loss` of `count` images at optimiser step `step` (the first is 1)."""
         self.total += loss.to(self.total.dtype) * count
-        newly_bad = ~torch.isfinite(loss) & (self.bad_step == 0)
+        self.check(loss, step)
+
+    def check(self, value: Tensor, step: int) -> None:
+        """Remember `step` if the scalar `value` is the first that is not finite."""
+        newly_bad = ~torch.isfinite(value) & (self.bad_step == 0)
         self.bad_step += newly_bad * step
 
     def look(self) -> float:
         """The sum so far; a CPU-GPU sync point.
 
         Raises:
-            DivergedError: a loss was not finite.
+            DivergedError: a loss or the norm of its gradient was not finite.
         """
         bad_step = int(self.bad_step.item())
         if bad_step:
             raise DivergedError(
-                f"the training loss is not finite at step {bad_step}",
+                f"the training loss or its gradient is not finite at step {bad_step}",
                 "lower optim.lr and optim.backbone_lr, lengthen optim.warmup_epochs, "
                 "or set train.precision=fp32",
             )

@@ -1,5 +1,6 @@
 """Metrics of a run as files: `metrics.jsonl`, `metrics.csv` and, if asked for, TensorBoard."""
 
+import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -25,6 +26,15 @@ def write_metrics(run_dir: Path, history: Sequence[Mapping[str, Any]]) -> None:
     )
 
 
+def require_tensorboard() -> None:
+    """Raise UsageError unless the extra is installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UsageError(
+            "train.tensorboard is true, but the package tensorboard is not installed",
+            'install it with: pip install "vtrain[tensorboard]"',
+        )
+
+
 class TensorBoardLog:
     """Scalars of every epoch for TensorBoard, under `<run folder>/tensorboard`."""
 
@@ -34,13 +44,9 @@ class TensorBoardLog:
         Raises:
             UsageError: the extra is not installed.
         """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UsageError(
-                "train.tensorboard is true, but the package tensorboard is not installed",
-                'install it with: pip install "vtrain[tensorboard]"',
-            ) from error
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
 
     def write(self, row: EpochMetrics) -> None:

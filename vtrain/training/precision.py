@@ -1,5 +1,6 @@
 """One step path for fp32, bf16 and fp16: autocast and loss scaling, switched on or off."""
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -60,12 +61,17 @@ class Precision:
         parameters: Iterable[nn.Parameter],
         *,
         clip_norm: float | None,
-    ) -> None:
-        """One optimiser step on the gradients gathered so far, which are cleared afterwards."""
-        if clip_norm is not None:
-            # The norm must be that of the true gradients, so scaling is undone before the clip.
-            self.scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters, clip_norm)
+    ) -> Tensor:
+        """One optimiser step on the gradients gathered so far, which are cleared afterwards.
+
+        Returns the L2 norm of all gradients before clipping, a scalar on the device. It is not
+        finite where fp16 overflowed, in which case the scaler leaves the step out.
+        """
+        # The norm must be that of the true gradients, so scaling is undone before the clip.
+        self.scaler.unscale_(optimizer)
+        limit = clip_norm if clip_norm is not None else math.inf
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        return norm
