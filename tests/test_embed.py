@@ -2,6 +2,7 @@ import csv
 import errno
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -314,3 +315,28 @@ def features_of_torchvision(reference: nn.Module, name: str, paths: list[Path]) 
         reference(torch.stack(pixels))
     (features,) = seen
     return (features.mean(dim=(2, 3)) if features.ndim == 4 else features).numpy()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_is_pinned_for_a_model_on_cuda_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr("vtrain.embed.find_model_device", lambda _: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("vtrain.embed.compute_outputs", lambda *_: torch.zeros(1, 4))
+    loader = Mock(side_effect=InterruptedError)
+    monkeypatch.setattr("vtrain.embed.build_eval_loader", loader)
+    path = draw_image(tmp_path / "a.png")
+    with pytest.raises(InterruptedError):
+        run(path, tmp_path / "a.npy", build_tiny_model(CLASSES))
+    assert loader.call_args.kwargs["pin_memory"] is (device == "cuda")
+
+
+def test_a_worker_that_dies_while_the_model_computes_is_a_resource_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed.")
+    monkeypatch.setattr("vtrain.embed.compute_outputs", Mock(side_effect=failure))
+    path = draw_image(tmp_path / "a.png")
+    with pytest.raises(ResourceError, match="a loader worker died"):
+        run(path, tmp_path / "a.npy", build_tiny_model(CLASSES))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from tests.tiny import break_image, build_tiny_model, draw_image, draw_labelled, poison
 from vtrain.checkpoint import LoadedModel
 from vtrain.data.loaders import Batch
-from vtrain.errors import DataError, ModelError
+from vtrain.errors import DataError, ModelError, ResourceError
 from vtrain.evaluate import (
     ImagePrediction,
     describe_match,
@@ -284,3 +285,27 @@ def test_many_missing_classes_are_counted_not_listed(tmp_path: Path) -> None:
     (message,) = describe_match(LabelledImages(tmp_path, classes, (path,), (3,)))
     assert "999 of the model's 1000 classes" in message
     assert len(message) < 200
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_is_pinned_for_a_model_on_cuda_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr("vtrain.evaluate.find_model_device", lambda _: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    loader = Mock(side_effect=InterruptedError)
+    monkeypatch.setattr("vtrain.evaluate.build_eval_loader", loader)
+    path = draw_image(tmp_path / "ant" / "a.png")
+    with pytest.raises(InterruptedError):
+        evaluate(path.parent.parent, build_tiny_model(CLASSES), notify=lambda _: None)
+    assert loader.call_args.kwargs["pin_memory"] is (device == "cuda")
+
+
+def test_a_worker_that_dies_while_the_model_computes_is_a_resource_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed.")
+    monkeypatch.setattr("vtrain.evaluate.compute_outputs", Mock(side_effect=failure))
+    path = draw_image(tmp_path / "ant" / "a.png")
+    with pytest.raises(ResourceError, match="a loader worker died"):
+        evaluate(path.parent.parent, build_tiny_model(CLASSES), notify=lambda _: None)

@@ -129,7 +129,7 @@ def test_rates_of_all_phases_are_in_the_groups() -> None:
         "block1": [0.0, pytest.approx(1e-3 / 4)],
         "block2": [0.0, pytest.approx(1e-3 / 2)],
         "block3": [0.0, pytest.approx(1e-3)],
-        "head": [3e-3, 3e-3],
+        "head": [3e-3, pytest.approx(6e-4)],  # a fifth once it has been probed
     }
 
 

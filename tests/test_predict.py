@@ -2,6 +2,7 @@ import io
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from tests.tiny import CPU, break_image, build_tiny_model, draw_image, poison
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform, normalize_images
-from vtrain.errors import UsageError
+from vtrain.errors import ResourceError, UsageError
 from vtrain.predict import (
     PredictInput,
     find_inputs,
@@ -240,3 +241,27 @@ def test_names_that_are_no_utf8_survive_json() -> None:
     line = json.dumps(prediction_json(Prediction(name, error="gone")))
     assert line.isascii()
     assert json.loads(line)["path"] == name
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_memory_is_pinned_for_a_model_on_cuda_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setattr("vtrain.predict.find_model_device", lambda _: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    loader = Mock(side_effect=InterruptedError)
+    monkeypatch.setattr("vtrain.predict.build_eval_loader", loader)
+    path = draw_image(tmp_path / "a.png")
+    with pytest.raises(InterruptedError):
+        list(predict(inputs_of(path), build_tiny_model(CLASSES), workers=0))
+    assert loader.call_args.kwargs["pin_memory"] is (device == "cuda")
+
+
+def test_a_worker_that_dies_while_the_model_computes_is_a_resource_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed.")
+    monkeypatch.setattr("vtrain.predict.compute_outputs", Mock(side_effect=failure))
+    path = draw_image(tmp_path / "a.png")
+    with pytest.raises(ResourceError, match="a loader worker died"):
+        list(predict(inputs_of(path), build_tiny_model(CLASSES), workers=0))

@@ -261,7 +261,7 @@ class DataConfig(ConfigPart):
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
         default="auto",
         description=(
-            "Processes that read images. auto: measured or chosen from the cores. 0: none, read "
+            "Processes that read images. auto: one for each core, at most eight. 0: none, read "
             "in the main process. The number never changes the result."
         ),
     )
@@ -295,7 +295,9 @@ class OptimConfig(ConfigPart):
         default=5e-3,
         gt=0,
         le=10,
-        description="Peak learning rate of the head.",
+        description=(
+            "Peak learning rate of the head; lp-ft takes a fifth of it once everything is trained."
+        ),
     )
     backbone_lr: float | None = Field(
         default=None,

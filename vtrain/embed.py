@@ -11,19 +11,24 @@ import torch
 from torch import Tensor
 
 from vtrain.checkpoint import LoadedModel
-from vtrain.data.folders import scan_images
-from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers
+from vtrain.data.folders import describe_skipped, name_first_skipped, scan_images
+from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers, worker_troubles
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, UsageError
 from vtrain.files import atomic_write, write_csv
 from vtrain.records import EmbedResult, SkippedFile
-from vtrain.training.inference import compute_outputs, find_finite_rows, find_model_device
+from vtrain.training.inference import (
+    NOT_FINITE,
+    compute_outputs,
+    find_finite_rows,
+    find_model_device,
+)
 
-NOT_FINITE = "the model's output for this image is not finite"
 BYTES_PER_FLOAT = 4
 Forward = Callable[[Tensor], Tensor]
 
 
+@worker_troubles()
 def embed(
     folder: Path,
     output: Path,
@@ -48,7 +53,8 @@ def embed(
     Raises:
         UsageError: `output` cannot be written, or the layer does not exist.
         DataError: no images.
-        ResourceError: no space left, found before the first image is read where possible.
+        ResourceError: no space left, found before the first image is read where possible; or a
+            loader worker died or hung.
     """
     index = _check_output(output)
     device = find_model_device(model.classifier)
@@ -66,6 +72,7 @@ def embed(
         EvalTransform(model.preprocessing),
         batch_size=batch_size,
         workers=resolve_workers(workers, len(paths)),
+        pin_memory=device.type == "cuda",
     )
     blocks = _compute_blocks(batches, forward, model, shape)
     with atomic_write(output) as stream:
@@ -105,12 +112,9 @@ def _find_images(folder: Path, notify: Callable[[str], None]) -> list[Path]:
         return [folder]
     paths, skipped = scan_images(folder)
     if not paths:
-        first = f"; skipped {skipped[0].path}: {skipped[0].reason}" if skipped else ""
-        raise DataError(f"{folder} holds no images{first}")
+        raise DataError(f"{folder} holds no images{name_first_skipped(skipped)}")
     if skipped:
-        notify(
-            f"{folder}: {len(skipped)} skipped, the first is {skipped[0].path}: {skipped[0].reason}"
-        )
+        notify(describe_skipped(folder, skipped))
     return paths
 
 

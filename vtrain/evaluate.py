@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vtrain.checkpoint import LoadedModel
-from vtrain.data.folders import scan_labelled
-from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers
+from vtrain.data.folders import describe_skipped, name_first_skipped, scan_labelled
+from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers, worker_troubles
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, ModelError
 from vtrain.files import write_csv
@@ -144,6 +144,7 @@ def _join(rows: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return tuple(torch.cat(column).cpu() for column in zip(*rows, strict=True))
 
 
+@worker_troubles()
 def evaluate(
     folder: Path,
     model: LoadedModel,
@@ -162,6 +163,7 @@ def evaluate(
     Raises:
         DataError: not a labelled folder, a class that the model lacks, or no readable image.
         ModelError: the model gives logits that are not finite.
+        ResourceError: a loader worker died or hung.
     """
     images = _scan(folder, model.classes)
     for message in describe_match(images):
@@ -172,6 +174,7 @@ def evaluate(
         EvalTransform(model.preprocessing),
         batch_size=batch_size,
         workers=resolve_workers(workers, len(images)),
+        pin_memory=find_model_device(model.classifier).type == "cuda",
     )
     counter = _Counter(len(images), progress)
     evaluation = evaluate_model(
@@ -192,9 +195,9 @@ def _scan(folder: Path, classes: Sequence[str]) -> LabelledImages:
     found = scan_labelled(folder, classes=names, name="folder")
     labels = tuple(numbers[names[label]] for label in found.labels)
     if not labels:
-        skipped = [f"; skipped {each.path}: {each.reason}" for each in found.skipped[:1]]
         raise DataError(
-            f"{folder} holds no images in folders named like the model's classes" + "".join(skipped)
+            f"{folder} holds no images in folders named like the model's classes"
+            f"{name_first_skipped(found.skipped)}"
         )
     return LabelledImages(folder, tuple(classes), found.paths, labels, found.skipped)
 
@@ -229,10 +232,7 @@ def describe_match(images: LabelledImages) -> list[str]:
             f"in {images.root}{named}; they can still be predicted"
         )
     if images.skipped:
-        messages.append(
-            f"{images.root}: {len(images.skipped)} skipped, "
-            f"the first is {images.skipped[0].path}: {images.skipped[0].reason}"
-        )
+        messages.append(describe_skipped(images.root, images.skipped))
     return messages
 
 

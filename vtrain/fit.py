@@ -335,6 +335,7 @@ class FitRun:
             sampler=self.sampler,
             workers=plan.workers,
             seed=plan.config.seed,
+            pin_memory=plan.device.type == "cuda",
         )
         while self.state.epoch < stop_epoch and not self._stopped_early():
             metrics = self._run_epoch(train_loader)
@@ -451,6 +452,7 @@ class FitRun:
             EvalTransform(self.plan.preprocessing),
             batch_size=self.plan.config.data.batch_size,
             workers=self.plan.workers,
+            pin_memory=self.plan.device.type == "cuda",
         )
         with self.console.progress(len(images), label) as bar:
 
@@ -552,7 +554,7 @@ class FitRun:
 
     def finish(self) -> FitResult:
         """Evaluate the saved best model as every later command will, and mark the run as done."""
-        classifier, model_file = load_model_file(self.run_dir / MODEL_NAME)
+        classifier, _ = load_model_file(self.run_dir / MODEL_NAME)
         place_model(classifier, self.plan.device)
         val = self._final_evaluation(classifier, "val", self.plan.splits.val)
         test = None
@@ -560,7 +562,7 @@ class FitRun:
             test = self._final_evaluation(classifier, "test", self.plan.splits.test)
         result = FitResult(
             run_dir=self.run_dir,
-            best_epoch=model_file.metrics["epoch"],
+            best_epoch=self.state.best_epoch,
             val_top1=val.top1,
             val_macro_f1=val.macro_f1,
             test_top1=test.top1 if test is not None else None,

@@ -10,12 +10,13 @@ from typing import Any, BinaryIO, Literal
 from torch import Tensor
 
 from vtrain.checkpoint import LoadedModel
-from vtrain.data.folders import scan_images
-from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers
+from vtrain.data.folders import describe_skipped, name_first_skipped, scan_images
+from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers, worker_troubles
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, UsageError
 from vtrain.records import ClassProbability, Prediction
 from vtrain.training.inference import (
+    NOT_FINITE,
     compute_outputs,
     find_finite_rows,
     find_model_device,
@@ -23,7 +24,6 @@ from vtrain.training.inference import (
 )
 
 SCHEMA = 1
-NOT_FINITE = "the model's output for this image is not finite"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +82,9 @@ def _expand(name: str, notify: Callable[[str], None]) -> list[PredictInput]:
     except (OSError, ValueError) as error:
         return [PredictInput(name, getattr(error, "strerror", None) or str(error))]
     if not images:
-        first = f"; skipped {skipped[0].path}: {skipped[0].reason}" if skipped else ""
-        return [PredictInput(name, f"the folder holds no images{first}")]
+        return [PredictInput(name, f"the folder holds no images{name_first_skipped(skipped)}")]
     if skipped:
-        notify(
-            f"{name}: {len(skipped)} skipped, the first is {skipped[0].path}: {skipped[0].reason}"
-        )
+        notify(describe_skipped(name, skipped))
     return [PredictInput(str(image)) for image in images]
 
 
@@ -108,6 +105,7 @@ def predict(
 
     Raises:
         UsageError: `top_k` is below 1.
+        ResourceError: while iterating: a loader worker died or hung.
     """
     if top_k < 1:
         raise UsageError(f"top-k is {top_k}, expected 1 or more")
@@ -118,6 +116,7 @@ def predict(
         EvalTransform(model.preprocessing),
         batch_size=batch_size,
         workers=resolve_workers(workers, len(names)),
+        pin_memory=find_model_device(model.classifier).type == "cuda",
     )
     return _merge(inputs, _answer_batches(batches, names, model, top_k))
 
@@ -135,7 +134,8 @@ def _answer_batches(
 ) -> Iterator[Prediction]:
     expected = 0
     for batch in batches:
-        answers = _answer_batch(batch, names, model, top_k)
+        with worker_troubles():
+            answers = _answer_batch(batch, names, model, top_k)
         for position in sorted(answers):
             # An answer must never reach another input than its own.
             assert position == expected, f"batch holds input {position}, expected {expected}"

@@ -1,7 +1,7 @@
 """Plain records that the layers hand to one another; this module imports nothing heavy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +23,13 @@ class Preprocessing:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     background: tuple[int, int, int] = (255, 255, 255)
+    exif: Literal["applied"] = "applied"
+    alpha: Literal["composited"] = "composited"
 
     def with_image_size(self, image_size: int) -> "Preprocessing":
         """The same preprocessing for another input size: the ratio of resize to crop is kept."""
         resize = max(image_size, round(self.resize * image_size / self.crop))
-        return Preprocessing(
-            resize, image_size, self.interpolation, self.mean, self.std, self.background
-        )
+        return replace(self, resize=resize, crop=image_size)
 
 
 @dataclass(frozen=True, slots=True)

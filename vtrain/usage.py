@@ -73,9 +73,10 @@ def explain_error(error: BaseException, arguments: Sequence[str]) -> VtrainError
     if failure := find_disk_error(error):
         return ResourceError(f"no space left: {failure}", "free some space, or write elsewhere")
     if isinstance(error, RuntimeError) and "torch" in sys.modules:
+        from vtrain.data.loaders import explain_worker_error
         from vtrain.runtime import explain_torch_error
 
-        if explained := explain_torch_error(error):
+        if explained := explain_worker_error(error) or explain_torch_error(error):
             # Its hint is for fit, which asks by itself and has keys for what others have options.
             return ResourceError(explained.message, "lower --batch-size or --workers")
     reason = str(error).partition("\n")[0]

@@ -8,6 +8,7 @@ downsampling. A final norm belongs to the last block.
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from vtrain.errors import UsageError
 
@@ -425,7 +426,6 @@ _V2 = ("IMAGENET1K_V1", "IMAGENET1K_V2")
 _SWAG = ("IMAGENET1K_SWAG_E2E_V1", "IMAGENET1K_SWAG_LINEAR_V1")
 _V1_SWAG = _V1 + _SWAG
 _V2_SWAG = _V2 + _SWAG
-_VGG16_WEIGHTS = ("IMAGENET1K_V1", "IMAGENET1K_FEATURES")
 
 # name, layout, weights, crop px, shorter edge px, parameters, GFLOPs, top-1 %, file MB
 _Row = tuple[str, _Layout, tuple[str, ...], int, int, int, float, float | None, float | None]
@@ -505,7 +505,8 @@ _ROWS: tuple[_Row, ...] = (
     ("vgg11_bn", _VGG11_BN, _V1, 224, 256, 132_868_840, 7.609, 70.37, 506.881),
     ("vgg13", _VGG13, _V1, 224, 256, 133_047_848, 11.308, 69.928, 507.545),
     ("vgg13_bn", _VGG13_BN, _V1, 224, 256, 133_053_736, 11.308, 71.586, 507.59),
-    ("vgg16", _VGG16, _VGG16_WEIGHTS, 224, 256, 138_357_544, 15.47, 71.592, 527.796),
+    # Without IMAGENET1K_FEATURES, whose fully connected layers are missing.
+    ("vgg16", _VGG16, _V1, 224, 256, 138_357_544, 15.47, 71.592, 527.796),
     ("vgg16_bn", _VGG16_BN, _V1, 224, 256, 138_365_992, 15.47, 73.36, 527.866),
     ("vgg19", _VGG19, _V1, 224, 256, 143_667_240, 19.632, 72.376, 548.051),
     ("vgg19_bn", _VGG19_BN, _V1, 224, 256, 143_678_248, 19.632, 74.218, 548.143),
@@ -708,7 +709,8 @@ def _check_option_value(name: str, value: OptionValue) -> None:
     fits = isinstance(value, option.kind) if option.kind is not float else number
     if option.kind is int and isinstance(value, bool):
         fits = False
-    if not fits or not option.minimum <= float(value) <= option.maximum:
+    # Not as floats: a whole number can be too large for one.
+    if not fits or not option.minimum <= cast(float, value) <= option.maximum:
         kind = {int: "a whole number", float: "a number", bool: "true or false"}[option.kind]
         between = "" if option.kind is bool else f" from {option.minimum:g} to {option.maximum:g}"
         message = f"model option {name} is {value!r}, expected {kind}{between}"

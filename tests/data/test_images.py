@@ -1,5 +1,6 @@
 """Every kind of image file that vtrain meets: good, odd, damaged and hostile."""
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -8,6 +9,8 @@ import threading
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ import pytest
 from PIL import Image, ImageFile, features
 
 from vtrain.data import images
-from vtrain.data.images import check_image, check_images, read_image
+from vtrain.data.images import MAX_FILE_BYTES, check_image, check_images, read_image
 from vtrain.errors import ImageError
 from vtrain.records import SkippedFile
 
@@ -481,6 +484,26 @@ def test_a_file_that_kills_its_process_is_listed(
     monkeypatch.setattr(images, "check_image", check)  # forked workers inherit it
     found = check_images([*[good] * 20, killer, *[good] * 20], workers=2)
     assert found == [SkippedFile(killer, "the process that decoded it died")]
+
+
+def test_spawned_processes_check_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spawning = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
+    monkeypatch.setattr(images, "ProcessPoolExecutor", spawning)
+    good = write(tmp_path / "good.png", save(two_colours(), format="PNG"))
+    bad = write(tmp_path / "bad.jpg", b"no image")
+    found = check_images([good] * 3 + [bad], workers=1)
+    assert found == [SkippedFile(bad, "is not an image in a supported format")]
+
+
+def test_files_too_large_to_be_images_are_refused_unread(tmp_path: Path) -> None:
+    path = write(tmp_path / "huge.png", save(two_colours(), format="PNG"))
+    os.truncate(path, MAX_FILE_BYTES)  # takes no space: what follows is a hole
+    assert read_image(path).size == (64, 48)
+    os.truncate(path, 10**12)
+    expected = "has 1,000,000 MB, more than the 512 MB allowed"
+    assert reason(path) == expected
+    with pytest.raises(ImageError, match=expected):
+        check_image(path)
 
 
 def test_mutated_images_are_read_or_refused(tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from multiprocessing import resource_sharer
+from multiprocessing.connection import Client
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,15 +23,21 @@ from torch.utils.data import DataLoader
 
 from vtrain.data.folders import scan_labelled
 from vtrain.data.loaders import (
+    ORDER_STREAM,
+    SAMPLE_STREAM,
     Batch,
     EpochBatchSampler,
     build_eval_loader,
     build_train_loader,
     resolve_workers,
+    worker_troubles,
 )
 from vtrain.data.transforms import EvalTransform, TrainTransform
 from vtrain.errors import ResourceError
+from vtrain.plan import MODEL_STREAM
 from vtrain.records import LabelledImages, Preprocessing
+from vtrain.runtime import mix_seed
+from vtrain.training.loop import STEP_STREAM
 
 SMALL = Preprocessing(resize=18, crop=16)
 COUNT = 22
@@ -148,6 +157,23 @@ def test_sample_seeds_differ_between_samples_epochs_and_runs() -> None:
     # Torch's CPU generator takes the low 32 bits only.
     assert len({value % 2**32 for value in seeds}) == 9 * COUNT
     assert 0 <= min(seeds) < max(seeds) < 2**63
+
+
+def test_order_samples_steps_and_model_draw_from_different_streams(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[tuple[int, ...]] = []
+
+    def record(*parts: int) -> int:
+        drawn.append(parts)
+        return mix_seed(*parts)
+
+    monkeypatch.setattr("vtrain.data.loaders.mix_seed", record)
+    indices_of(build_sampler(seed=7), 0)
+    streams = {parts[1] for parts in drawn}
+    assert {parts[0] for parts in drawn} == {7}
+    assert streams == {ORDER_STREAM, SAMPLE_STREAM}
+    assert len({*streams, MODEL_STREAM, STEP_STREAM}) == 4
 
 
 def test_balancing_weights_draw_with_replacement() -> None:
@@ -306,6 +332,59 @@ def test_names_that_are_not_utf8_are_loaded(tmp_path: Path) -> None:
     assert batch.failures == ()
 
 
+def see_through(path: Path) -> Path:
+    Image.new("RGBA", (20, 20), (0, 0, 0, 0)).save(path)
+    return path
+
+
+def test_transparent_images_get_the_background_of_the_preprocessing(tmp_path: Path) -> None:
+    path, colour = see_through(tmp_path / "a.png"), (10, 200, 30)
+    preprocessing = Preprocessing(18, 16, background=colour)
+    (batch,) = build_eval_loader(
+        [path], None, EvalTransform(preprocessing), batch_size=1, workers=0
+    )
+    assert batch.images[0, :, 8, 8].tolist() == list(colour)
+    images = LabelledImages(tmp_path, ("a",), (path,), (0,))
+    transform = TrainTransform(preprocessing, preset="light")
+    sampler = build_sampler(num_images=1)
+    (batch,) = build_train_loader(images, transform, sampler=sampler, workers=0, seed=0)
+    assert batch.images[0, :, 8, 8].tolist() == list(colour)
+
+
+def test_memory_is_pinned_only_when_asked_for(
+    images: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for pin in (False, True):
+        train = build_train_loader(
+            images,
+            EvalTransform(SMALL),
+            sampler=build_sampler(),
+            workers=0,
+            seed=0,
+            pin_memory=pin,
+        )
+        evaluation = build_eval_loader(
+            images.paths, None, EvalTransform(SMALL), batch_size=4, workers=0, pin_memory=pin
+        )
+        assert train.pin_memory is evaluation.pin_memory is pin
+    assert not build_eval_loader([], None, EvalTransform(SMALL), batch_size=4, workers=0).pin_memory
+
+
+def test_pinning_a_batch_pins_images_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[Tensor] = []
+
+    def pin(tensor: Tensor) -> Tensor:
+        pinned.append(tensor)
+        return tensor.clone()
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin)
+    batch = Batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.arange(2), torch.arange(2))
+    copy = batch.pin_memory()
+    assert [id(each) for each in pinned] == [id(batch.images), id(batch.labels)]
+    assert_same([copy], [batch])
+
+
 class UnpicklableError(Exception):
     """Cannot be rebuilt by pickle: its constructor takes other arguments than it passes on."""
 
@@ -401,6 +480,29 @@ def test_a_sigterm_from_the_parent_ends_a_worker(images: LabelledImages) -> None
     assert process.exitcode == 0
 
 
+class RudeTransform(EvalTransform):
+    """Asks for a file descriptor as the parent does, and hangs up, as on Ctrl-C."""
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        descriptor = resource_sharer.DupFd(0)
+        address = descriptor._id[0]  # type: ignore[attr-defined]
+        Client(address, authkey=multiprocessing.current_process().authkey).close()
+        os.close(descriptor.detach())  # answered after the one that hung up
+        if self.crop == 17:
+            sys.excepthook(ValueError, ValueError("a bug"), None)
+        return super().__call__(image)
+
+
+@pytest.mark.parametrize(("crop", "expected"), [(16, ""), (17, "ValueError: a bug\n")])
+def test_a_worker_does_not_complain_about_a_parent_that_hangs_up(
+    images: LabelledImages, capfd: pytest.CaptureFixture[str], crop: int, expected: str
+) -> None:
+    transform = RudeTransform(Preprocessing(18, crop))
+    loader = build_eval_loader(images.paths[:1], None, transform, batch_size=1, workers=1)
+    assert [batch.failures for batch in loader] == [()]
+    assert capfd.readouterr().err == expected
+
+
 def test_spawned_workers_give_the_same_batches(images: LabelledImages) -> None:
     transform = TrainTransform(SMALL, preset="light")
     sampler = build_sampler()
@@ -448,7 +550,17 @@ def test_workers_are_resolved(
         ),
         (OSError(24, "Too many open files"), "no more files"),
         (RuntimeError("Too many open files. Communication with the workers is"), "no more files"),
-        (EOFError(), "a loader worker died .EOFError"),
+        (
+            RuntimeError(
+                "unable to open shared memory object </torch_1>: Too many open files (24)"
+            ),
+            "no more files",
+        ),
+        (RuntimeError("received 0 items of ancdata"), "no more files"),
+        (RuntimeError("unable to resize file </torch_1_2> to the right size"), "shared memory"),
+        (RuntimeError("DataLoader worker (pid(s) 5) exited unexpectedly"), "a loader worker died"),
+        (ConnectionRefusedError(111, "Connection refused"), "a loader worker died"),
+        (EOFError(), r"a loader worker died \(EOFError\)"),
         (ConnectionResetError(104, "Connection reset by peer"), "a loader worker died"),
     ],
 )
@@ -465,13 +577,21 @@ def test_what_torch_raises_about_workers_is_translated(
     assert caught.value.hint
 
 
-def test_other_errors_are_left_alone(
-    images: LabelledImages, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_: object) -> Iterator[Batch]:
-        raise RuntimeError("a bug")
-
-    loader = build_eval_loader(images.paths, None, EvalTransform(SMALL), batch_size=4, workers=0)
-    monkeypatch.setattr(DataLoader, "__iter__", fail)
-    with pytest.raises(RuntimeError, match="a bug"):
-        list(loader)
+@pytest.mark.parametrize(
+    "failure",
+    [
+        RuntimeError("a bug"),
+        RuntimeError("CUDA error: too many resources: out of shared memory for this kernel"),
+        RuntimeError("Caught ValueError in DataLoader worker process 0."),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        OSError(28, "No space left on device", "/dev/shm/runs/last.ckpt"),
+        FileNotFoundError(2, "No such file or directory", "/dev/shm/</torch_1/Bus error.jpg"),
+        PermissionError(13, "Permission denied", "/data/DataLoader worker (pid 1)/a.jpg"),
+        BrokenPipeError(32, "Broken pipe"),
+        TimeoutError(110, "Connection timed out"),
+    ],
+)
+def test_other_errors_are_left_alone(failure: Exception) -> None:
+    with pytest.raises(type(failure)) as caught, worker_troubles():
+        raise failure
+    assert caught.value is failure

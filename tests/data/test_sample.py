@@ -9,7 +9,7 @@ from PIL import Image
 
 from vtrain.data.folders import scan_labelled
 from vtrain.data.sample import SHAPES, TRAIN_IMAGES, VAL_IMAGES, draw_sample
-from vtrain.errors import ResourceError, UsageError
+from vtrain.errors import ExitCode, ResourceError, UsageError
 from vtrain.records import LabelledImages
 
 COMMITTED = Path(__file__).parents[2] / "data" / "shapes"
@@ -92,7 +92,26 @@ def test_a_disk_error_is_a_resource_error(tmp_path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(ResourceError, match="No space left on device"):
+    with pytest.raises(ResourceError, match="no space left"):
+        draw_sample(tmp_path / "shapes")
+
+
+@pytest.mark.parametrize("place", ["file.txt/shapes", "x" * 300, "nul\0byte"])
+def test_a_folder_that_cannot_be_created_is_a_usage_error(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file.txt").touch()
+    with pytest.raises(UsageError, match=r"cannot (write|create)") as caught:
+        draw_sample(tmp_path / place)
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+def test_a_folder_that_is_closed_to_us_is_a_usage_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UsageError, match="Permission denied"):
         draw_sample(tmp_path / "shapes")
 
 

@@ -13,7 +13,6 @@ from tests.tiny import break_image, draw_labelled
 from vtrain.config import DataConfig
 from vtrain.console import Console
 from vtrain.data.splits import (
-    NAMED_AT_MOST,
     Splits,
     check_splits,
     describe_splits,
@@ -54,6 +53,16 @@ def test_splits_share_classes_by_name() -> None:
     assert "data.val has no images of ant" in said.getvalue()
     assert "data.test has no images of bee, cow" in said.getvalue()
     assert "data.train" not in said.getvalue()
+
+
+def test_a_long_list_of_missing_classes_is_cut_and_counted() -> None:
+    draw_labelled(Path("train"), {f"class{number}": 1 for number in range(8)})
+    draw_labelled(Path("val"), {"ant": 1, "bee": 1, "cow": 1})
+    said = io.StringIO()
+    load(said=said)
+    text = " ".join(said.getvalue().split())  # lines are wrapped
+    assert "no images of class0, class1, class2, class3, class4 and 3 more classes" in text
+    assert "class5" not in text
 
 
 def test_held_out_share_is_stratified_seeded_and_disjoint() -> None:
@@ -112,15 +121,13 @@ def test_unreadable_images_of_all_splits_are_named_with_reasons() -> None:
     assert "on_bad_image=skip" in (caught.value.hint or "")
 
 
-def test_long_lists_are_cut_and_counted() -> None:
+def test_every_unreadable_image_is_named_however_many() -> None:
     draw_labelled(Path("val"), {"ant": 1})
-    for index in range(NAMED_AT_MOST + 3):
-        break_image(Path(f"train/bee/bad-{index:02}.jpg"))
+    bad = [break_image(Path(f"train/bee/bad-{index:03}.jpg")) for index in range(150)]
     with pytest.raises(DataError) as caught:
         load()
-    lines = caught.value.message.splitlines()
-    assert len(lines) == 1 + NAMED_AT_MOST + 1
-    assert lines[-1] == "  and 3 more"
+    lines = caught.value.message.splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in lines] == [str(path) for path in bad]
 
 
 def test_skipped_images_are_in_no_split_and_listed() -> None:

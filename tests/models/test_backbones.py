@@ -266,8 +266,6 @@ def test_preprocessing_is_that_of_the_weights() -> None:
     )
     swag = eval_preprocessing(find_backbone("vit_b_16"), "IMAGENET1K_SWAG_E2E_V1")
     assert swag == Preprocessing(384, 384, "bicubic")
-    caffe = eval_preprocessing(find_backbone("vgg16"), "IMAGENET1K_FEATURES")
-    assert caffe.std == pytest.approx((1 / 255,) * 3)
     own = eval_preprocessing(find_backbone("simple_cnn"), None)
     assert own == Preprocessing(64, 64, mean=half, std=half)
     with pytest.raises(UsageError, match="unknown weights 'V2' of resnet50"):
@@ -279,9 +277,6 @@ def test_preprocessing_is_that_of_the_weights() -> None:
 def test_classes_are_those_of_the_weights() -> None:
     classes = pretrained_classes(find_backbone("resnet18"), None)
     assert (len(classes), classes[0], classes[-1]) == (1000, "tench", "toilet tissue")
-    with pytest.raises(UsageError) as error:
-        pretrained_classes(find_backbone("vgg16"), "IMAGENET1K_FEATURES")
-    assert error.value.hint == "use vgg16:IMAGENET1K_V1"
     with pytest.raises(UsageError, match="no pretrained weights"):
         pretrained_classes(find_backbone("simple_cnn"), None)
 

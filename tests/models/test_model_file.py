@@ -24,7 +24,7 @@ from vtrain.models.model_file import (
 )
 from vtrain.records import Preprocessing, to_plain
 from vtrain.runtime import place_model
-from vtrain.tensor_files import save_tensors
+from vtrain.tensor_files import read_metadata, save_tensors
 from vtrain.zoo import find_backbone
 
 CLASSES = ("ant", "Bär", "=cow", 'a "b"\n', "no")
@@ -185,11 +185,90 @@ def test_description_with_a_gap(path: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("resize", 0),
+        ("resize", 4097),
+        ("crop", -1),
+        ("crop", 32.0),
+        ("crop", True),
+        ("crop", "32"),
+        ("interpolation", "lanczos"),
+        ("interpolation", ["bilinear"]),
+        ("mean", 0.5),
+        ("mean", [0.5, 0.5]),
+        ("mean", [0.5, 0.5, "0.5"]),
+        ("mean", [0.5, 0.5, float("nan")]),
+        ("mean", [0.5, 0.5, 10**400]),
+        ("std", [0.5, 0.5, 0]),
+        ("std", [0.5, 0.5, -0.5]),
+        ("std", [0.5, 0.5, float("inf")]),
+        ("std", {"0": 1}),
+        ("background", [0, 0, 256]),
+        ("background", [0, 0, 0.5]),
+        ("background", "red"),
+        ("exif", "ignored"),
+        ("alpha", None),
+    ],
+)
+def test_preprocessing_that_cannot_be_followed(path: Path, name: str, value: object) -> None:
+    save_changed(path, preprocessing={**to_plain(DESCRIPTION.preprocessing), name: value})
+    with pytest.raises(ModelError, match="description is damaged: preprocessing") as caught:
+        load_model_file(path)
+    assert f"preprocessing.{name} is" in caught.value.message
+    assert caught.value.exit_code == ExitCode.MODEL
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": []},
+        {"classes": "ants"},
+        {"classes": ["ant", ""]},
+        {"classes": ["ant", 2]},
+        {"classes": ["ant", ["bee"]]},
+        {"classes": {"ant": 0}},
+        {"backbone": ["simple_cnn"]},
+        {"pretrained_input": "no"},
+        {"options": ["width_mult"]},
+        {"head": "linear"},
+        {"preprocessing": [32, 32]},
+        {"preprocessing": {"resize": 32}},
+        {"preprocessing": {"resize": 32, "crop": 32, "flip": True}},
+        {"metrics": 3},
+        {"config": []},
+        {"versions": "new"},
+        {"format": 0},
+        {"format": True},
+        {"format": 0.5},
+    ],
+)
+def test_hostile_description_with_intact_digests(path: Path, changes: dict[str, Any]) -> None:
+    save_changed(path, **changes)
+    with pytest.raises(ModelError, match="the model's description is damaged"):
+        load_model_file(path)
+
+
+def test_description_nested_too_deeply(path: Path) -> None:
+    save_described(path, "[" * 100_000)
+    with pytest.raises(ModelError, match="the model's description is damaged"):
+        read_model_file(path)
+
+
+def test_the_description_says_how_images_are_read(path: Path) -> None:
+    save_model(path, tiny(), DESCRIPTION)
+    stored = json.loads(read_metadata(path)["vtrain"])["preprocessing"]
+    assert stored["background"] == [1, 2, 3]
+    assert (stored["exif"], stored["alpha"]) == ("applied", "composited")
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"backbone": "resnet5000"}, "unknown backbone 'resnet5000'"),
         ({"head": {"type": "transformer"}}, "type"),
         ({"options": {"depth": 3}}, "unknown model option 'depth'"),
+        ({"options": {"width_mult": 10**400}}, "model option width_mult is 1000"),
     ],
 )
 def test_model_that_this_version_cannot_build(

@@ -231,6 +231,17 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES)
 
 
+def name_first_skipped(skipped: Sequence[SkippedFile]) -> str:
+    """What follows "no images": the first file that is not used and why, or nothing."""
+    return f"; skipped {skipped[0].path}: {skipped[0].reason}" if skipped else ""
+
+
+def describe_skipped(root: Path | str, skipped: Sequence[SkippedFile]) -> str:
+    """How many files below `root` are not used, and the first of them (there is at least one)."""
+    first = skipped[0]
+    return f"{root}: {len(skipped)} skipped, the first is {first.path}: {first.reason}"
+
+
 def _list_classes(root: Path, scan: _Scan, name: str) -> dict[str, str]:
     """Class folders below `root`: NFC name to path, real folders before links to folders."""
     scan.enter(str(root))

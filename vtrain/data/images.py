@@ -27,6 +27,8 @@ IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF")
 MAX_PIXELS = 100_000_000
 # A 1 × 100,000 strip is a small file that becomes 6.5 gigapixels when its short edge grows to 256.
 MAX_ASPECT_RATIO = 500
+# 100 megapixels of four 8-bit channels fit uncompressed; whatever is larger is no photograph.
+MAX_FILE_BYTES = 512_000_000
 WHITE = (255, 255, 255)
 
 _UPRIGHT = {
@@ -277,6 +279,9 @@ def _open_regular(path: Path | str) -> Iterator[BinaryIO]:
             raise ImageError(reason)
     if status.st_size == 0:
         raise ImageError("is an empty file")
+    if status.st_size > MAX_FILE_BYTES:
+        size, limit = status.st_size // 1_000_000, MAX_FILE_BYTES // 1_000_000
+        raise ImageError(f"has {size:,} MB, more than the {limit} MB allowed")
     with path.open("rb") as file:
         yield file
 

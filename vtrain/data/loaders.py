@@ -1,13 +1,16 @@
 """Batches of images from worker processes, the same ones for any number of workers."""
 
+import errno
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
+from types import TracebackType
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -25,27 +28,31 @@ from vtrain.runtime import mix_seed
 WORKER_TIMEOUT_S = 300.0
 _MAX_AUTO_WORKERS = 8
 _SMALL_SET = 64  # reading so few images takes less time than starting a process
+# These separate the streams here from the others that are drawn from a run's seed.
+ORDER_STREAM = 2
+SAMPLE_STREAM = 3
 
-# What torch's messages contain, what that means, what to do; the first match counts.
+# What torch's messages contain, what that means, what to do; the first match counts. Torch's
+# shared memory is in files named torch_…, which its messages quote as </torch_…>.
 _WORKER_TROUBLES = (
     (
-        ("timed out",),
+        ("DataLoader timed out",),
         "a loader worker hangs",
         "look at the disk that the images are on, or read them without workers: data.workers=0",
     ),
     (
-        ("shared memory", "Bus error", "shm"),
+        ("Too many open files", "items of ancdata"),
+        "no more files can be opened: every batch from a worker takes one",
+        "raise the limit (ulimit -n 4096), or use data.workers=0",
+    ),
+    (
+        ("Bus error", "</torch_", "shared memory(shm)", "shared memory object"),
         "shared memory is full: batches from workers go through /dev/shm",
         "make it larger (docker run --shm-size=8g), or use a smaller data.batch_size or "
         "data.workers=0",
     ),
     (
-        ("Too many open files",),
-        "no more files can be opened: every batch from a worker takes one",
-        "raise the limit (ulimit -n 4096), or use data.workers=0",
-    ),
-    (
-        ("DataLoader worker", "EOFError", "ConnectionResetError", "Connection reset"),
+        ("DataLoader worker (pid", "EOFError", "ConnectionResetError", "ConnectionRefusedError"),
         "a loader worker died",
         "if the machine ran out of memory, use fewer data.workers or a smaller data.batch_size",
     ),
@@ -73,8 +80,9 @@ class Batch:
         return len(self.labels)
 
     def pin_memory(self) -> "Batch":
-        """The same batch with its images in page-locked memory; the loader calls this."""
-        return Batch(self.images.pin_memory(), self.labels, self.positions, self.failures)
+        """The same batch with what goes to a GPU in page-locked memory; the loader calls this."""
+        images, labels = self.images.pin_memory(), self.labels.pin_memory()
+        return Batch(images, labels, self.positions, self.failures)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Only the images are worth a shared-memory segment and its file descriptor.
@@ -156,10 +164,11 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
             first = batch * self._batch_size
             last = self._num_images if batch == batches - 1 else first + self._batch_size
             indices = self._take_part(order[first:last]).tolist()
-            yield [(index, mix_seed(self._seed, epoch, index)) for index in indices]
+            yield [(index, mix_seed(self._seed, SAMPLE_STREAM, epoch, index)) for index in indices]
 
     def _draw_order(self) -> Tensor:
-        generator = torch.Generator().manual_seed(mix_seed(self._seed, self._epoch))
+        seed = mix_seed(self._seed, ORDER_STREAM, self._epoch)
+        generator = torch.Generator().manual_seed(seed)
         if self._weights is None:
             return torch.randperm(self._num_images, generator=generator)
         return torch.multinomial(
@@ -189,15 +198,23 @@ def build_train_loader(
     sampler: EpochBatchSampler,
     workers: int,
     seed: int,
+    pin_memory: bool = False,
     timeout: float = WORKER_TIMEOUT_S,
 ) -> "ImageLoader":
     """Batches in the order of `sampler`, the same bits for any number of workers.
 
-    Call `sampler.set_epoch` before each pass. A worker that gives nothing for `timeout` seconds
+    Call `sampler.set_epoch` before each pass. `pin_memory` is for batches that go to a CUDA device:
+    they can then travel while it computes. A worker that gives nothing for `timeout` seconds
     counts as hung. See `ImageLoader` for what is raised.
     """
-    dataset = _ImageDataset(images.paths, images.labels, transform)
-    return ImageLoader(dataset, batches=sampler, workers=workers, seed=seed, timeout=timeout)
+    return ImageLoader(
+        _ImageDataset(images.paths, images.labels, transform),
+        batches=sampler,
+        workers=workers,
+        seed=seed,
+        pin_memory=pin_memory,
+        timeout=timeout,
+    )
 
 
 def build_eval_loader(
@@ -207,12 +224,21 @@ def build_eval_loader(
     *,
     batch_size: int,
     workers: int,
+    pin_memory: bool = False,
     timeout: float = WORKER_TIMEOUT_S,
 ) -> "ImageLoader":
-    """Every image once, in order; those that cannot be read are in the batches' failures."""
-    dataset = _ImageDataset(paths, labels, transform)
-    batches = _InOrder(len(paths), batch_size)
-    return ImageLoader(dataset, batches=batches, workers=workers, seed=0, timeout=timeout)
+    """Every image once, in order; those that cannot be read are in the batches' failures.
+
+    `pin_memory` and `timeout` are as for `build_train_loader`.
+    """
+    return ImageLoader(
+        _ImageDataset(paths, labels, transform),
+        batches=_InOrder(len(paths), batch_size),
+        workers=workers,
+        seed=0,
+        pin_memory=pin_memory,
+        timeout=timeout,
+    )
 
 
 class ImageLoader(DataLoader[Batch]):
@@ -231,6 +257,7 @@ class ImageLoader(DataLoader[Batch]):
         batches: "Sampler[list[SampleKey]] | _InOrder",
         workers: int,
         seed: int,
+        pin_memory: bool,
         timeout: float,
     ) -> None:
         super().__init__(
@@ -243,7 +270,7 @@ class ImageLoader(DataLoader[Batch]):
             worker_init_fn=_set_up_worker,
             persistent_workers=workers > 0,
             timeout=timeout if workers else 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
@@ -282,7 +309,11 @@ class _ImageDataset(Dataset[Batch]):
     def _load(self, position: int, seed: int | None) -> Tensor | str:
         """One transformed image, or why there is none."""
         try:
-            image = read_image(self._paths[position], min_edge=self._transform.resize)
+            image = read_image(
+                self._paths[position],
+                min_edge=self._transform.resize,
+                background=self._transform.background,
+            )
             if seed is None:
                 return self._transform(image)
             with _seeded(seed):
@@ -355,12 +386,25 @@ def _count_cores() -> int:
 def _set_up_worker(_: int) -> None:
     """One compute thread; signals for the whole process group are the parent's to answer."""
     torch.set_num_threads(1)
+    sys.excepthook = _report_unless_disconnected
     for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_await_termination, daemon=True).start()
+
+
+def _report_unless_disconnected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Say nothing when the parent stops in the middle of taking a batch over.
+
+    The thread that hands out a worker's tensors calls `sys.excepthook` by itself, so that Ctrl-C
+    in the parent would end with a traceback from here.
+    """
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _await_termination() -> None:
@@ -381,12 +425,30 @@ def worker_troubles() -> Iterator[None]:
 
     Iterating over an `ImageLoader` does this by itself. But torch learns of a dead worker from a
     signal, and raises in whatever the main thread is doing: put the body of the loop inside too.
+    Other errors pass through, such as a full disk.
     """
     try:
         yield
     except (RuntimeError, EOFError, OSError) as error:
-        text = str(error) or type(error).__name__
-        for signs, message, hint in _WORKER_TROUBLES:
-            if any(sign in text for sign in signs):
-                raise ResourceError(f"{message} ({text.splitlines()[0]})", hint) from error
-        raise
+        explained = explain_worker_error(error)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def explain_worker_error(error: Exception) -> ResourceError | None:
+    """What torch's error says about its loader workers, None where it is about something else."""
+    signature = _describe_trouble(error)
+    for signs, message, hint in _WORKER_TROUBLES:
+        if any(sign in signature for sign in signs):
+            reason = str(error) or type(error).__name__
+            return ResourceError(f"{message} ({reason.splitlines()[0]})", hint)
+    return None
+
+
+def _describe_trouble(error: Exception) -> str:
+    """What to look for signs in; of the operating system's errors not the paths they quote."""
+    name = type(error).__name__
+    if not isinstance(error, OSError):
+        return f"{name}: {error}"
+    return "Too many open files" if error.errno == errno.EMFILE else name

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vtrain.errors import ResourceError, UsageError
+from vtrain.errors import UsageError
+from vtrain.files import write_error
 from vtrain.records import LabelledImages
 
 SHAPES = ("circle", "cross", "square", "star", "triangle")
@@ -28,22 +29,29 @@ def draw_sample(root: Path, *, seed: int = 0) -> tuple[LabelledImages, LabelledI
     each, under 1 MB in all. The same seed draws the same bytes.
 
     Raises:
-        UsageError: the folder exists and holds something, or is a file.
-        ResourceError: the folder cannot be written.
+        UsageError: the folder exists and holds something, is a file, or cannot be created.
+        ResourceError: no space left.
     """
-    _require_empty(root)
+    _create_empty(root)
     try:
         train = _draw_split(root / "train", TRAIN_IMAGES, seed=(seed, 0))
         val = _draw_split(root / "val", VAL_IMAGES, seed=(seed, 1))
     except OSError as error:
-        raise ResourceError(f"cannot write the sample to {root}: {error.strerror}") from error
+        raise write_error(root / "train", error) from error
     return train, val
 
 
-def _require_empty(root: Path) -> None:
-    if root.exists() and not root.is_dir():
-        raise UsageError(f"{root} is a file, expected a new or empty folder")
-    if root.is_dir() and any(root.iterdir()):
+def _create_empty(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        used = any(root.iterdir())
+    except FileExistsError as error:
+        raise UsageError(f"{root} is a file, expected a new or empty folder") from error
+    except OSError as error:
+        raise write_error(root, error) from error
+    except ValueError as error:  # a null byte in the name
+        raise UsageError(f"cannot create the folder {str(root)!r}: {error}") from error
+    if used:
         raise UsageError(f"the folder {root} is not empty", "name a new folder for the sample")
 
 

@@ -14,8 +14,7 @@ from vtrain.data.loaders import resolve_workers
 from vtrain.errors import DataError
 from vtrain.records import LabelledImages, SkippedFile
 
-# How many bad images an error names before it only counts; the log has them all.
-NAMED_AT_MOST = 20
+_CLASSES_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,10 @@ def _say_surprises(splits: Splits, console: Console) -> None:
         counts = zip(images.classes, images.class_counts(), strict=True)
         missing = [label for label, count in counts if count == 0]
         if missing:
-            console.warn(f"data.{name} has no images of {', '.join(missing)}")
+            named = ", ".join(missing[:_CLASSES_NAMED])
+            if len(missing) > _CLASSES_NAMED:
+                named += f" and {len(missing) - _CLASSES_NAMED} more classes"
+            console.warn(f"data.{name} has no images of {named}")
         if images.skipped:
             first = images.skipped[0]
             console.warn(
@@ -103,9 +105,7 @@ def check_splits(splits: Splits, config: DataConfig, *, console: Console) -> Spl
 
 
 def _bad_images_error(bad: list[SkippedFile], total: int) -> DataError:
-    lines = [f"  {each.path}: {each.reason}" for each in bad[:NAMED_AT_MOST]]
-    if len(bad) > NAMED_AT_MOST:
-        lines.append(f"  and {len(bad) - NAMED_AT_MOST} more")
+    lines = [f"  {each.path}: {each.reason}" for each in bad]
     return DataError(
         f"{len(bad)} of {total} images cannot be read:\n" + "\n".join(lines),
         "repair or remove them, or set data.on_bad_image=skip to train without them",

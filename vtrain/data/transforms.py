@@ -48,27 +48,18 @@ AUGMENT_PRESETS = {
 
 
 class ImageTransform(Protocol):
-    """What the loaders need: the edges in pixels, and RGB image to uint8 [3, crop, crop]."""
+    """What the loaders need: how to read an image, and from RGB to uint8 [3, crop, crop].
+
+    `resize` and `crop` are edges in pixels, `background` is the colour behind transparent pixels.
+    """
 
     resize: int
     crop: int
+    background: tuple[int, int, int]
 
     def __call__(self, image: Image.Image) -> Tensor:
         """One RGB image to a uint8 tensor [3, crop, crop]."""
         ...
-
-
-def resolve_augment(name: str) -> str:
-    """The preset that a config's `augment` value stands for; `auto` is `light`.
-
-    Raises:
-        UsageError: there is no such preset.
-    """
-    preset = "light" if name == "auto" else name
-    if preset not in AUGMENT_PRESETS:
-        known = ", ".join(["auto", *AUGMENT_PRESETS])
-        raise UsageError(f"unknown augmentation '{name}'", f"one of {known}")
-    return preset
 
 
 class EvalTransform:
@@ -80,6 +71,7 @@ class EvalTransform:
     def __init__(self, preprocessing: Preprocessing) -> None:
         self.resize = preprocessing.resize
         self.crop = preprocessing.crop
+        self.background = preprocessing.background
         self._resampling = _RESAMPLING[preprocessing.interpolation]
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -110,12 +102,19 @@ class TrainTransform:
     The dataset seeds that generator for each sample. `erasing` is the probability (0 to 1) that a
     random rectangle is filled with the mean colour, which is zero after normalisation (Zhong et
     al., "Random Erasing Data Augmentation", 2017).
+
+    Raises:
+        UsageError: there is no such preset.
     """
 
     def __init__(self, preprocessing: Preprocessing, *, preset: str, erasing: float = 0.0) -> None:
+        if preset not in AUGMENT_PRESETS:
+            known = ", ".join(AUGMENT_PRESETS)
+            raise UsageError(f"unknown augmentation '{preset}'", f"one of {known}")
         self.resize = preprocessing.resize
         self.crop = preprocessing.crop
-        self._preset = AUGMENT_PRESETS[resolve_augment(preset)]
+        self.background = preprocessing.background
+        self._preset = AUGMENT_PRESETS[preset]
         self._interpolation = preprocessing.interpolation
         self._erasing = erasing
         self._mean = [round(255 * channel) for channel in preprocessing.mean]

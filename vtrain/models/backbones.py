@@ -14,7 +14,7 @@ from torchvision.models import MNASNet, VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.ops import StochasticDepth
 
-from vtrain.errors import ModelError, UsageError
+from vtrain.errors import ModelError
 from vtrain.models.small_backbones import (
     build_preact_resnet,
     build_separable_cnn,
@@ -51,7 +51,8 @@ _EFFICIENTNET_FACTORS = {
     "efficientnet_b6": (2.6, 1.8, 528),
     "efficientnet_b7": (3.1, 2.0, 600),
 }
-_DEPTHWISE_FAMILIES = {
+# Depthwise 3 × 3 or 5 × 5 and 1 × 1 convolutions in every block; `BackboneSpec.depthwise` is wider.
+_SEPARABLE_FAMILIES = {
     "efficientnet",
     "mnasnet",
     "mobilenet_v2",
@@ -235,13 +236,9 @@ def pretrained_classes(spec: BackboneSpec, weights: str | None) -> tuple[str, ..
     """Names of the classes that published weights tell apart, in the order of the logits.
 
     Raises:
-        UsageError: Unknown weights, or weights without a classifier.
+        UsageError: Unknown weights.
     """
-    name = find_weights(spec, weights)
-    classes: Sequence[str] | None = _weights_entry(spec, name).meta["categories"]
-    if not classes:
-        message = f"{spec.name}:{name} holds features only and has no classes to predict"
-        raise UsageError(message, hint=f"use {spec.name}:{spec.default_weights}")
+    classes: Sequence[str] = _weights_entry(spec, weights).meta["categories"]
     return tuple(classes)
 
 
@@ -354,7 +351,7 @@ def describe_facts(spec: BackboneSpec, *, image_size: int | None = None) -> list
             f"(H / P) × (W / P) + 1 tokens: {grid} × {grid} patches of {patch} px and one class "
             f"token make {grid**2 + 1}"
         )
-    if spec.family in _DEPTHWISE_FAMILIES:
+    if spec.family in _SEPARABLE_FAMILIES:
         channels = 128
         facts.append(
             f"a depthwise-separable k × k convolution costs 1 / C_out + 1 / k² of a full one: "

@@ -76,54 +76,27 @@ class DepthwiseSeparableBlock(nn.Sequential):
         )
 
 
-class _ResidualBlock(nn.Module):
-    """`relu(shortcut(x) + residual(x))`; the last norm of the residual starts at zero.
+class BasicBlock(nn.Module):
+    """Two 3 × 3 convolutions and a shortcut: `relu(shortcut(x) + residual(x))`.
 
-    A block then starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+    ResNet, He et al. 2015, arXiv:1512.03385. The last norm of the residual starts at zero, so that
+    the block starts as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
     """
 
-    def __init__(self, residual: nn.Sequential, shortcut: nn.Module) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
         super().__init__()
-        self.residual = residual
-        self.shortcut = shortcut
-        for module in residual.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                last_norm = module
-        nn.init.zeros_(last_norm.weight)
+        last = ConvBlock(out_channels, out_channels, activation=False)
+        self.residual = nn.Sequential(ConvBlock(in_channels, out_channels, stride=stride), last)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = ConvBlock(
+                in_channels, out_channels, kernel_size=1, stride=stride, activation=False
+            )
+        nn.init.zeros_(last.get_parameter("1.weight"))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H / stride, W / stride]."""
         return torch.relu(self.shortcut(x) + self.residual(x))
-
-
-class BasicBlock(_ResidualBlock):
-    """Two 3 × 3 convolutions and a shortcut (ResNet, He et al. 2015, arXiv:1512.03385)."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
-        residual = nn.Sequential(
-            ConvBlock(in_channels, out_channels, stride=stride),
-            ConvBlock(out_channels, out_channels, activation=False),
-        )
-        super().__init__(residual, _projection(in_channels, out_channels, stride))
-
-
-class BottleneckBlock(_ResidualBlock):
-    """1 × 1, 3 × 3, 1 × 1 with a quarter of the channels inside (He et al. 2015)."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1) -> None:
-        width = out_channels // 4
-        residual = nn.Sequential(
-            ConvBlock(in_channels, width, kernel_size=1),
-            ConvBlock(width, width, stride=stride),
-            ConvBlock(width, out_channels, kernel_size=1, activation=False),
-        )
-        super().__init__(residual, _projection(in_channels, out_channels, stride))
-
-
-def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
-    if stride == 1 and in_channels == out_channels:
-        return nn.Identity()
-    return ConvBlock(in_channels, out_channels, kernel_size=1, stride=stride, activation=False)
 
 
 class _PreActivationConv(nn.Sequential):

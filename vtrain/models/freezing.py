@@ -70,6 +70,8 @@ class StageSummary:
 
 FROZEN = ParamRule("*", None)
 TRAINED = ParamRule("*", 1.0)
+# A head that has been probed needs small steps: large ones would pull the backbone along.
+TUNED_HEAD_SCALE = 0.2
 
 
 def build_phases(config: FitConfig, stages: Sequence[str], *, epochs: int) -> list[Phase]:
@@ -104,7 +106,7 @@ def _lp_ft_phases(epochs: int, probe_epochs: int | None) -> list[Phase]:
     probe = probe_epochs if probe_epochs is not None else max(1, epochs // 3)
     return [
         Phase("probe", probe, (ParamRule(HEAD, 1.0), FROZEN)),
-        Phase("finetune", epochs - probe, (TRAINED,)),
+        Phase("finetune", epochs - probe, (ParamRule(HEAD, TUNED_HEAD_SCALE), TRAINED)),
     ]
 
 
@@ -245,8 +247,9 @@ def build_param_groups(
 ) -> list[dict[str, object]]:
     """Parameter groups for everything that any of the phases' tables trains.
 
-    A group holds parameters of one stage with one weight decay and the same scales; its
-    `peak_lrs[p]` is the learning rate at the top of the schedule in phase p (0 where frozen).
+    A group holds parameters of one stage with one weight decay and the same scales; `names` says
+    which, also in a checkpoint. Its `peak_lrs[p]` is the learning rate at the top of the schedule
+    in phase p (0 where frozen).
     Norms, biases and other one-dimensional parameters are never decayed, nor are position
     embeddings, class tokens and scales.
     """
@@ -263,6 +266,7 @@ def build_param_groups(
             (stage, decay, scales),
             {
                 "params": [],
+                "names": [],
                 "stage": stage,
                 "weight_decay": decay,
                 "lr": peaks[0],
@@ -270,6 +274,7 @@ def build_param_groups(
             },
         )
         group["params"].append(parameter)  # type: ignore[attr-defined]
+        group["names"].append(name)  # type: ignore[attr-defined]
     return list(groups.values())
 
 

@@ -1,17 +1,18 @@
 """The model file: one safetensors file with everything that using a trained model needs."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
 from vtrain.config import HeadConfig
 from vtrain.errors import ModelError, UsageError
 from vtrain.models.classifier import Classifier, build_classifier
-from vtrain.records import Preprocessing, to_plain
+from vtrain.records import Interpolation, Preprocessing, to_plain
 from vtrain.run_folder import CHECKPOINT_NAME, MODEL_NAME
 from vtrain.tensor_files import (
     is_safetensors,
@@ -24,6 +25,7 @@ from vtrain.zoo import find_backbone
 
 MODEL_FORMAT = 1
 METADATA_KEY = "vtrain"
+MAX_EDGE = 4096  # pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +73,79 @@ def read_model_file(path: Path) -> ModelFile:
     try:
         metadata = json.loads(text)
         found = metadata.pop("format")
+        if not _is_whole(found, 1):
+            raise ValueError(f"format is {found!r:.80}")
         if found > MODEL_FORMAT:
             raise ModelError(
                 f"{path} has model format {found}, this vtrain reads up to {MODEL_FORMAT}",
                 "update vtrain: pip install --upgrade vtrain",
             )
+        _check_types(metadata)
         metadata["classes"] = tuple(metadata["classes"])
         metadata["preprocessing"] = read_preprocessing(metadata["preprocessing"])
         return ModelFile(**metadata)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: the model's description is damaged: {error}") from error
 
 
+def _check_types(metadata: Mapping[str, Any]) -> None:
+    """Refuse entries that another part of the program would stumble over."""
+    kinds = {
+        "backbone": str,
+        "pretrained_input": bool,
+        "classes": list,
+        "options": dict,
+        "head": dict,
+        "preprocessing": dict,
+        "config": dict,
+        "metrics": dict,
+        "versions": dict,
+    }
+    for name, kind in kinds.items():
+        if not isinstance(metadata[name], kind):
+            raise TypeError(f"{name} is {metadata[name]!r:.80}")
+    classes = metadata["classes"]
+    if not classes or not all(isinstance(name, str) and name for name in classes):
+        raise ValueError("classes are not a list of names")
+
+
 def read_preprocessing(data: Mapping[str, Any]) -> Preprocessing:
-    """A `Preprocessing` from its JSON form."""
+    """A `Preprocessing` from its JSON form, every value of it checked.
+
+    Raises:
+        TypeError, ValueError: an entry is unknown, or of the wrong type, or out of range.
+    """
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
     }
-    return Preprocessing(**fields)
+    found = Preprocessing(**fields)
+    fits = {
+        "resize": _is_whole(found.resize, 1, MAX_EDGE),
+        "crop": _is_whole(found.crop, 1, MAX_EDGE),
+        "interpolation": found.interpolation in get_args(Interpolation),
+        "mean": _are_three(found.mean) and all(_is_number(each, 0, 1) for each in found.mean),
+        "std": _are_three(found.std) and all(_is_number(each, 1e-6, 1e6) for each in found.std),
+        "background": _are_three(found.background)
+        and all(_is_whole(each, 0, 255) for each in found.background),
+        "exif": found.exif == "applied",
+        "alpha": found.alpha == "composited",
+    }
+    for name, fitting in fits.items():
+        if not fitting:
+            raise ValueError(f"preprocessing.{name} is {getattr(found, name)!r:.80}")
+    return found
+
+
+def _are_three(values: object) -> bool:
+    return isinstance(values, tuple) and len(values) == 3
+
+
+def _is_whole(value: object, low: int, high: float = math.inf) -> bool:
+    return type(value) is int and low <= value <= high
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    return type(value) in (int, float) and low <= value <= high  # type: ignore[operator]
 
 
 def load_model_file(path: Path) -> tuple[Classifier, ModelFile]:

@@ -10,6 +10,7 @@ from vtrain.records import Preprocessing
 from vtrain.training.metrics import rank_classes, sum_dtype
 
 Forward = Callable[[Tensor], Tensor]
+NOT_FINITE = "the model's output for this image is not finite"
 
 
 @torch.inference_mode()

@@ -22,12 +22,6 @@ def rank_classes(logits: Tensor, k: int) -> Tensor:
     return logits.sort(dim=1, descending=True, stable=True).indices[:, :k]
 
 
-def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Share (0 to 1) of logits `[B, C]` whose label `[B]` is among the `k` largest; a scalar."""
-    hits = (rank_classes(logits, k) == labels[:, None]).any(dim=1)
-    return hits.sum(dtype=sum_dtype(logits.device)) / len(labels)
-
-
 class RunningMean:
     """Mean of scalars, gathered on the device: only `value()` waits for it."""
 
