@@ -18,6 +18,7 @@ PACKAGE = Path(vtrain.cli.__file__).parent
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("usage",),  # explains the errors of all below
     ("fit", "init"),
     ("evaluate", "predict", "embed", "plan"),
     ("checkpoint",),
@@ -27,7 +28,7 @@ LAYERS = (
     ("config_checks", "config_errors", "config_text"),
     ("config_schema", "config_source"),
     ("config_model",),
-    ("usage", "console", "tensor_files", "run_folder"),
+    ("console", "tensor_files", "run_folder"),
     ("runtime", "files", "yaml12", "zoo"),
     ("records",),
     ("errors",),
