@@ -107,7 +107,7 @@ def test_own_backbone_is_trained_from_scratch() -> None:
     draw("set/b", 4)
     config = load(build_config_text(inspect_folder(Path("set")), backbone="simple_cnn"))
     assert (config.model.weights, config.freeze) == ("none", "none")
-    assert config.optim.backbone_lr == config.optim.lr
+    assert config.optim.backbone_lr is None
 
 
 def test_odd_sizes_are_noted() -> None:

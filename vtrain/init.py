@@ -138,7 +138,7 @@ def build_config_text(summary: FolderSummary, *, backbone: str = "resnet18") -> 
         "\n".join(_comment([*summary.lines(), _class_line(summary), *notes])),
         "\n".join(_model_lines(spec)),
         "\n".join(_data_lines(summary)),
-        "\n".join(_train_lines(spec)),
+        "\n".join(_train_lines()),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -249,14 +249,10 @@ def _format_path(path: Path) -> str:
     return format_scalar(text)
 
 
-def _train_lines(spec: BackboneSpec) -> Iterator[str]:
-    yield "optim:"
-    yield "  lr: 0.001  # of the head"
-    rate, part = ("0.001", "") if not spec.weights else ("0.0001", ", once it is trained")
-    yield f"  backbone_lr: {rate}  # of everything below the head{part}"
+def _train_lines() -> Iterator[str]:
     yield "train:"
     yield "  epochs: 10"
-    yield "# every other key has its default: vtrain config THIS_FILE shows them"
+    yield "# every other key has its default: `vtrain config` with this file shows them"
 
 
 def write_config(path: Path, text: str) -> None:
