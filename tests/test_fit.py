@@ -409,9 +409,10 @@ def test_damaged_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
     run_until(monkeypatch, 2, "run_dir=runs/a", number=signal.SIGINT)
     assert load_checkpoint(Path("runs/a/last.ckpt")).state.step == 2
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # --- what stops a run ----------------------------------------------------------------------------
