@@ -1,10 +1,8 @@
 import csv
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -13,12 +11,13 @@ import torch
 from sklearn.metrics import f1_score, log_loss
 from torch import Tensor, nn
 
-from tests.tiny import break_image, build_tiny_model, draw_image, draw_labelled, poison
+from tests.tiny import CPU, break_image, build_tiny_model, draw_image, draw_labelled, poison
 from vtrain.checkpoint import LoadedModel
 from vtrain.data.loaders import Batch
 from vtrain.errors import DataError, ModelError, ResourceError
 from vtrain.evaluate import (
     ImagePrediction,
+    ModelEvaluation,
     describe_match,
     evaluate,
     evaluate_model,
@@ -27,6 +26,7 @@ from vtrain.evaluate import (
 )
 from vtrain.predict import PredictInput, predict
 from vtrain.records import EvaluationResult, LabelledImages
+from vtrain.training.inference import compute_outputs
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 COUNTS = {"ant": 4, "bee": 3, "cat": 5, "dog": 2, "eel": 3, "fox": 1}
@@ -171,15 +171,13 @@ def test_progress_reaches_the_total(tmp_path: Path) -> None:
 
 
 class Recorder(nn.Module):
-    """Logits from the mean colour, and a note of every mode and autocast it ran under."""
+    """Logits from the mean colour."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(3, 4)
-        self.seen: list[tuple[bool, bool]] = []
 
     def forward(self, images: Tensor) -> Tensor:
-        self.seen.append((self.training, torch.is_autocast_enabled("cpu")))
         logits: Tensor = self.linear(images.mean(dim=(2, 3)))
         return logits
 
@@ -189,7 +187,7 @@ def draw_batches(sizes: list[int]) -> Iterator[Batch]:
     start = 0
     for size in sizes:
         yield Batch(
-            images=torch.randint(256, (size, 3, 8, 8), dtype=torch.uint8, generator=generator),
+            inputs=torch.randint(256, (size, 3, 8, 8), dtype=torch.uint8, generator=generator),
             labels=torch.randint(4, (size,), generator=generator),
             positions=torch.arange(start, start + size),
             failures=(),
@@ -197,52 +195,47 @@ def draw_batches(sizes: list[int]) -> Iterator[Batch]:
         start += size
 
 
-def autocast_bf16() -> AbstractContextManager[Any]:
-    return torch.autocast("cpu", dtype=torch.bfloat16)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_evaluate_model_puts_the_mode_back_and_leaves_gradients_alone(training: bool) -> None:
-    module = Recorder().train(training)
+def gather(module: Recorder, batches: Iterable[Batch]) -> ModelEvaluation:
     preprocessing = build_tiny_model(CLASSES).preprocessing
-    evaluation = evaluate_model(module, preprocessing, draw_batches([5, 5, 2]), num_classes=4)
-    assert module.training is training
-    assert module.seen == [(False, False)] * 3
+    return evaluate_model(
+        lambda images: compute_outputs(module, images, preprocessing, CPU),
+        batches,
+        num_classes=4,
+        device=CPU,
+    )
+
+
+def test_evaluate_model_leaves_gradients_alone() -> None:
+    module = Recorder().eval()
+    evaluation = gather(module, draw_batches([5, 5, 2]))
     assert evaluation.positions.tolist() == list(range(12))
     assert not torch.is_inference_mode_enabled()
     module(torch.ones(1, 3, 8, 8)).sum().backward()
     assert module.linear.weight.grad is not None
 
 
-@pytest.mark.parametrize(("autocast", "tolerance"), [(nullcontext, 1e-6), (autocast_bf16, 2e-2)])
-def test_evaluate_model_takes_plain_cross_entropy_and_autocast(
-    autocast: Callable[[], AbstractContextManager[Any]], tolerance: float
-) -> None:
+def test_evaluate_model_takes_plain_cross_entropy() -> None:
     torch.manual_seed(0)
     module = Recorder()
-    preprocessing = build_tiny_model(CLASSES).preprocessing
     (whole,) = draw_batches([12])
-    single = evaluate_model(module, preprocessing, [whole], num_classes=4, autocast=autocast)
-    assert module.seen[-1] == (False, autocast is autocast_bf16)
+    single = gather(module, [whole])
     with torch.inference_mode():
-        inputs = (whole.images.float() / 255 - 0.5) / 0.5
+        inputs = (whole.inputs.float() / 255 - 0.5) / 0.5
         expected = nn.functional.cross_entropy(module(inputs), whole.labels).item()
-    assert single.loss == pytest.approx(expected, abs=tolerance)
+    assert single.loss == pytest.approx(expected, abs=1e-6)
 
 
 def test_evaluate_model_reports_not_finite_logits_without_raising() -> None:
     module = Recorder()
     with torch.no_grad():
         module.linear.bias.fill_(math.inf)
-    preprocessing = build_tiny_model(CLASSES).preprocessing
-    evaluation = evaluate_model(module, preprocessing, draw_batches([3, 2]), num_classes=4)
+    evaluation = gather(module, draw_batches([3, 2]))
     assert evaluation.non_finite == (0, 1, 2, 3, 4)
     assert math.isnan(evaluation.loss)
 
 
 def test_evaluate_model_without_images() -> None:
-    preprocessing = build_tiny_model(CLASSES).preprocessing
-    evaluation = evaluate_model(Recorder(), preprocessing, [], num_classes=4)
+    evaluation = gather(Recorder(), [])
     assert evaluation.positions.tolist() == []
     assert math.isnan(evaluation.top1)
 

@@ -131,7 +131,7 @@ def _compute_blocks(
         failures = dict(batch.failures)
         block = torch.full((len(batch.positions) + len(failures), *shape), float("nan"))
         if len(batch.positions):
-            features = compute_outputs(forward, batch.images, model.preprocessing, device)
+            features = compute_outputs(forward, batch.inputs, model.preprocessing, device)
             finite = find_finite_rows(features).cpu()  # a CPU-GPU sync point, like the next copy
             good = batch.positions[finite]
             block[good - start] = features.cpu()[finite]

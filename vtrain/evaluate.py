@@ -1,13 +1,12 @@
 """Metrics of a model on a labelled folder, and the prediction for each of its images."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtrain.checkpoint import LoadedModel
 from vtrain.data.folders import describe_skipped, name_first_skipped, scan_labelled
@@ -15,7 +14,7 @@ from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers, worke
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, ModelError
 from vtrain.files import write_csv
-from vtrain.records import EvaluationResult, LabelledImages, Preprocessing, SkippedFile, to_plain
+from vtrain.records import EvaluationResult, LabelledImages, SkippedFile, to_plain
 from vtrain.training.inference import (
     compute_outputs,
     find_finite_rows,
@@ -76,47 +75,28 @@ class ModelEvaluation:
         return self.metrics.loss.value()
 
 
+@torch.inference_mode()
 def evaluate_model(
-    classifier: nn.Module,
-    preprocessing: Preprocessing,
+    compute_logits: Callable[[Tensor], Tensor],
     batches: Iterable[Batch],
     *,
     num_classes: int,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    device: torch.device,
     on_batch: Callable[[int], object] | None = None,
 ) -> ModelEvaluation:
-    """Run a classifier over labelled batches; its training mode is put back afterwards.
+    """Gather what a model says of labelled batches.
 
-    `autocast` gives the context of a forward pass, fp32 by default. `on_batch` gets the number of
-    images done since its last call.
+    `compute_logits` turns a batch's inputs (on the CPU) into float32 logits `[B, C]` on `device`;
+    the model behind it is in evaluation mode. `on_batch` gets the number of images done since its
+    last call.
     """
-    was_training = classifier.training
-    classifier.eval()
-    try:
-        gathered = _gather(classifier, preprocessing, batches, num_classes, autocast, on_batch)
-    finally:
-        classifier.train(was_training)
-    return gathered
-
-
-@torch.inference_mode()
-def _gather(
-    classifier: nn.Module,
-    preprocessing: Preprocessing,
-    batches: Iterable[Batch],
-    num_classes: int,
-    autocast: Callable[[], AbstractContextManager[Any]],
-    on_batch: Callable[[int], object] | None,
-) -> ModelEvaluation:
-    device = find_model_device(classifier)
     metrics = ClassificationMetrics(num_classes, device)
     failures: list[tuple[int, str]] = []
     rows: list[tuple[Tensor, ...]] = []
     for batch in batches:
         failures.extend(batch.failures)
         if len(batch.positions):
-            with autocast():
-                logits = compute_outputs(classifier, batch.images, preprocessing, device)
+            logits = compute_logits(batch.inputs)
             labels = batch.labels.to(device, non_blocking=True)
             metrics.update(logits, labels)
             ranked, probabilities = find_top_classes(logits, 1)
@@ -177,11 +157,12 @@ def evaluate(
         pin_memory=find_model_device(model.classifier).type == "cuda",
     )
     counter = _Counter(len(images), progress)
+    device = find_model_device(model.classifier)
     evaluation = evaluate_model(
-        model.classifier,
-        model.preprocessing,
+        lambda images: compute_outputs(model.classifier, images, model.preprocessing, device),
         batches,
         num_classes=len(model.classes),
+        device=device,
         on_batch=counter.advance,
     )
     return build_result(evaluation, images), list_predictions(evaluation, images)

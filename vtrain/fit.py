@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ from vtrain.runtime import (
 )
 from vtrain.tensor_files import find_non_finite, shorten_names
 from vtrain.training.ema import ModelEma
+from vtrain.training.inference import compute_outputs
 from vtrain.training.loop import StepReport, TrainLoop, TrainState
 from vtrain.training.losses import balanced_class_weights, build_loss
 from vtrain.training.metric_log import TensorBoardLog, write_metrics
@@ -460,13 +462,23 @@ class FitRun:
                 bar.update(count)
                 self._stop_if_asked()
 
-            return evaluate_model(
-                classifier,
-                self.plan.preprocessing,
-                require_readable(batches, images),
-                num_classes=len(images.classes),
-                on_batch=advance,
-            )
+            was_training = classifier.training
+            classifier.eval()
+            try:
+                return evaluate_model(
+                    partial(
+                        compute_outputs,
+                        classifier,
+                        preprocessing=self.plan.preprocessing,
+                        device=self.plan.device,
+                    ),
+                    require_readable(batches, images),
+                    num_classes=len(images.classes),
+                    device=self.plan.device,
+                    on_batch=advance,
+                )
+            finally:
+                classifier.train(was_training)
 
     # --- saving and restoring ----------------------------------------------------------------
 

@@ -152,7 +152,7 @@ def _answer_batch(
     if not len(batch.positions):
         return answers
     device = find_model_device(model.classifier)
-    logits = compute_outputs(model.classifier, batch.images, model.preprocessing, device)
+    logits = compute_outputs(model.classifier, batch.inputs, model.preprocessing, device)
     ranked, probabilities = find_top_classes(logits, top_k)
     columns: tuple[Tensor, ...] = (
         batch.positions,

@@ -81,7 +81,7 @@ def train_batches(
 def assert_same(first: list[Batch], second: list[Batch]) -> None:
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
-        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.inputs, other.inputs)
         assert torch.equal(one.labels, other.labels)
         assert torch.equal(one.positions, other.positions)
         assert one.failures == other.failures
@@ -206,11 +206,11 @@ def test_batches_are_uint8_channels_last_and_match_their_files(images: LabelledI
     loader = build_train_loader(images, EvalTransform(SMALL), sampler=sampler, workers=0, seed=0)
     seen = []
     for batch in loader:
-        assert batch.images.dtype == torch.uint8
-        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.inputs.dtype == torch.uint8
+        assert batch.inputs.is_contiguous(memory_format=torch.channels_last)
         assert batch.labels.dtype == batch.positions.dtype == torch.int64
-        assert len(batch) == len(batch.images)
-        for image, label, position in zip(batch.images, batch.labels, batch.positions, strict=True):
+        assert len(batch) == len(batch.inputs)
+        for image, label, position in zip(batch.inputs, batch.labels, batch.positions, strict=True):
             with Image.open(images.paths[position]) as opened:
                 assert torch.equal(image, EvalTransform(SMALL)(opened.convert("RGB")))
             assert int(label) == images.labels[position]
@@ -223,7 +223,7 @@ def test_workers_do_not_change_a_bit(images: LabelledImages) -> None:
     assert_same(train_batches(images, workers=2, epoch=1), alone)
     assert_same(train_batches(images, workers=1, epoch=1), alone)
     other = train_batches(images, workers=0, epoch=2)
-    assert not all(torch.equal(a.images, b.images) for a, b in zip(alone, other, strict=True))
+    assert not all(torch.equal(a.inputs, b.inputs) for a, b in zip(alone, other, strict=True))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -291,7 +291,7 @@ def test_unreadable_images_are_records_in_training(spoilt: LabelledImages, worke
     positions = [int(p) for batch in batches for p in batch.positions]
     assert sorted(positions) == [0, 2, 3, 4]
     for batch in batches:
-        assert len(batch.images) == len(batch.labels) == 3 - len(batch.failures)
+        assert len(batch.inputs) == len(batch.labels) == 3 - len(batch.failures)
         assert batch.labels.tolist() == [spoilt.labels[p] for p in batch.positions]
 
 
@@ -310,7 +310,7 @@ def test_evaluation_accounts_for_every_input_in_order(spoilt: LabelledImages, wo
 def test_a_batch_without_a_readable_image_is_empty(tmp_path: Path) -> None:
     paths = [tmp_path / "none.png"]
     (batch,) = build_eval_loader(paths, None, EvalTransform(SMALL), batch_size=4, workers=0)
-    assert batch.images.shape == (0, 3, 16, 16)
+    assert batch.inputs.shape == (0, 3, 16, 16)
     assert len(batch) == 0
     assert batch.labels.dtype == batch.positions.dtype == torch.int64
     assert batch.failures == ((0, "does not exist"),)
@@ -343,12 +343,12 @@ def test_transparent_images_get_the_background_of_the_preprocessing(tmp_path: Pa
     (batch,) = build_eval_loader(
         [path], None, EvalTransform(preprocessing), batch_size=1, workers=0
     )
-    assert batch.images[0, :, 8, 8].tolist() == list(colour)
+    assert batch.inputs[0, :, 8, 8].tolist() == list(colour)
     images = LabelledImages(tmp_path, ("a",), (path,), (0,))
     transform = TrainTransform(preprocessing, preset="light")
     sampler = build_sampler(num_images=1)
     (batch,) = build_train_loader(images, transform, sampler=sampler, workers=0, seed=0)
-    assert batch.images[0, :, 8, 8].tolist() == list(colour)
+    assert batch.inputs[0, :, 8, 8].tolist() == list(colour)
 
 
 def test_memory_is_pinned_only_when_asked_for(
@@ -381,7 +381,7 @@ def test_pinning_a_batch_pins_images_and_labels(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Tensor, "pin_memory", pin)
     batch = Batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.arange(2), torch.arange(2))
     copy = batch.pin_memory()
-    assert [id(each) for each in pinned] == [id(batch.images), id(batch.labels)]
+    assert [id(each) for each in pinned] == [id(batch.inputs), id(batch.labels)]
     assert_same([copy], [batch])
 
 

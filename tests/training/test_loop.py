@@ -35,7 +35,7 @@ def draw_batches(sizes: Sequence[int], *, seed: int = 0) -> list[Batch]:
 
 
 def join(batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
-    images = torch.cat([batch.images for batch in batches])
+    images = torch.cat([batch.inputs for batch in batches])
     return images, torch.cat([batch.labels for batch in batches])
 
 

@@ -64,14 +64,15 @@ Failure: TypeAlias = tuple[int, str]  # position in the input list, reason
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Images that could be read, and what became of the others.
+    """What the model gets of the images that could be read, and what became of the others.
 
-    images: uint8 [B, 3, H, W], channels last in memory. labels: int64 [B], -1 where unknown.
-    positions: int64 [B], index of each image in the input list. failures: position and reason of
-    each image of this batch that could not be read; they are in none of the tensors.
+    inputs: uint8 images [B, 3, H, W], channels last in memory, or stored activations [B, ...] of a
+    frozen part. labels: int64 [B], -1 where unknown. positions: int64 [B], index of each image in
+    the input list. failures: position and reason of each image of this batch that could not be
+    read; they are in none of the tensors.
     """
 
-    images: Tensor
+    inputs: Tensor
     labels: Tensor
     positions: Tensor
     failures: tuple[Failure, ...] = ()
@@ -81,21 +82,21 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """The same batch with what goes to a GPU in page-locked memory; the loader calls this."""
-        images, labels = self.images.pin_memory(), self.labels.pin_memory()
-        return Batch(images, labels, self.positions, self.failures)
+        inputs, labels = self.inputs.pin_memory(), self.labels.pin_memory()
+        return Batch(inputs, labels, self.positions, self.failures)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Only the images are worth a shared-memory segment and its file descriptor.
+        # Only the inputs are worth a shared-memory segment and its file descriptor.
         small = (self.labels.tolist(), self.positions.tolist(), self.failures)
-        return _rebuild_batch, (self.images, *small)
+        return _rebuild_batch, (self.inputs, *small)
 
 
 def _rebuild_batch(
-    images: Tensor, labels: list[int], positions: list[int], failures: tuple[Failure, ...]
+    inputs: Tensor, labels: list[int], positions: list[int], failures: tuple[Failure, ...]
 ) -> Batch:
     int64 = torch.int64
     return Batch(
-        images,
+        inputs,
         torch.tensor(labels, dtype=int64),
         torch.tensor(positions, dtype=int64),
         failures,

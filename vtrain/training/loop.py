@@ -136,7 +136,7 @@ class TrainLoop:
         # Dropout and mixing draw from a stream that depends on the position alone, so that a
         # resumed run draws what the uninterrupted one would have drawn.
         seed_everything(self.seed, STEP_STREAM, self.state.epoch, self.state.batch)
-        images = self.normalize(batch.images)
+        images = self.normalize(batch.inputs)
         labels = batch.labels.to(self.device, non_blocking=True)
         if self.batch_mix is not None:
             images, labels = self.batch_mix(images, labels)
