@@ -29,7 +29,7 @@ LAYERS = (
     ("config_schema", "config_source"),
     ("config_model",),
     ("console", "tensor_files", "run_folder"),
-    ("runtime", "files", "yaml12", "zoo"),
+    ("runtime", "files", "yaml12", "zoo", "cache_folder"),
     ("records",),
     ("errors",),
 )
