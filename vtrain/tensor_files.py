@@ -84,19 +84,45 @@ def load_tensors(
     Raises:
         ModelError: missing, damaged, no safetensors file, or NaN or infinity with `check_finite`.
     """
-    _read_header(path)  # bounds what the library would have to believe
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: _copy_bytes(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:  # SafetensorError mostly; torch may not know a type, and so on
-        raise _damaged(path, str(error)) from error
-    _check_metadata(path, metadata)
-    if _TENSORS_DIGEST in metadata and metadata[_TENSORS_DIGEST] != tensors_sha256(tensors):
-        raise _damaged(path, "the tensors do not match their SHA-256")
+    mapped, metadata = _map(path)
+    tensors = {name: _copy_bytes(tensor) for name, tensor in mapped.items()}
+    _check_tensors(path, tensors, metadata)
     if check_finite and (names := find_non_finite(tensors)):
         raise ModelError(f"{path} holds NaN or infinity in {shorten_names(names)}")
     return tensors, metadata
+
+
+def map_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file with digests, read from the disk when they are looked at.
+
+    They stay usable when the file is removed or replaced; writing to it in place would change them.
+
+    Raises:
+        ModelError: missing, damaged, no safetensors file, or it has no digests.
+    """
+    tensors, metadata = _map(path)
+    if _TENSORS_DIGEST not in metadata:
+        raise _damaged(path, "its SHA-256 is missing")
+    _check_tensors(path, tensors, metadata)
+    # Mapped anew: the pages that the check has looked at no longer count as this process's memory.
+    return _map(path)[0]
+
+
+def _map(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors whose memory is the file's, and the metadata; only the header has been checked."""
+    _read_header(path)  # bounds what the library would have to believe
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except Exception as error:  # SafetensorError mostly; torch may not know a type, and so on
+        raise _damaged(path, str(error)) from error
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    _check_metadata(path, metadata)
+    if _TENSORS_DIGEST in metadata and metadata[_TENSORS_DIGEST] != tensors_sha256(tensors):
+        raise _damaged(path, "the tensors do not match their SHA-256")
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -69,10 +69,11 @@ def build_loop(
     }
     return TrainLoop(
         classifier=model,
+        model=model,
         optimizer=torch.optim.SGD([group], lr=lr),
         precision=Precision(precision, CPU),
         loss=loss or build_loss(label_smoothing=0.0, class_weights=None, device=CPU),
-        normalize=normalize,
+        prepare=normalize,
         batch_mix=batch_mix,
         ema=ema,
         device=CPU,

@@ -61,15 +61,17 @@ class StepReport:
 class TrainLoop:
     """A model and everything that one epoch of training needs besides the batches.
 
-    `schedule` gives the factor of the learning rate from the steps since `first_step`;
-    `normalize` turns uint8 images into the model's float input on the device.
+    `prepare` turns a batch's inputs into what `model` takes, on the device; `model` gives the
+    logits `[B, C]`: the classifier, or its trained part where the inputs are stored activations.
+    `schedule` gives the factor of the learning rate from the steps since `first_step`.
     """
 
     classifier: nn.Module
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     precision: Precision
     loss: nn.Module
-    normalize: Callable[[Tensor], Tensor]
+    prepare: Callable[[Tensor], Tensor]
     batch_mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
     ema: ModelEma | None
     device: torch.device
@@ -136,14 +138,12 @@ class TrainLoop:
         # Dropout and mixing draw from a stream that depends on the position alone, so that a
         # resumed run draws what the uninterrupted one would have drawn.
         seed_everything(self.seed, STEP_STREAM, self.state.epoch, self.state.batch)
-        images = self.normalize(batch.inputs)
+        inputs = self.prepare(batch.inputs)
         labels = batch.labels.to(self.device, non_blocking=True)
         if self.batch_mix is not None:
-            images, labels = self.batch_mix(images, labels)
+            inputs, labels = self.batch_mix(inputs, labels)
         with self.precision.autocast():
-            loss: Tensor = self.loss(
-                self.classifier(images), labels
-            )  # [B, C] against [B] or [B, C]
+            loss: Tensor = self.loss(self.model(inputs), labels)  # [B, C] against [B] or [B, C]
         return loss
 
     def _optimizer_step(self, parameters: Sequence[nn.Parameter]) -> None:

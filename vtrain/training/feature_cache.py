@@ -1,0 +1,235 @@
+"""The frozen lower part of a network, run once over the images; training goes on from what it gave.
+
+The result is that of running it in every epoch: the frozen part has no randomness and does not
+change, and an image without augmentation is the same every time.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from vtrain.cache_folder import make_room
+from vtrain.console import format_bytes
+from vtrain.data.feature_store import (
+    BlockWriter,
+    FeatureStore,
+    Identities,
+    StoredRows,
+    StoreError,
+    identify_files,
+    identify_views,
+)
+from vtrain.data.loaders import SAMPLE_STREAM, build_eval_loader, require_readable
+from vtrain.data.transforms import ImageTransform, normalize_images
+from vtrain.errors import DataError
+from vtrain.models.classifier import PENULTIMATE, Classifier
+from vtrain.models.splitting import LowerPart
+from vtrain.records import Preprocessing, to_plain
+from vtrain.runtime import mix_seed
+from vtrain.tensor_files import tensors_sha256
+from vtrain.training.inference import prepare_module
+from vtrain.training.precision import Precision
+
+FORMAT = 1
+GIGABYTE = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenPart:
+    """What lies below a boundary, ready to run.
+
+    `compute` turns uint8 images `[B, 3, H, W]` into activations `[B, ...]` on the device; `facts`
+    are all that these depend on besides the image; `row_bytes` is the size of one image's.
+    """
+
+    boundary: str
+    module: nn.Module
+    compute: Callable[[Tensor], Tensor]
+    facts: dict[str, Any]
+    row_bytes: int
+
+
+def build_frozen_part(
+    classifier: Classifier,
+    boundary: str,
+    *,
+    preprocessing: Preprocessing,
+    precision: Precision,
+    device: torch.device,
+) -> FrozenPart:
+    """The part of `classifier` up to `boundary`, as a copy made for speed, and its fingerprint.
+
+    Raises:
+        BoundaryError: the network cannot be cut there.
+    """
+    lower = LowerPart(classifier, boundary)
+    weights = tensors_sha256(lower.state_dict())
+    module = prepare_module(lower, precision)
+
+    @torch.no_grad()  # not inference mode, whose tensors the part above could not be trained on
+    def compute(images: Tensor) -> Tensor:
+        with precision.autocast():
+            return module(normalize_images(images, preprocessing, device=device))  # type: ignore[no-any-return]
+
+    edge = preprocessing.crop
+    row = compute(torch.zeros(1, 3, edge, edge, dtype=torch.uint8))
+    facts = {
+        "format": FORMAT,
+        "backbone": classifier.spec.name,
+        "layer": boundary,
+        "weights_sha256": weights,
+        "preprocessing": to_plain(preprocessing),
+        "precision": precision.name,
+        "device": device.type,
+        "shape": list(row.shape[1:]),
+        "dtype": str(row.dtype).removeprefix("torch."),
+        "versions": {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "pillow": PIL.__version__,
+        },
+    }
+    return FrozenPart(boundary, module, compute, facts, row.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What the frozen part sees of each image: one deterministic view, or `count` random ones.
+
+    `name` and `seed` say how random views are drawn.
+    """
+
+    transform: ImageTransform
+    name: str = "none"
+    count: int = 1
+    seed: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What a view depends on besides the image and its number."""
+        return {"augment": self.name, "seed": self.seed}
+
+    def identify(self, paths: Sequence[Path]) -> Identities:
+        """Identities `[N, count]`; see `identify_files`."""
+        files = identify_files(paths)
+        return files[:, None] if self.seed is None else identify_views(files, self.count)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureCache:
+    """Stores of activations below `root`, of at most `limit_gb` (10⁹ bytes) together.
+
+    `rank` of `world_size` processes that share the work; `meet` waits for all of them.
+    `on_batch` gets the number of images done since its last call, and may raise to stop.
+    """
+
+    root: Path
+    limit_gb: float
+    batch_size: int
+    workers: int
+    notify: Callable[[str], None]
+    warn: Callable[[str], None]
+    progress: Callable[[int], AbstractContextManager[Callable[[int], None]]]
+    rank: int = 0
+    world_size: int = 1
+    meet: Callable[[], None] = lambda: None
+
+    def fits(self, part: FrozenPart, count: int) -> bool:
+        """Whether `count` activations stay below the limit."""
+        return count * part.row_bytes <= self.limit_gb * GIGABYTE
+
+    def provide(self, part: FrozenPart, paths: Sequence[Path], views: Views) -> StoredRows | None:
+        """The activations `[N, K]` of all views; those that are not stored yet are computed.
+
+        None, after a warning, where the store cannot be written.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        try:
+            return self._provide(part, paths, views)
+        except StoreError as error:
+            self.warn(f"feature cache: {error}; training without it: the same result, slower")
+            return None
+
+    def _provide(self, part: FrozenPart, paths: Sequence[Path], views: Views) -> StoredRows:
+        facts = {**part.facts, "view": views.facts()}
+        try:
+            identities = views.identify(paths)
+        except OSError as error:
+            raise DataError(
+                f"{error.filename} was readable before training and is not now: {error.strerror}",
+                "restore the file, then continue with --resume",
+            ) from error
+        store = FeatureStore.open(self.root, facts, notify=self.notify)
+        rows = store.find(identities)
+        if (rows < 0).any():
+            # One process builds; another run that wants the same rows waits and reads them.
+            with store.building():
+                missing = np.argwhere(store.find(identities) < 0)
+                self._make_room(store, part, len(missing))
+                self._build(store, part, paths, views, identities, missing)
+            store.refresh()
+            rows = store.find(identities)
+        return store.select(rows)
+
+    def _make_room(self, store: FeatureStore, part: FrozenPart, count: int) -> None:
+        limit = int(self.limit_gb * GIGABYTE)
+        removed = make_room(
+            self.root, needed=count * part.row_bytes, limit=limit, keep=store.folder
+        )
+        if removed:
+            size = sum(entry.size for entry in removed) / GIGABYTE
+            self.notify(
+                f"feature cache: removed {len(removed)} older stores ({size:.2g} GB) to stay below "
+                f"train.cache_limit ({self.limit_gb:g} GB)"
+            )
+
+    def _build(
+        self,
+        store: FeatureStore,
+        part: FrozenPart,
+        paths: Sequence[Path],
+        views: Views,
+        identities: Identities,
+        missing: "np.ndarray[Any, np.dtype[np.int64]]",
+    ) -> None:
+        """Compute and store the (image, view) pairs `missing` `[M, 2]`."""
+        wanted = [paths[image] for image, _ in missing]
+        names = identities[missing[:, 0], missing[:, 1]]
+        loader = build_eval_loader(
+            wanted,
+            None,
+            views.transform,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            seeds=None if views.seed is None else _seeds(names, views.seed),
+        )
+        writer = BlockWriter(store)
+        with self.progress(len(wanted)) as advance:
+            try:
+                for batch in require_readable(loader, wanted):
+                    writer.add(names[batch.positions.numpy()], part.compute(batch.inputs))
+                    advance(len(batch))
+            finally:
+                writer.flush()  # also when stopped: a resumed run goes on from here
+
+
+def _seeds(names: Identities, seed: int) -> list[int]:
+    return [
+        mix_seed(seed, SAMPLE_STREAM, int.from_bytes(bytes(name), "little"))
+        for name in names.tolist()
+    ]
+
+
+def describe_size(part: FrozenPart, count: int) -> str:
+    """What `count` activations are and take: `600 features, 1.2 MB`."""
+    kind = "features" if part.boundary == PENULTIMATE else f"activations of {part.boundary}"
+    return f"{count:,} {kind}, {format_bytes(count * part.row_bytes)}"
