@@ -19,7 +19,9 @@ LAYERS = (
     ("__main__",),
     ("cli",),
     ("usage",),  # explains the errors of all below
-    ("fit", "init"),
+    ("fit", "init", "predict_file"),
+    ("fit_run",),
+    ("phase",),
     ("evaluate", "predict", "embed", "plan"),
     ("checkpoint",),
     ("training.",),
@@ -28,8 +30,9 @@ LAYERS = (
     ("config_checks", "config_errors", "config_text"),
     ("config_schema", "config_source"),
     ("config_model",),
+    ("partial_array",),
     ("console", "tensor_files", "run_folder"),
-    ("runtime", "files", "yaml12", "zoo", "cache_folder"),
+    ("runtime", "distributed", "files", "yaml12", "zoo", "cache_folder"),
     ("records",),
     ("errors",),
 )
@@ -37,7 +40,7 @@ LAYERS = (
 START_UP = (
     "__main__", "cli", "usage", "console", "config", "config_checks", "config_errors",
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
-    "run_folder", "records", "errors", "init",
+    "run_folder", "records", "errors", "init", "cache_folder",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")

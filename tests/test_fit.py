@@ -26,9 +26,10 @@ from vtrain.errors import (
     StoppedError,
     UsageError,
 )
-from vtrain.fit import FitRun, fit
+from vtrain.fit import fit
+from vtrain.fit_run import FitRun
 from vtrain.models.freezing import verify_frozen
-from vtrain.models.model_file import load_model_file, save_model
+from vtrain.models.model_file import load_model_file, save_model_state
 from vtrain.records import FitResult
 from vtrain.run_folder import claim_run_dir, lock_run
 from vtrain.tensor_files import load_tensors
@@ -477,7 +478,7 @@ def test_loss_that_is_not_finite_stops_the_run(monkeypatch: pytest.MonkeyPatch) 
             loss = super().forward(logits, labels)
             return loss * float("inf") if self.calls == 3 else loss
 
-    monkeypatch.setattr("vtrain.fit.build_loss", lambda **_: LossThatBreaks())
+    monkeypatch.setattr("vtrain.fit_run.build_loss", lambda **_: LossThatBreaks())
     with pytest.raises(DivergedError, match="not finite at step 3"):
         run("train.save_every_steps=1", "run_dir=runs/a")
     assert load_checkpoint(Path("runs/a/last.ckpt")).state.step == 2
@@ -506,11 +507,11 @@ def test_full_disk_keeps_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch) ->
     def full(*_: object) -> None:
         raise ResourceError("cannot write model.safetensors: no space left")
 
-    monkeypatch.setattr("vtrain.fit.save_model", full)
+    monkeypatch.setattr("vtrain.fit_run.save_model_state", full)
     with pytest.raises(ResourceError, match="no space left"):
         run("run_dir=runs/a", "train.save_every_steps=2")
     assert load_checkpoint(Path("runs/a/last.ckpt")).state.step == 4
-    monkeypatch.setattr("vtrain.fit.save_model", save_model)
+    monkeypatch.setattr("vtrain.fit_run.save_model_state", save_model_state)
     assert run("run_dir=runs/a", "train.save_every_steps=2", resume=True).epochs == 2
 
 
@@ -567,7 +568,7 @@ def test_gradient_that_is_not_finite_never_reaches_a_checkpoint(
                 loss = loss + torch.sqrt((logits - logits.detach()).abs().sum())
             return loss
 
-    monkeypatch.setattr("vtrain.fit.build_loss", lambda **_: LossWithBadGradient())
+    monkeypatch.setattr("vtrain.fit_run.build_loss", lambda **_: LossWithBadGradient())
     with pytest.raises(DivergedError, match="not finite at step 3"):
         run("train.save_every_steps=1", "run_dir=runs/a")
     checkpoint = load_checkpoint(Path("runs/a/last.ckpt"))

@@ -1,5 +1,6 @@
 """Metrics of a model on a labelled folder, and the prediction for each of its images."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from vtrain.training.inference import (
     find_model_device,
     find_top_classes,
 )
-from vtrain.training.metrics import ClassificationMetrics
+from vtrain.training.metrics import ClassificationMetrics, cross_entropies
 
 SCHEMA = 1
 NAMED_AT_MOST = 5
@@ -45,10 +46,10 @@ class ImagePrediction:
 class ModelEvaluation:
     """What a model does on labelled batches.
 
-    `positions`, `labels` and `predictions` are int64 `[N]`, `probabilities` float64 `[N]`, all on
-    the CPU, for the N images that could be read. `failures` are (position, reason). `non_finite`
-    are the positions of images whose logits hold NaN or infinity: with any of those, the metrics
-    mean nothing.
+    `positions`, `labels` and `predictions` are int64 `[N]`, `probabilities` and `losses` (plain
+    cross-entropy) float64 `[N]`, all on the CPU, for the N images that could be read. `failures`
+    are (position, reason). `non_finite` are the positions of images whose logits hold NaN or
+    infinity: with any of those, the metrics mean nothing.
     """
 
     metrics: ClassificationMetrics
@@ -56,6 +57,7 @@ class ModelEvaluation:
     labels: Tensor
     predictions: Tensor
     probabilities: Tensor
+    losses: Tensor
     failures: tuple[tuple[int, str], ...]
     non_finite: tuple[int, ...]
 
@@ -72,7 +74,8 @@ class ModelEvaluation:
     @property
     def loss(self) -> float:
         """Mean cross-entropy per image, without label smoothing; NaN for non-finite logits."""
-        return self.metrics.loss.value()
+        # Summed exactly, and so the same however the images were split over processes.
+        return math.fsum(self.losses.tolist()) / len(self.losses) if len(self.losses) else math.nan
 
 
 @torch.inference_mode()
@@ -102,16 +105,18 @@ def evaluate_model(
             ranked, probabilities = find_top_classes(logits, 1)
             finite = find_finite_rows(logits)
             # Stays on the device until the end: copying here would wait for every batch.
-            rows.append((batch.positions, batch.labels, ranked[:, 0], probabilities[:, 0], finite))
+            columns = (ranked[:, 0], probabilities[:, 0], cross_entropies(logits, labels), finite)
+            rows.append((batch.positions, batch.labels, *columns))
         if on_batch is not None:
             on_batch(len(batch.positions) + len(batch.failures))
-    positions, truth, predictions, probabilities, finite = _join(rows)
+    positions, truth, predictions, probabilities, losses, finite = _join(rows)
     return ModelEvaluation(
         metrics=metrics,
         positions=positions,
         labels=truth,
         predictions=predictions,
         probabilities=probabilities.double(),
+        losses=losses.double(),
         failures=tuple(failures),
         non_finite=tuple(positions[~finite].tolist()),
     )
@@ -120,8 +125,22 @@ def evaluate_model(
 def _join(rows: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     if not rows:
         none = torch.zeros(0, dtype=torch.int64)
-        return none, none, none, none.double(), none.bool()
+        return none, none, none, none.double(), none.double(), none.bool()
     return tuple(torch.cat(column).cpu() for column in zip(*rows, strict=True))
+
+
+def merge_evaluations(parts: Sequence[ModelEvaluation]) -> ModelEvaluation:
+    """One evaluation of several on disjoint images, in the order of the parts."""
+    first, *others = parts
+    for other in others:
+        first.metrics.merge(other.metrics)
+    columns = ("positions", "labels", "predictions", "probabilities", "losses")
+    return ModelEvaluation(
+        metrics=first.metrics,
+        **{name: torch.cat([getattr(part, name) for part in parts]) for name in columns},
+        failures=tuple(failure for part in parts for failure in part.failures),
+        non_finite=tuple(position for part in parts for position in part.non_finite),
+    )
 
 
 @worker_troubles()

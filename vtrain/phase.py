@@ -4,7 +4,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ from vtrain.data.loaders import (
 )
 from vtrain.data.transforms import EvalTransform, TrainTransform, normalize_images
 from vtrain.errors import ConfigError
-from vtrain.evaluate import ModelEvaluation, evaluate_model
+from vtrain.evaluate import ModelEvaluation, evaluate_model, merge_evaluations
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import Phase
 from vtrain.models.splitting import BoundaryError, UpperPart, find_frozen_boundary
@@ -209,6 +209,7 @@ class PhaseBuilder:
             notify=self.console.say,
             warn=self.console.warn,
             progress=self._progress,
+            group=plan.group,
         )
 
     @contextmanager
@@ -270,37 +271,49 @@ class PhaseBuilder:
     ) -> ModelEvaluation:
         plan = self.plan
         precision = Precision(plan.inference_precision, plan.device)
+        share = self._share(len(images))
         if rows is None:
-            batches: Iterable[Batch] = self._load_in_order(images)
+            batches = self._load_in_order(images, share)
             compute_logits = self._from_images(classifier, precision)
         else:
             assert self._boundary is not None
-            batches = iterate_rows(rows, images.labels, plan.config.data.batch_size)
+            batches = iterate_rows(rows, images.labels, share, plan.config.data.batch_size)
             compute_logits = _from_activations(classifier, self._boundary, precision)
-        with self.console.progress(len(images), label) as bar:
+        with self.console.progress(len(share), label) as bar:
 
             def advance(count: int) -> None:
                 bar.update(count)
                 self.on_batch()
 
-            return evaluate_model(
+            own = evaluate_model(
                 compute_logits,
                 batches,
                 num_classes=len(images.classes),
                 device=plan.device,
                 on_batch=advance,
             )
+        return merge_evaluations(plan.group.gather(own))
 
-    def _load_in_order(self, images: LabelledImages) -> Iterable[Batch]:
+    def _share(self, count: int) -> range:
+        """What this process evaluates of `count` images: whole batches, the same as one alone."""
+        group, size = self.plan.group, self.plan.config.data.batch_size
+        batches = -(-count // size)
+        first = batches * group.rank // group.world_size
+        stop = batches * (group.rank + 1) // group.world_size
+        return range(first * size, min(stop * size, count))
+
+    def _load_in_order(self, images: LabelledImages, share: range) -> Iterator[Batch]:
+        own = images.subset(share)
         loader = build_eval_loader(
-            images.paths,
-            images.labels,
+            own.paths,
+            own.labels,
             EvalTransform(self.plan.preprocessing),
             batch_size=self.plan.config.data.batch_size,
             workers=self.plan.workers,
             pin_memory=self.plan.device.type == "cuda",
         )
-        return require_readable(loader, images.paths)
+        for batch in require_readable(loader, own.paths):
+            yield replace(batch, positions=batch.positions + share.start)
 
     def _from_images(
         self, classifier: Classifier, precision: Precision

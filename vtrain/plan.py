@@ -10,6 +10,7 @@ from vtrain.config import FitConfig, LoadedConfig
 from vtrain.console import Console, format_count
 from vtrain.data.loaders import resolve_workers
 from vtrain.data.splits import Splits, check_splits, describe_splits, scan_splits
+from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.errors import ConfigError, DataError
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.freezing import (
@@ -26,7 +27,7 @@ from vtrain.models.weights import describe_weights, load_weights
 from vtrain.records import Preprocessing
 from vtrain.runtime import find_device, place_model, seed_everything
 from vtrain.training.metric_log import require_tensorboard
-from vtrain.training.precision import choose_precision
+from vtrain.training.precision import choose_inference_precision, choose_precision
 from vtrain.zoo import BackboneSpec, find_backbone
 
 # Separates the stream that initialises the model from the others drawn from a seed.
@@ -51,7 +52,9 @@ class FitPlan:
     phases: tuple[Phase, ...]
     groups: list[dict[str, Any]]
     device: torch.device
+    group: ProcessGroup
     precision: str
+    inference_precision: str
     workers: int
 
     @property
@@ -84,7 +87,11 @@ class FitPlan:
 
 
 def build_plan(
-    loaded: LoadedConfig, console: Console, *, planned_epochs: int | None = None
+    loaded: LoadedConfig,
+    console: Console,
+    *,
+    planned_epochs: int | None = None,
+    group: ProcessGroup = ALONE,
 ) -> FitPlan:
     """Scan and check the data, build the model, load its weights, and lay out the phases.
 
@@ -95,7 +102,7 @@ def build_plan(
         DataError, ModelError, UsageError: what the config asks for cannot be had.
     """
     config = loaded.config
-    device = find_device(config.train.device)
+    device = find_device(group.choose_device(config.train.device))
     spec = find_backbone(config.model.backbone)
     if config.train.tensorboard:
         require_tensorboard()
@@ -104,7 +111,7 @@ def build_plan(
     # Before the images are read, which can take long: nobody should wait for a wrong file name.
     classifier, preprocessing, pretrained_input = _build_model(config, spec, splits, console)
     splits = check_splits(splits, config.data, console=console)
-    _require_batch(config, len(splits.train))
+    _require_batch(config, len(splits.train), group.world_size)
     phases = _plan_phases(config, spec, planned_epochs)
     # A policy that trains nothing must fail here, not when its phase begins.
     tables = [apply_freeze(classifier, phase.rules) for phase in phases]
@@ -128,7 +135,9 @@ def build_plan(
         phases=tuple(phases),
         groups=groups,
         device=device,
+        group=group,
         precision=precision,
+        inference_precision=choose_inference_precision(config.train.precision, device),
         workers=resolve_workers(config.data.workers, len(splits.train)),
     )
 
@@ -149,11 +158,13 @@ def _describe_data(splits: Splits) -> dict[str, Any]:
         ) from error
 
 
-def _require_batch(config: FitConfig, images: int) -> None:
-    if config.data.batch_size > images:
+def _require_batch(config: FitConfig, images: int, processes: int) -> None:
+    size = config.data.batch_size
+    if size * processes > images:
+        together = f"{size}" if processes == 1 else f"{size} in each of {processes} processes"
         raise ConfigError(
-            f"data.batch_size: {config.data.batch_size} is more than the {images} training images",
-            f"set data.batch_size={max(1, images // 4)} or less",
+            f"data.batch_size: {together} is more than the {images} training images",
+            f"set data.batch_size={max(1, images // (4 * processes))} or less",
         )
 
 

@@ -12,7 +12,11 @@ from torch.nn.functional import mse_loss
 
 from tests.tiny import CPU
 from vtrain.errors import UsageError
-from vtrain.training.precision import Precision, choose_precision
+from vtrain.training.precision import (
+    Precision,
+    choose_inference_precision,
+    choose_precision,
+)
 
 CUDA = torch.device("cuda")
 MPS = torch.device("mps")
@@ -58,6 +62,48 @@ def test_fp16_on_the_cpu_is_refused() -> None:
     assert choose_precision("fp16", CUDA, depthwise=False) == "fp16"
 
 
+@pytest.mark.parametrize(
+    ("device", "bf16", "trained", "expected"),
+    [
+        (CUDA, True, "auto", "bf16"),
+        (CUDA, False, "auto", "fp16"),
+        (CPU, True, "auto", "bf16"),
+        (CPU, False, "auto", "fp32"),
+        (MPS, False, "auto", "fp32"),
+        # what the run was trained in, where the device has it
+        (CPU, True, "fp32", "fp32"),
+        (CUDA, True, "fp32", "fp32"),
+        (CUDA, True, "fp16", "fp16"),
+        (CUDA, False, "bf16", "fp16"),
+        (CPU, False, "bf16", "fp32"),
+        (CPU, True, "fp16", "bf16"),
+        (CPU, False, "fp16", "fp32"),
+        (MPS, False, "fp16", "fp32"),
+        (CPU, True, "fp8", "bf16"),
+    ],
+)
+def test_auto_for_inference(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device, bf16: bool, trained: str, expected: str
+) -> None:
+    monkeypatch.setattr("vtrain.training.precision.has_bf16_instructions", lambda _: bf16)
+    assert choose_inference_precision("auto", device, trained=trained) == expected
+    assert choose_inference_precision("fp32", device, trained=trained) == "fp32"
+    assert choose_inference_precision("bf16", device, trained=trained) == "bf16"
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "hint"),
+    [
+        ("fp16", "precision fp16 was asked for on the CPU", "leave --precision out"),
+        ("fp8", "precision 'fp8' is unknown, expected auto, fp32, bf16", None),
+    ],
+)
+def test_inference_that_cannot_be(name: str, message: str, hint: str | None) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        choose_inference_precision(name, CPU)
+    assert (hint or "") in (caught.value.hint or "")
+
+
 # --- casts ---------------------------------------------------------------------------------------
 
 
@@ -74,6 +120,15 @@ def test_forward_pass_is_cast_and_weights_are_not(name: str, dtype: torch.dtype)
     precision.backward(output.float().sum())
     assert model.weight.grad is not None
     assert model.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_full_precision_within_autocast(name: str) -> None:
+    model, precision = nn.Linear(4, 2), Precision(name, CPU)
+    with precision.autocast(), precision.full():
+        output = model(torch.ones(3, 4))
+    assert output.dtype == torch.float32
+    assert torch.equal(output, model(torch.ones(3, 4)))
 
 
 @pytest.mark.parametrize(("name", "scales"), [("fp32", False), ("bf16", False), ("fp16", True)])

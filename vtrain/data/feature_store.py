@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from vtrain.cache_folder import FACTS_NAME
 from vtrain.data.loaders import Batch, EpochBatchSampler
+from vtrain.data.shards import find_status
 from vtrain.errors import ModelError, VtrainError
 from vtrain.files import sweep_temporaries, write_json
 from vtrain.tensor_files import map_tensors, save_tensors
@@ -30,15 +30,15 @@ PRELOAD_BYTES = 256 * 2**20
 BLOCK_ROWS = 1024
 BLOCK_BYTES = 64 * 2**20
 BLOCK_SECONDS = 30.0
-# File systems stamp changes with the kernel's clock, which ticks a hundred times a second or more.
-CLOCK_TICK_S = 0.02
+# Local file systems stamp changes with the kernel's clock, which ticks every 10 ms or faster.
+CLOCK_TICK_NS = 20_000_000
 _LOCK_NAME = "build.lock"
 
 Identities = NDArray[np.bytes_]  # [...] of 16 bytes each
 Rows = NDArray[np.int64]
 
 
-def identify_files(paths: Sequence[Path | str]) -> Identities:
+def identify_files(paths: Sequence[Path]) -> Identities:
     """One identity `[N]` for each file as it is now: path, size, and times of change.
 
     The status-change time is among them, which programs cannot set: a file that was changed in any
@@ -50,12 +50,12 @@ def identify_files(paths: Sequence[Path | str]) -> Identities:
     facts = []
     newest = 0
     for path in paths:
-        status = os.stat(path)  # noqa: PTH116  # a million of them: a Path method takes longer
+        status = find_status(path)
         newest = max(newest, status.st_ctime_ns)
-        place = os.path.abspath(path)  # noqa: PTH100  # as it is called, links and all
-        facts.append((place, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
-    # What changes again within one tick of the clock would keep its times.
-    time.sleep(min(max(newest / 1e9 + CLOCK_TICK_S - time.time(), 0.0), CLOCK_TICK_S))
+        facts.append((str(path.absolute()), *status[2:]))  # a device's number may change
+    # What changes again within one tick of the clock would keep its times: let that tick pass.
+    wait = newest + CLOCK_TICK_NS - time.time_ns()
+    time.sleep(min(max(wait, 0), CLOCK_TICK_NS) / 1e9)
     return np.array([_digest(each) for each in facts], dtype=f"S{IDENTITY_BYTES}")
 
 
@@ -273,11 +273,13 @@ class FeatureLoader:
             yield _take(self._rows, self._labels, positions, views)
 
 
-def iterate_rows(rows: StoredRows, labels: Sequence[int], batch_size: int) -> Iterator[Batch]:
-    """The first view of every image, in order, in batches."""
+def iterate_rows(
+    rows: StoredRows, labels: Sequence[int], share: range, batch_size: int
+) -> Iterator[Batch]:
+    """The first view of each image at the positions `share`, in order, in batches."""
     all_labels = torch.tensor(labels, dtype=torch.int64)
-    for start in range(0, len(rows), batch_size):
-        positions = list(range(start, min(start + batch_size, len(rows))))
+    for start in range(share.start, share.stop, batch_size):
+        positions = list(range(start, min(start + batch_size, share.stop)))
         yield _take(rows, all_labels, positions, [0] * len(positions))
 
 

@@ -48,13 +48,18 @@ class ModelFile:
 
 
 def save_model(path: Path, classifier: Classifier, model_file: ModelFile) -> None:
+    """Write a classifier as it is now; see `save_model_state`."""
+    save_model_state(path, classifier.state_dict(), model_file)
+
+
+def save_model_state(path: Path, state: Mapping[str, Tensor], model_file: ModelFile) -> None:
     """Write the model file: safetensors, self-contained, whole or not at all.
 
     Raises:
         ResourceError: no space left; an earlier file at `path` is intact.
     """
     metadata = {"format": MODEL_FORMAT, **to_plain(model_file)}
-    save_tensors(path, classifier.state_dict(), {METADATA_KEY: json.dumps(metadata)})
+    save_tensors(path, state, {METADATA_KEY: json.dumps(metadata)})
 
 
 def read_model_file(path: Path) -> ModelFile:

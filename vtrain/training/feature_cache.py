@@ -29,6 +29,7 @@ from vtrain.data.feature_store import (
 )
 from vtrain.data.loaders import SAMPLE_STREAM, build_eval_loader, require_readable
 from vtrain.data.transforms import ImageTransform, normalize_images
+from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.errors import DataError
 from vtrain.models.classifier import PENULTIMATE, Classifier
 from vtrain.models.splitting import LowerPart
@@ -126,8 +127,8 @@ class Views:
 class FeatureCache:
     """Stores of activations below `root`, of at most `limit_gb` (10⁹ bytes) together.
 
-    `rank` of `world_size` processes that share the work; `meet` waits for all of them.
-    `on_batch` gets the number of images done since its last call, and may raise to stop.
+    The processes of `group` share the work and call `provide` together. `progress` gives a context
+    with a function that gets the number of images done since its last call, and may raise to stop.
     """
 
     root: Path
@@ -137,9 +138,7 @@ class FeatureCache:
     notify: Callable[[str], None]
     warn: Callable[[str], None]
     progress: Callable[[int], AbstractContextManager[Callable[[int], None]]]
-    rank: int = 0
-    world_size: int = 1
-    meet: Callable[[], None] = lambda: None
+    group: ProcessGroup = ALONE
 
     def fits(self, part: FrozenPart, count: int) -> bool:
         """Whether `count` activations stay below the limit."""
@@ -153,11 +152,16 @@ class FeatureCache:
         Raises:
             DataError: an image cannot be read.
         """
+        rows, problem = None, None
         try:
-            return self._provide(part, paths, views)
+            rows = self._provide(part, paths, views)
         except StoreError as error:
-            self.warn(f"feature cache: {error}; training without it: the same result, slower")
+            problem = str(error)
+        problems = [each for each in self.group.gather(problem) if each]
+        if problems:
+            self.warn(f"feature cache: {problems[0]}; training without it: the same result, slower")
             return None
+        return rows
 
     def _provide(self, part: FrozenPart, paths: Sequence[Path], views: Views) -> StoredRows:
         facts = {**part.facts, "view": views.facts()}
@@ -169,16 +173,38 @@ class FeatureCache:
                 "restore the file, then continue with --resume",
             ) from error
         store = FeatureStore.open(self.root, facts, notify=self.notify)
-        rows = store.find(identities)
-        if (rows < 0).any():
-            # One process builds; another run that wants the same rows waits and reads them.
+        if self.group.world_size > 1:
+            self._build_together(store, part, paths, views, identities)
+        if (store.find(identities) < 0).any():
+            # One process builds; another that wants the same rows waits and reads them.
             with store.building():
                 missing = np.argwhere(store.find(identities) < 0)
                 self._make_room(store, part, len(missing))
                 self._build(store, part, paths, views, identities, missing)
             store.refresh()
-            rows = store.find(identities)
-        return store.select(rows)
+        return store.select(store.find(identities))
+
+    def _build_together(
+        self,
+        store: FeatureStore,
+        part: FrozenPart,
+        paths: Sequence[Path],
+        views: Views,
+        identities: Identities,
+    ) -> None:
+        """Build a share of the missing rows.
+
+        On machines that do not share the cache folder rows are missing afterwards.
+        """
+        self.group.barrier()  # nobody writes before all have seen the same rows missing
+        missing = np.argwhere(store.find(identities) < 0)
+        self.group.barrier()
+        own = np.array_split(missing, self.group.world_size)[self.group.rank]
+        if len(own):
+            self._make_room(store, part, len(own))
+            self._build(store, part, paths, views, identities, own)
+        self.group.barrier()
+        store.refresh()
 
     def _make_room(self, store: FeatureStore, part: FrozenPart, count: int) -> None:
         limit = int(self.limit_gb * GIGABYTE)

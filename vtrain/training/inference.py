@@ -1,16 +1,120 @@
 """The one path from uint8 images to logits and features that every command takes."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Collection
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from vtrain.data.transforms import normalize_images
+from vtrain.models.classifier import Classifier
+from vtrain.models.folding import apply_folding
 from vtrain.records import Preprocessing
+from vtrain.runtime import place_model
 from vtrain.training.metrics import rank_classes, sum_dtype
+from vtrain.training.precision import DTYPES, Precision
 
 Forward = Callable[[Tensor], Tensor]
 NOT_FINITE = "the model's output for this image is not finite"
+# What autocast runs in low precision: their weights are cast once instead of at each call. Not
+# the Linear within nn.MultiheadAttention, a subclass: with weights of another type than its
+# inputs, attention leaves its fast path, and a ViT on a CPU takes four times as long.
+LOW_PRECISION_LAYERS = (nn.Conv2d, nn.Linear)
+
+
+def prepare_module(
+    module: nn.Module, precision: Precision, *, keep: Collection[str] = ()
+) -> nn.Module:
+    """A frozen copy of a network, or of a part of it, that computes the same as fast as it can.
+
+    In evaluation mode on the precision's device, channels last, batch norms folded, weights of
+    convolutions and linear layers in the precision. All paths stay; `keep` are those of submodules
+    whose outputs are looked at (see `find_foldable`). Call it under `precision.autocast()`, which
+    does the rest: norms and softmax compute in float32, and the output has the type that autocast
+    gives it.
+    """
+    prepared = copy.deepcopy(module)
+    apply_preparation(prepared, precision, keep=keep)
+    return prepared
+
+
+def apply_preparation(
+    module: nn.Module, precision: Precision, *, keep: Collection[str] = ()
+) -> None:
+    """What `prepare_module` does, in place: no second copy of the weights is needed."""
+    module.eval().requires_grad_(False)
+    apply_folding(module, keep=keep)
+    for layer in module.modules():
+        if type(layer) in LOW_PRECISION_LAYERS:
+            layer.to(DTYPES[precision.name])
+    place_model(module, precision.device)
+
+
+class InferenceClassifier(Classifier):
+    """A classifier for evaluation alone, in one precision, that switches autocast by itself.
+
+    The backbone comes from `prepare_module`. The head computes in float32, so that logits are not
+    rounded to the precision of the features.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, precision: Precision, *, like: Classifier
+    ) -> None:
+        super().__init__(
+            backbone,
+            head,
+            spec=like.spec,
+            feature_dim=like.feature_dim,
+            num_classes=like.num_classes,
+            head_on_map=like.head_on_map,
+        )
+        self.precision = precision
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> float32 logits [B, C]."""
+        path = self.spec.feature_map if self.head_on_map else ""
+        with self.precision.autocast():
+            features = self.backbone.get_submodule(path)(images)
+        return self._compute_logits(features)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, D]: what the last layer sees."""
+        with self.precision.autocast():
+            return super().forward_features(images)
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """[B, D] -> float32 logits [B, C]; raises as `Classifier.forward_head`."""
+        with self.precision.full():
+            return super().forward_head(features.float())
+
+    def forward_layer(self, images: Tensor, layer: str, *, feature_maps: bool = False) -> Tensor:
+        """As `Classifier.forward_layer`."""
+        with self.precision.autocast():
+            return super().forward_layer(images, layer, feature_maps=feature_maps)
+
+    def _compute_logits(self, features: Tensor) -> Tensor:
+        with self.precision.full():
+            return cast(Tensor, self.head(features.float()))
+
+
+def prepare_for_inference(
+    classifier: Classifier, precision: Precision, *, in_place: bool = False
+) -> InferenceClassifier:
+    """The classifier as every command runs it, on the precision's device.
+
+    It is a copy, which later training does not change. With `in_place` the given classifier is
+    used up, which saves the memory of a second one.
+    """
+    backbone, head = classifier.backbone, classifier.head
+    if not in_place:
+        backbone, head = copy.deepcopy((backbone, head))
+    keep = {classifier.spec.feature_map, *(stage.output for stage in classifier.spec.stages)}
+    apply_preparation(backbone, precision, keep=keep)
+    head.requires_grad_(False)
+    place_model(head, precision.device)
+    return InferenceClassifier(backbone, head, precision, like=classifier)
 
 
 @torch.inference_mode()

@@ -3,13 +3,16 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vtrain.data.loaders import Batch
+from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.errors import DivergedError
 from vtrain.runtime import seed_everything
 from vtrain.training.ema import ModelEma
@@ -63,7 +66,9 @@ class TrainLoop:
 
     `prepare` turns a batch's inputs into what `model` takes, on the device; `model` gives the
     logits `[B, C]`: the classifier, or its trained part where the inputs are stored activations.
-    `schedule` gives the factor of the learning rate from the steps since `first_step`.
+    `schedule` gives the factor of the learning rate from the steps since `first_step`. With several
+    processes in `group`, each gets its part of every batch, and `model` is what averages gradients
+    over them (DistributedDataParallel); all call the methods here together.
     """
 
     classifier: nn.Module
@@ -80,6 +85,7 @@ class TrainLoop:
     clip_norm: float | None
     state: TrainState
     phase: int = 0
+    group: ProcessGroup = ALONE
     schedule: Schedule | None = None
     first_step: int = 0
     watch: "LossWatch | None" = None
@@ -101,8 +107,9 @@ class TrainLoop:
     ) -> float:
         """Train on the rest of the current epoch, from `state.batch` on.
 
-        `batch_sizes` are those of the whole epoch, in order. `on_step` is called after every
-        optimiser step, when the state is consistent. Returns the seconds spent waiting for data.
+        `batch_sizes` are those of the whole epoch, in order, over all processes. `on_step` is
+        called after every optimiser step, when the state is consistent. Returns the seconds spent
+        waiting for data.
 
         Raises:
             DivergedError: the loss is no longer finite.
@@ -110,16 +117,20 @@ class TrainLoop:
         state, waited, started = self.state, 0.0, time.perf_counter()
         self.classifier.train()
         parameters = [p for p in self.classifier.parameters() if p.requires_grad]
-        self.watch = watch = LossWatch(self.device, state.loss_sum)
+        self.watch = watch = LossWatch(self.device, state.loss_sum, self.group)
         for wait, batch in timed(batches):
             waited += wait
             window = self._window(batch_sizes, state.batch)
-            loss = self._forward_loss(batch)
-            self.precision.backward(loss * (len(batch.labels) / sum(batch_sizes[window])))
+            is_last = state.batch + 1 == window.stop
+            with self._gradients_shared(is_last):
+                loss = self._forward_loss(batch)
+                # A mean over the images of the window; the processes' gradients are averaged.
+                share = len(batch.labels) / sum(batch_sizes[window]) * self.group.world_size
+                self.precision.backward(loss * share)
             watch.update(loss.detach(), len(batch.labels), state.step + 1)
+            state.image_count += batch_sizes[state.batch]
             state.batch += 1
-            state.image_count += len(batch.labels)
-            if state.batch < window.stop:
+            if not is_last:
                 continue
             self._optimizer_step(parameters)
             loss_now = None
@@ -127,7 +138,14 @@ class TrainLoop:
                 self.sync()
                 loss_now = state.loss_sum / state.image_count
             on_step(self._report(loss_now, waited / (time.perf_counter() - started)))
+        self.watch = None  # the last step has looked
         return waited
+
+    def _gradients_shared(self, shared: bool) -> AbstractContextManager[None]:
+        """Leave the exchange of gradients to the last batch of an optimiser step."""
+        if shared or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
 
     def _window(self, batch_sizes: Sequence[int], batch: int) -> slice:
         # The last window of an epoch may be shorter: its gradients are still a mean over images.
@@ -137,7 +155,8 @@ class TrainLoop:
     def _forward_loss(self, batch: Batch) -> Tensor:
         # Dropout and mixing draw from a stream that depends on the position alone, so that a
         # resumed run draws what the uninterrupted one would have drawn.
-        seed_everything(self.seed, STEP_STREAM, self.state.epoch, self.state.batch)
+        own = (self.group.rank,) if self.group.world_size > 1 else ()
+        seed_everything(self.seed, STEP_STREAM, self.state.epoch, self.state.batch, *own)
         inputs = self.prepare(batch.inputs)
         labels = batch.labels.to(self.device, non_blocking=True)
         if self.batch_mix is not None:
@@ -160,9 +179,9 @@ class TrainLoop:
             self.ema.update(self.classifier, self.state.step)
 
     def _looks_now(self, batches_in_epoch: int) -> bool:
-        # On the CPU there is nothing to wait for.
+        # On one CPU there is nothing to wait for.
         return (
-            self.device.type == "cpu"
+            (self.device.type == "cpu" and self.group.world_size == 1)
             or self.state.step % SYNC_EVERY == 0
             or self.state.batch == batches_in_epoch
         )
@@ -179,10 +198,12 @@ class TrainLoop:
 class LossWatch:
     """Sums losses on the device and remembers the first step where something was not finite."""
 
-    def __init__(self, device: torch.device, loss_sum: float) -> None:
+    def __init__(self, device: torch.device, loss_sum: float, group: ProcessGroup = ALONE) -> None:
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.total = torch.tensor(loss_sum, dtype=dtype, device=device)
+        start = loss_sum if group.is_main else 0.0
+        self.total = torch.tensor(start, dtype=dtype, device=device)
         self.bad_step = torch.zeros((), dtype=torch.int64, device=device)
+        self._group = group
 
     def update(self, loss: Tensor, count: int, step: int) -> None:
         """Add the mean `loss` of `count` images at optimiser step `step` (the first is 1)."""
@@ -195,19 +216,22 @@ class LossWatch:
         self.bad_step += newly_bad * step
 
     def look(self) -> float:
-        """The sum so far; a CPU-GPU sync point.
+        """The sum so far, over all processes; a CPU-GPU sync point.
 
         Raises:
             DivergedError: a loss or the norm of its gradient was not finite.
         """
-        bad_step = int(self.bad_step.item())
-        if bad_step:
+        seen = [(int(self.bad_step.item()), float(self.total.item()))]
+        if self._group.world_size > 1:
+            seen = self._group.gather(seen[0])
+        bad_steps = [step for step, _ in seen if step]
+        if bad_steps:
             raise DivergedError(
-                f"the training loss or its gradient is not finite at step {bad_step}",
+                f"the training loss or its gradient is not finite at step {min(bad_steps)}",
                 "lower optim.lr and optim.backbone_lr, lengthen optim.warmup_epochs, "
                 "or set train.precision=fp32",
             )
-        return float(self.total.item())
+        return math.fsum(total for _, total in seen)
 
 
 def timed(batches: Iterable[Batch]) -> Iterator[tuple[float, Batch]]:

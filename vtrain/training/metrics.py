@@ -98,17 +98,23 @@ class ConfusionMatrix:
         return precision, recall, 2 * hits / (labelled + predicted).clamp(min=1)
 
 
-class ClassificationMetrics:
-    """Loss, top-1, top-`k` and the confusion matrix of a whole data set.
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Plain cross-entropy `[B]` of logits `[B, C]`, in float64 where the device has it."""
+    # Float32 would give an infinite loss for finite logits that are more than 3.4e38 apart.
+    wide = logits.to(sum_dtype(logits.device))
+    return torch.nn.functional.cross_entropy(wide, labels, reduction="none")
 
-    `k` is 5, or the number of classes where that is smaller. The loss is plain cross-entropy
-    per image (no label smoothing, no class weights).
+
+class ClassificationMetrics:
+    """Top-1, top-`k` and the confusion matrix of a whole data set.
+
+    `k` is 5, or the number of classes where that is smaller. All are sums of integers, so that
+    merging gives the same bits however the images were split.
     """
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.k = min(5, num_classes)
         self.confusion = ConfusionMatrix(num_classes, device)
-        self.loss = RunningMean(device)
         self.top_k = RunningMean(device)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
@@ -116,16 +122,12 @@ class ClassificationMetrics:
         ranked = rank_classes(logits, self.k)
         self.confusion.update(labels, ranked[:, 0])
         self.top_k.update((ranked == labels[:, None]).any(dim=1))
-        # Float32 would give an infinite loss for finite logits that are more than 3.4e38 apart.
-        wide = logits.to(sum_dtype(logits.device))
-        self.loss.update(torch.nn.functional.cross_entropy(wide, labels, reduction="none"))
 
     def merge(self, other: "ClassificationMetrics") -> None:
         """Add what another process or part has gathered."""
         self.confusion.merge(other.confusion)
         self.top_k.merge(other.top_k)
-        self.loss.merge(other.loss)
 
     def state(self) -> tuple[Tensor, ...]:
         """The live tensors; summing each over all processes, in place, merges them."""
-        return self.confusion.counts, self.top_k.state, self.loss.state
+        return self.confusion.counts, self.top_k.state

@@ -36,6 +36,34 @@ def choose_precision(name: str, device: torch.device, *, depthwise: bool) -> str
     return "bf16" if has_bf16_instructions(device) and not depthwise else "fp32"
 
 
+def choose_inference_precision(name: str, device: torch.device, *, trained: str = "auto") -> str:
+    """Resolve `auto` to the fastest precision that is safe where nothing is trained.
+
+    `trained` is what the config of the model's run says: a precision named there is taken where
+    `device` has it in hardware. CUDA: bf16 where the hardware has it, else fp16. CPU with bf16
+    instructions: bf16 for every network, other than in training. Everything else: fp32.
+
+    Raises:
+        UsageError: the precision is unknown or cannot run on the device.
+    """
+    if name != "auto" and name not in DTYPES:
+        raise UsageError(f"precision {name!r} is unknown, expected auto, fp32, bf16 or fp16")
+    if name == "fp16" and device.type == "cpu":
+        raise UsageError(
+            "precision fp16 was asked for on the CPU, which computes in fp32 or bf16",
+            "leave --precision out, or give --precision bf16",
+        )
+    if name != "auto":
+        return name
+    has_bf16 = has_bf16_instructions(device)
+    in_hardware = {"fp32": True, "bf16": has_bf16, "fp16": device.type == "cuda"}
+    if in_hardware.get(trained, False):
+        return trained
+    if has_bf16:
+        return "bf16"
+    return "fp16" if device.type == "cuda" else "fp32"
+
+
 class Precision:
     """How a forward pass is cast and how a loss becomes an optimiser step."""
 
@@ -50,6 +78,10 @@ class Precision:
         return torch.autocast(
             self.device.type, dtype=DTYPES[self.name], enabled=self.name != "fp32"
         )
+
+    def full(self) -> AbstractContextManager[Any]:
+        """The context for what shall compute in float32, also where autocast is on around it."""
+        return torch.autocast(self.device.type, enabled=False)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss` (a scalar) to those already there."""

@@ -1,0 +1,492 @@
+"""One run in its folder: epochs, validation, checkpoints, and the proof of what stayed frozen."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from vtrain.checkpoint import Checkpoint, save_checkpoint
+from vtrain.config import dump_config, flatten_config
+from vtrain.console import Console
+from vtrain.data.loaders import Batch, EpochBatchSampler
+from vtrain.data.transforms import build_batch_mix
+from vtrain.distributed import ProcessGroup
+from vtrain.errors import DivergedError, InterruptedRunError, ModelError, StoppedError
+from vtrain.evaluate import ModelEvaluation, build_result, list_predictions, write_predictions_csv
+from vtrain.files import write_json, write_text
+from vtrain.models.classifier import Classifier
+from vtrain.models.freezing import (
+    find_scheduled_phases,
+    frozen_digests,
+    summarize_stages,
+    verify_frozen,
+)
+from vtrain.models.model_file import ModelFile, load_model_file, save_model_state
+from vtrain.phase import PhaseBuilder
+from vtrain.plan import FitPlan, data_facts, show_stages
+from vtrain.records import EpochMetrics, EvaluationResult, FitResult, LabelledImages, to_plain
+from vtrain.run_folder import (
+    CHECKPOINT_NAME,
+    CONFIG_NAME,
+    MODEL_NAME,
+    RESOLVED_NAME,
+    RESULT_NAME,
+    save_result,
+)
+from vtrain.runtime import StopRequest, describe_environment, place_model
+from vtrain.tensor_files import find_non_finite, shorten_names
+from vtrain.training.ema import ModelEma
+from vtrain.training.loop import StepReport, TrainLoop, TrainState
+from vtrain.training.losses import balanced_class_weights, build_loss
+from vtrain.training.metric_log import TensorBoardLog, write_metrics
+from vtrain.training.optim import build_optimizer, build_schedule, head_learning_rate
+from vtrain.training.precision import Precision
+
+# Epochs on stored features take milliseconds: a checkpoint after each would take longer. What a
+# kill loses is computed again, to the same bits.
+SAVE_SECONDS = 10.0
+
+
+def describe_machine(plan: FitPlan) -> dict[str, Any]:
+    """What the last bits of a result depend on, besides config and data."""
+    return {
+        "device": plan.device.type,
+        "precision": plan.precision,
+        "threads": torch.get_num_threads(),
+        "processes": plan.group.world_size,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class BestModel:
+    """The best weights so far and their metrics, until they are written."""
+
+    state: dict[str, Tensor]
+    metrics: EpochMetrics
+
+
+class StopVote:
+    """Whether to stop, agreed on by all processes at the same step: a signal may reach one alone.
+
+    The question of one step is answered at the next, so that nobody waits for the answer.
+    """
+
+    def __init__(self, group: ProcessGroup, stop: StopRequest) -> None:
+        self._group, self._stop = group, stop
+        self._asked: tuple[Tensor, Callable[[], None]] | None = None
+
+    def is_decided(self) -> bool:
+        """To be called by all processes after every step."""
+        if self._group.world_size == 1:
+            return self._stop.received is not None
+        votes = torch.tensor(int(self._stop.received is not None))
+        asked, self._asked = self._asked, (votes, self._group.start_sum(votes))
+        if asked is None:
+            return False
+        asked[1]()
+        return bool(asked[0].item())
+
+
+class FitRun:
+    """One run in its folder: a plan, the loop's objects, and where it is."""
+
+    def __init__(self, plan: FitPlan, run_dir: Path, console: Console, stop: StopRequest) -> None:
+        config = plan.config
+        self.plan, self.run_dir, self.console, self.stop = plan, run_dir, console, stop
+        self.planned_epochs = config.train.epochs
+        self.started = time.perf_counter()
+        self.seconds_before = 0.0
+        self.frozen: dict[str, str] = {}
+        self.best: BestModel | None = None
+        self.saved = time.perf_counter()
+        self.vote = StopVote(plan.group, stop)
+        self.sampler = self._build_sampler()
+        self.state = TrainState()
+        self.work = PhaseBuilder(plan, console, self._stop_if_asked)
+        self.loop = TrainLoop(
+            classifier=plan.classifier,
+            model=plan.classifier,
+            optimizer=build_optimizer(plan.groups, config.optim, plan.device),
+            precision=Precision(plan.precision, plan.device),
+            loss=self._build_loss(),
+            prepare=lambda inputs: inputs,
+            batch_mix=build_batch_mix(
+                config.data.mixup, config.data.cutmix, len(plan.splits.classes)
+            ),
+            ema=ModelEma(plan.classifier, config.train.ema) if config.train.ema else None,
+            device=plan.device,
+            seed=config.seed,
+            accumulate=config.train.accumulate,
+            clip_norm=config.train.clip_norm,
+            state=self.state,
+            group=plan.group,
+        )
+
+    def _build_sampler(self) -> EpochBatchSampler:
+        config, train = self.plan.config, self.plan.splits.train
+        weights = None
+        if config.data.balance == "sampler":
+            by_class = balanced_class_weights(train.class_counts())
+            weights = [by_class[label] for label in train.labels]
+        return EpochBatchSampler(
+            num_images=len(train),
+            batch_size=config.data.batch_size * self.plan.group.world_size,
+            seed=config.seed,
+            weights=weights,
+            rank=self.plan.group.rank,
+            world_size=self.plan.group.world_size,
+        )
+
+    def _build_loss(self) -> torch.nn.Module:
+        config = self.plan.config
+        weights = None
+        if config.data.balance == "loss":
+            weights = balanced_class_weights(self.plan.splits.train.class_counts())
+        return build_loss(
+            label_smoothing=config.train.label_smoothing,
+            class_weights=weights,
+            device=self.plan.device,
+        )
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the run folder."""
+        return self.plan.group.is_main
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of an epoch; the last may gather fewer batches than the others."""
+        return -(-len(self.sampler) // self.plan.config.train.accumulate)
+
+    def write_description(self) -> None:
+        """Write what the run is into its folder."""
+        if not self.is_main:
+            return
+        loaded = self.plan.loaded
+        write_text(self.run_dir / CONFIG_NAME, loaded.text)
+        write_json(self.run_dir / "data.json", self.plan.data)
+        self._write_settings()
+
+    def _write_settings(self) -> None:
+        loaded = self.plan.loaded
+        write_text(self.run_dir / RESOLVED_NAME, dump_config(loaded.config, loaded.origins))
+        write_json(self.run_dir / "env.json", describe_environment())
+
+    # --- phases and epochs -------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Run the epochs that are left."""
+        with ExitStack() as stack:
+            tensorboard = None
+            if self.plan.config.train.tensorboard and self.is_main:
+                tensorboard = TensorBoardLog(self.run_dir, purge_step=self.state.epoch + 1)
+                stack.callback(tensorboard.close)
+            self._run_phases(tensorboard)
+
+    def _run_phases(self, tensorboard: TensorBoardLog | None) -> None:
+        first = 0
+        for index, phase in enumerate(self.plan.phases):
+            stop = first + phase.epochs
+            if self.state.epoch < stop and not self._stopped_early():
+                self._enter_phase(index, first)
+                self._run_phase(stop, tensorboard)
+            first = stop
+
+    def _enter_phase(self, index: int, first_epoch: int) -> None:
+        plan, loop = self.plan, self.loop
+        phase = plan.phases[index]
+        plan.apply_freeze(phase)
+        scheduled = find_scheduled_phases(plan.phases, index)
+        loop.phase = index
+        loop.first_step = self.steps_per_epoch * sum(
+            each.epochs for each in plan.phases[: scheduled.start]
+        )
+        loop.schedule = build_schedule(
+            plan.config.optim,
+            steps_per_epoch=self.steps_per_epoch,
+            epochs=sum(each.epochs for each in plan.phases[scheduled]),
+        )
+        if (self.state.epoch, self.state.batch) == (first_epoch, 0):
+            # Else the digests were restored: they are from when the phase began.
+            self.frozen = frozen_digests(plan.classifier)
+            if index:
+                show_stages(
+                    phase, summarize_stages(plan.classifier, plan.groups, index), self.console
+                )
+
+    def _run_phase(self, stop_epoch: int, tensorboard: TensorBoardLog | None) -> None:
+        work = self.work.enter(self.plan.phases[self.loop.phase], self.sampler)
+        if self.plan.config.train.compile:
+            work.model.compile()
+        self.loop.model, self.loop.prepare = self._share_gradients(work.model), work.prepare
+        while self.state.epoch < stop_epoch and not self._stopped_early():
+            metrics = self._run_epoch(work.batches)
+            self._end_epoch(metrics, stop_epoch)
+            if tensorboard is not None:
+                tensorboard.write(metrics)
+
+    def _share_gradients(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The same model; with several processes, one that averages gradients over them."""
+        plan = self.plan
+        if plan.group.world_size == 1:
+            return model
+        devices = [plan.device] if plan.device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+
+    def _run_epoch(self, batches: Iterable[Batch]) -> EpochMetrics:
+        state, started = self.state, time.perf_counter()
+        images_before = state.image_count
+        self.sampler.set_epoch(state.epoch, start_batch=state.batch)
+        label = f"epoch {state.epoch + 1}/{self.plan.config.train.epochs}"
+        with self.console.progress(len(self.plan.splits.train), label) as bar:
+            bar.initial = bar.n = images_before  # of a resumed epoch; they do not count as speed
+            waited = self.loop.run_epoch(
+                batches,
+                self.sampler.batch_sizes(),
+                lambda report: self._on_step(report, bar),
+            )
+        train_seconds = time.perf_counter() - started
+        evaluation = self._validate()
+        return EpochMetrics(
+            phase=self.plan.phases[self.loop.phase].name,
+            epoch=state.epoch + 1,
+            step=state.step,
+            lr=head_learning_rate(self.loop.optimizer),
+            train_loss=state.loss_sum / state.image_count,
+            val_loss=evaluation.loss,
+            val_top1=evaluation.top1,
+            val_macro_f1=evaluation.macro_f1,
+            images_per_second=(state.image_count - images_before) / train_seconds,
+            data_wait=waited / train_seconds,
+            seconds=time.perf_counter() - started,
+        )
+
+    def _on_step(self, report: StepReport, bar: Any) -> None:
+        bar.update(report.images - bar.n)
+        if report.loss is not None:
+            bar.set_postfix_str(
+                f"loss {report.loss:.3f}, lr {report.lr:.1e}, wait {report.data_wait:.0%}",
+                refresh=False,
+            )
+        every = self.plan.config.train.save_every_steps
+        if self.vote.is_decided():
+            self._stop()
+        if every is not None and self.state.step % every == 0:
+            self._save()
+
+    def _stop_if_asked(self) -> None:
+        """Between batches that are not trained on; a signal reaches every process of a job."""
+        if self.stop.received is not None:
+            self._stop()
+
+    def _stop(self) -> None:
+        """Save and raise; only where the state is consistent."""
+        self._save()
+        message = f"stopped at step {self.state.step}, saved in {self.run_dir}"
+        hint = "continue with the same command and --resume"
+        if self.plan.config.run_dir is None:
+            hint += f" run_dir={self.run_dir}"
+        if self.stop.received == signal.SIGINT:
+            raise InterruptedRunError(message, hint)
+        raise StoppedError(message, hint)
+
+    def _end_epoch(self, metrics: EpochMetrics, stop_epoch: int) -> None:
+        state = self.state
+        # A tie in accuracy is decided by the loss.
+        best = (metrics.val_top1, -metrics.val_loss) > (state.best_top1, -state.best_loss)
+        if best:
+            state.best_top1, state.best_loss = metrics.val_top1, metrics.val_loss
+            state.best_epoch = metrics.epoch
+        state.epoch, state.batch = metrics.epoch, 0
+        state.loss_sum, state.image_count = 0.0, 0
+        state.history.append(to_plain(metrics))
+        is_last = state.epoch == stop_epoch or self._stopped_early()
+        if is_last:
+            self._verify_frozen()
+        due = is_last or time.perf_counter() - self.saved >= SAVE_SECONDS
+        if best:
+            self._keep_best(metrics, copy=not due)
+        if due:
+            self._save()
+        if self.is_main:
+            write_metrics(self.run_dir, state.history)
+        self.console.say_epoch(metrics, self.plan.config.train.epochs, best=best)
+
+    def _stopped_early(self) -> bool:
+        # Counted in the last phase alone: a probe that has settled is what the next phase is for.
+        patience = self.plan.config.train.early_stop
+        before_last = sum(phase.epochs for phase in self.plan.phases[:-1])
+        since = self.state.epoch - max(self.state.best_epoch, before_last)
+        return patience is not None and since >= patience
+
+    def _verify_frozen(self) -> None:
+        # What is saved may be the average of the weights, not the weights themselves.
+        verify_frozen(self._best_candidate, self.frozen)
+        count = verify_frozen(self.plan.classifier, self.frozen)
+        if count:
+            self.console.say(f"frozen: all {count} frozen tensors are bit for bit as loaded")
+
+    # --- validation --------------------------------------------------------------------------
+
+    @property
+    def _best_candidate(self) -> Classifier:
+        ema = self.loop.ema
+        return self.plan.classifier if ema is None else cast(Classifier, ema.model)
+
+    def _validate(self) -> ModelEvaluation:
+        evaluation = self.work.validate(self._best_candidate)
+        if not math.isfinite(evaluation.loss):
+            raise DivergedError(
+                f"the validation loss is not finite after step {self.state.step}",
+                "lower optim.lr and optim.backbone_lr, or set train.precision=fp32",
+            )
+        return evaluation
+
+    # --- saving and restoring ----------------------------------------------------------------
+
+    def _keep_best(self, metrics: EpochMetrics, *, copy: bool) -> None:
+        state = self._best_candidate.state_dict()
+        if names := find_non_finite(state):
+            raise DivergedError(
+                f"the weights are not finite after step {self.state.step}: {shorten_names(names)}",
+                "lower optim.lr and optim.backbone_lr, or set train.precision=fp32",
+            )
+        if copy:
+            state = {name: tensor.clone() for name, tensor in state.items()}
+        self.best = BestModel(state, metrics)
+
+    def _save(self) -> None:
+        """Write what is to be kept; all processes call this together, the first one writes."""
+        self.loop.sync()
+        self.state.seconds = self.seconds_before + time.perf_counter() - self.started
+        self.saved = time.perf_counter()
+        best, self.best = self.best, None
+        if not self.is_main:
+            return
+        if best is not None:
+            # Before the checkpoint: a run that is killed in between repeats this epoch.
+            self._save_best(best)
+        loop, plan = self.loop, self.plan
+        save_checkpoint(
+            self.run_dir / CHECKPOINT_NAME,
+            Checkpoint(
+                model=plan.classifier.state_dict(),
+                ema=loop.ema.model.state_dict() if loop.ema is not None else None,
+                optimizer=loop.optimizer.state_dict(),
+                scaler=loop.precision.scaler.state_dict(),
+                state=self.state,
+                planned_epochs=self.planned_epochs,
+                frozen=self.frozen,
+                config=flatten_config(plan.config),
+                data=data_facts(plan.data),
+                machine=describe_machine(plan),
+            ),
+        )
+
+    def _save_best(self, best: BestModel) -> None:
+        plan = self.plan
+        environment = describe_environment()
+        save_model_state(
+            self.run_dir / MODEL_NAME,
+            best.state,
+            ModelFile(
+                backbone=plan.spec.name,
+                options=dict(plan.config.model.options),
+                pretrained_input=plan.pretrained_input,
+                head=plan.config.model.head.model_dump(),
+                classes=plan.splits.classes,
+                preprocessing=plan.preprocessing,
+                config=plan.config.model_dump(mode="json"),
+                metrics=to_plain(best.metrics),
+                versions={"vtrain": environment["vtrain"], **environment["packages"]},
+            ),
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to where a checkpoint was saved.
+
+        Raises:
+            ModelError: the checkpoint does not fit the model.
+        """
+        loop = self.loop
+        try:
+            self.plan.classifier.load_state_dict(checkpoint.model)
+            if loop.ema is not None and checkpoint.ema is not None:
+                loop.ema.model.load_state_dict(checkpoint.ema)
+            loop.optimizer.load_state_dict(checkpoint.optimizer)
+            if checkpoint.machine["precision"] == self.plan.precision:
+                loop.precision.scaler.load_state_dict(checkpoint.scaler)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"{self.run_dir / CHECKPOINT_NAME} does not fit the model: {error}",
+                "start a new run with another run_dir",
+            ) from error
+        self.state = loop.state = checkpoint.state
+        self.planned_epochs = checkpoint.planned_epochs
+        self.seconds_before = checkpoint.state.seconds
+        self.frozen = dict(checkpoint.frozen)
+        if self.is_main:
+            (self.run_dir / RESULT_NAME).unlink(missing_ok=True)
+            self._write_settings()
+            write_metrics(self.run_dir, self.state.history)
+        self.console.say(
+            f"resumed {self.run_dir} after epoch {self.state.epoch}, batch {self.state.batch} "
+            f"(step {self.state.step})"
+        )
+        if self._stopped_early():
+            self.console.say(
+                f"the run stopped early after epoch {self.state.epoch}; raise train.early_stop to "
+                "train on"
+            )
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def finish(self) -> FitResult:
+        """Evaluate the saved best model as every later command will, and mark the run as done."""
+        classifier = self._load_best()
+        val = self._final_evaluation(classifier, "val", self.plan.splits.val)
+        test = None
+        if self.plan.splits.test is not None:
+            test = self._final_evaluation(classifier, "test", self.plan.splits.test)
+        result = FitResult(
+            run_dir=self.run_dir,
+            best_epoch=self.state.best_epoch,
+            val_top1=val.top1,
+            val_macro_f1=val.macro_f1,
+            test_top1=test.top1 if test is not None else None,
+            epochs=self.state.epoch,
+            planned_epochs=self.plan.config.train.epochs,
+            seconds=self.seconds_before + time.perf_counter() - self.started,
+        )
+        if self.is_main:
+            save_result(self.run_dir, result)
+        return result
+
+    def _load_best(self) -> Classifier:
+        """What was saved, in every process; only the first needs to see the folder."""
+        group, classifier = self.plan.group, self.plan.classifier
+        with group.together():
+            if self.is_main:
+                classifier, _ = load_model_file(self.run_dir / MODEL_NAME)
+        if group.world_size > 1:
+            classifier.load_state_dict(group.broadcast(classifier.state_dict()))
+        place_model(classifier, self.plan.device)
+        return classifier
+
+    def _final_evaluation(
+        self, classifier: Any, name: str, images: LabelledImages
+    ) -> EvaluationResult:
+        evaluation = self.work.evaluate(classifier, images, f"final {name}")
+        if self.is_main:
+            write_predictions_csv(
+                self.run_dir / f"predictions-{name}.csv", list_predictions(evaluation, images)
+            )
+        return build_result(evaluation, images)
