@@ -138,12 +138,16 @@ def test_missing_checkpoint() -> None:
 # --- models --------------------------------------------------------------------------------------
 
 
-def load(model: str | None, *, notes: list[str] | None = None) -> LoadedModel:
+def load(
+    model: str | None, *, precision: str = "fp32", notes: list[str] | None = None
+) -> LoadedModel:
     notify = (notes if notes is not None else []).append
-    return load_model(model, device=CPU, notify=notify)
+    return load_model(model, device=CPU, precision=precision, notify=notify)
 
 
-def save_run(name: str = "runs/a", *, finished: bool = True, seed: int = 0) -> LoadedModel:
+def save_run(
+    name: str = "runs/a", *, finished: bool = True, seed: int = 0, config: Any = None
+) -> LoadedModel:
     """A run folder with a tiny model; what is in it."""
     model = build_tiny_model(CLASSES, seed=seed)
     preprocessing = Preprocessing(40, 32)
@@ -156,7 +160,7 @@ def save_run(name: str = "runs/a", *, finished: bool = True, seed: int = 0) -> L
         head=HeadConfig().model_dump(),
         classes=CLASSES,
         preprocessing=preprocessing,
-        config={},
+        config=config or {},
         metrics={},
         versions={},
     )
@@ -171,6 +175,11 @@ def logits(model: nn.Module, size: int = 64) -> Tensor:
     with torch.no_grad():
         found: Tensor = model(images.contiguous(memory_format=torch.channels_last))
     return found
+
+
+def assert_same_logits(loaded: LoadedModel, expected: nn.Module) -> None:
+    """To the rounding that folded batch norms bring."""
+    torch.testing.assert_close(logits(loaded.classifier), logits(expected), rtol=1e-4, atol=1e-4)
 
 
 def save_torchvision(path: str, *, num_classes: int = 1000, name: str = SMALL) -> nn.Module:
@@ -188,7 +197,7 @@ def test_run_folder_and_model_file(text: str) -> None:
     assert loaded.preprocessing == Preprocessing(40, 32)
     assert loaded.source == "runs/a/model.safetensors"
     assert not loaded.classifier.training
-    assert torch.equal(logits(loaded.classifier), logits(saved.classifier))
+    assert_same_logits(loaded, saved.classifier)
 
 
 def test_model_is_placed_channels_last() -> None:
@@ -206,8 +215,48 @@ def test_without_a_name_the_newest_finished_run_is_taken_and_named() -> None:
     os.utime("runs/old/result.json", (100, 100))
     notes: list[str] = []
     loaded = load(None, notes=notes)
-    assert notes == ["model: runs/new/model.safetensors"]
-    assert torch.equal(logits(loaded.classifier), logits(newest.classifier))
+    assert notes == ["model: runs/new/model.safetensors, fp32"]
+    assert_same_logits(loaded, newest.classifier)
+
+
+@pytest.mark.parametrize("text", ["runs/a", "simple_cnn:none"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precision_is_taken_and_said(text: str, precision: str) -> None:
+    save_run()
+    notes: list[str] = []
+    loaded = load(text, precision=precision, notes=notes)
+    assert loaded.precision == precision
+    assert notes[-1] == f"model: {loaded.source}, {precision}"
+    features = loaded.classifier.forward_features(torch.rand(1, 3, 64, 64))
+    assert features.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"train": {"precision": "fp32"}}, "fp32"),
+        ({"train": {"precision": "bf16"}}, "bf16"),
+        ({"train": {"precision": "fp16"}}, "bf16"),  # not on a CPU
+        ({"train": {"precision": "auto"}}, "bf16"),
+        ({"train": {"precision": ["fp32"]}}, "bf16"),
+        ({"train": "fp32"}, "bf16"),
+        ({}, "bf16"),
+    ],
+)
+def test_a_run_is_used_in_the_precision_it_asked_for(
+    monkeypatch: pytest.MonkeyPatch, config: Any, expected: str
+) -> None:
+    monkeypatch.setattr("vtrain.training.precision.has_bf16_instructions", lambda _: True)
+    save_run(config=config)
+    assert load("runs/a", precision="auto").precision == expected
+    assert load("runs/a", precision="fp32").precision == "fp32"
+    assert load("runs/a", precision="bf16").precision == "bf16"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_precision_is_checked_first(precision: str) -> None:
+    with pytest.raises(UsageError, match=precision):
+        load("nothing", precision=precision)
 
 
 def test_without_a_name_and_without_runs() -> None:
@@ -243,7 +292,7 @@ def test_own_backbone_without_weights() -> None:
 def test_name_with_a_weights_file() -> None:
     expected = save_torchvision("weights.pth")
     loaded = load(f"{SMALL}:weights.pth")
-    assert torch.equal(logits(loaded.classifier), logits(expected))
+    assert_same_logits(loaded, expected)
     assert loaded.classes[0] == "tench"
     assert loaded.preprocessing == eval_preprocessing(find_backbone(SMALL), None)
     assert loaded.source == f"{SMALL}:weights.pth"
@@ -252,7 +301,7 @@ def test_name_with_a_weights_file() -> None:
 def test_weights_file_with_other_classes() -> None:
     expected = save_torchvision("weights.pth", num_classes=5)
     loaded = load(f"{SMALL}:weights.pth")
-    assert torch.equal(logits(loaded.classifier), logits(expected))
+    assert_same_logits(loaded, expected)
     assert loaded.classes == tuple(f"class {index}" for index in range(5))
     assert loaded.classifier.num_classes == 5
 
@@ -271,7 +320,7 @@ def test_published_weights(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     found = Path("random.pth")
     monkeypatch.setattr("vtrain.models.weights.find_published_file", lambda *_, **__: found)
     loaded = load(SMALL + text)
-    assert torch.equal(logits(loaded.classifier), logits(expected))
+    assert_same_logits(loaded, expected)
     assert loaded.source == f"{SMALL}:{text.strip(':') or 'DEFAULT'}"
 
 
@@ -290,7 +339,7 @@ def test_preprocessing_is_that_of_the_named_weights(
     loaded = load(f"mobilenet_v2:{weights}")
     assert loaded.preprocessing.resize == resize
     assert len(asked) == 1
-    assert torch.equal(logits(loaded.classifier), logits(expected))
+    assert_same_logits(loaded, expected)
 
 
 def fails(model: str, kind: type[VtrainError] = ModelError) -> tuple[str, str]:

@@ -2,6 +2,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -26,7 +27,8 @@ from vtrain.evaluate import (
 )
 from vtrain.predict import PredictInput, predict
 from vtrain.records import EvaluationResult, LabelledImages
-from vtrain.training.inference import compute_outputs
+from vtrain.training.inference import compute_outputs, prepare_for_inference
+from vtrain.training.precision import Precision
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 COUNTS = {"ant": 4, "bee": 3, "cat": 5, "dog": 2, "eel": 3, "fox": 1}
@@ -89,6 +91,21 @@ def test_predict_and_evaluate_say_the_same(tmp_path: Path, batch_size: int) -> N
         assert str(row.path) == answer.path
         assert row.prediction == best.name
         assert abs(row.probability - best.probability) <= tolerance
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_prepared_models_say_the_same_in_both(tmp_path: Path, precision: str) -> None:
+    model = build_tiny_model(CLASSES)
+    classifier = prepare_for_inference(model.classifier, Precision(precision, CPU))
+    model = replace(model, classifier=classifier, precision=precision)
+    paths = draw_labelled(tmp_path, COUNTS)
+    result, rows, _ = run(tmp_path, model)
+    inputs = [PredictInput(str(path)) for path in paths]
+    for row, answer in zip(rows, predict(inputs, model, batch_size=4, workers=0), strict=True):
+        best = answer.predictions[0]
+        assert (row.prediction, row.probability) == (best.name, best.probability)
+    assert len({row.probability for row in rows}) > 1
+    assert result.top1 == sum(row.correct for row in rows) / len(rows)
 
 
 def test_classes_match_by_name_and_gaps_are_said(tmp_path: Path) -> None:

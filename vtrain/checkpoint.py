@@ -1,7 +1,7 @@
 """What is saved and loaded: the model file, the checkpoint of a run, and what `-m MODEL` means."""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from vtrain.models.model_file import find_model_file, load_model_file
 from vtrain.models.weights import describe_weights, load_native_weights
 from vtrain.records import Preprocessing
 from vtrain.run_folder import MODEL_NAME, RUNS, find_newest_run
-from vtrain.runtime import place_model, seed_everything
+from vtrain.runtime import seed_everything
 from vtrain.tensor_files import load_torch, save_torch
+from vtrain.training.inference import prepare_for_inference
 from vtrain.training.loop import TrainState
+from vtrain.training.precision import Precision, choose_inference_precision
 from vtrain.zoo import backbone_names, find_backbone
 
 CHECKPOINT_FORMAT = 1
@@ -26,12 +28,16 @@ CHECKPOINT_FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A classifier in evaluation mode on its device, with all that its use needs."""
+    """A classifier in evaluation mode on its device, with all that its use needs.
+
+    `precision` is `fp32`, `bf16` or `fp16`: what the classifier computes in.
+    """
 
     classifier: Classifier
     preprocessing: Preprocessing
     classes: tuple[str, ...]
     source: str
+    precision: str = "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +65,34 @@ def load_model(
     model: str | None,
     *,
     device: torch.device,
+    precision: str = "auto",
     runs: Path = RUNS,
     notify: Callable[[str], None],
 ) -> LoadedModel:
-    """The model that `-m MODEL` names: a run folder, a model file, or a torchvision name.
+    """The model that `-m MODEL` names, ready to use: a run folder, a model file, or a backbone.
 
-    None is the newest finished run below `runs`, named through `notify`.
+    None is the newest finished run below `runs`. The classifier comes from
+    `prepare_for_inference`; `precision` is `auto` (see `choose_inference_precision`), `fp32`,
+    `bf16` or `fp16`. `notify` gets the model and what it computes in.
 
     Raises:
         ModelError: nothing usable there, or no such path and no such backbone.
-        UsageError: the backbone has no weights of that name.
+        UsageError: the backbone has no weights of that name, or the precision cannot run on the
+            device.
     """
+    choose_inference_precision(precision, device)  # what cannot run shall not wait for a download
     if model is None:
-        path = find_newest_run(runs) / MODEL_NAME
-        notify(f"model: {path}")
-        return _load_own(path, device)
-    if _exists(model):
-        return _load_own(find_model_file(Path(model)), device)
-    name, _, weights = model.partition(":")
-    if name in backbone_names():
-        return _load_native(name, weights or "DEFAULT", device, notify)
-    raise ModelError(f"no model {model!r}: no such path, and no such backbone", _suggest(model))
+        loaded = _load_own(find_newest_run(runs) / MODEL_NAME, device, precision)
+    elif _exists(model):
+        loaded = _load_own(find_model_file(Path(model)), device, precision)
+    else:
+        name, _, weights = model.partition(":")
+        if name not in backbone_names():
+            message = f"no model {model!r}: no such path, and no such backbone"
+            raise ModelError(message, _suggest(model))
+        loaded = _load_native(name, weights or "DEFAULT", device, precision, notify)
+    notify(f"model: {loaded.source}, {loaded.precision}")
+    return loaded
 
 
 def _exists(model: str) -> bool:
@@ -99,14 +112,32 @@ def _suggest(model: str) -> str:
     return f"{start}give a run folder, a model file, or a name that `vtrain backbones` lists"
 
 
-def _load_own(path: Path, device: torch.device) -> LoadedModel:
+def _load_own(path: Path, device: torch.device, precision: str) -> LoadedModel:
     classifier, description = load_model_file(path)
-    place_model(classifier, device)
-    return LoadedModel(classifier, description.preprocessing, description.classes, str(path))
+    trained = _find_trained_precision(description.config)
+    chosen = choose_inference_precision(precision, device, trained=trained)
+    return LoadedModel(
+        prepare_for_inference(classifier, Precision(chosen, device), in_place=True),
+        description.preprocessing,
+        description.classes,
+        str(path),
+        chosen,
+    )
+
+
+def _find_trained_precision(config: Mapping[str, Any]) -> str:
+    """`train.precision` of a model file's config, `auto` where it says nothing that we know."""
+    section = config.get("train")
+    found = section.get("precision") if isinstance(section, dict) else None
+    return found if isinstance(found, str) else "auto"
 
 
 def _load_native(
-    name: str, weights: str, device: torch.device, notify: Callable[[str], None]
+    name: str,
+    weights: str,
+    device: torch.device,
+    precision: str,
+    notify: Callable[[str], None],
 ) -> LoadedModel:
     spec = find_backbone(name)
     if weights == "DEFAULT" and not spec.weights:
@@ -122,8 +153,9 @@ def _load_native(
     classes = pretrained_classes(spec, source.enum_name) if spec.weights else ()
     if len(classes) != classifier.num_classes:
         classes = tuple(f"class {index}" for index in range(classifier.num_classes))
-    place_model(classifier.eval(), device)
-    return LoadedModel(classifier, source.preprocessing, classes, f"{name}:{weights}")
+    chosen = choose_inference_precision(precision, device)
+    prepared = prepare_for_inference(classifier, Precision(chosen, device), in_place=True)
+    return LoadedModel(prepared, source.preprocessing, classes, f"{name}:{weights}", chosen)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

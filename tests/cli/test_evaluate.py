@@ -16,7 +16,7 @@ KEYS = [
 
 def test_json_as_in_the_contract(folder: Path, program: Program) -> None:
     done = program("evaluate", "images/val", "--json")
-    assert (done.code, done.err) == (0, "model: runs/tiny-001/model.safetensors\n")
+    assert (done.code, done.err) == (0, "model: runs/tiny-001/model.safetensors, fp32\n")
     result = json.loads(done.out)
     assert list(result) == KEYS
     assert (result["schema"], result["count"], result["failures"]) == (1, 6, [])

@@ -31,8 +31,8 @@ def prepare_module(
     In evaluation mode on the precision's device, channels last, batch norms folded, weights of
     convolutions and linear layers in the precision. All paths stay; `keep` are those of submodules
     whose outputs are looked at (see `find_foldable`). Call it under `precision.autocast()`, which
-    does the rest: norms and softmax compute in float32, and the output has the type that autocast
-    gives it.
+    casts what is left; the output has the type that autocast gives it: the precision's behind a
+    convolution, float32 behind a ViT's last norm.
     """
     prepared = copy.deepcopy(module)
     apply_preparation(prepared, precision, keep=keep)
