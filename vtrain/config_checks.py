@@ -13,6 +13,7 @@ from pathlib import Path
 from vtrain.config_model import UNTIL, FitConfig, FreezeRule
 from vtrain.config_source import ConfigSource, Mistake, dotted, list_names
 from vtrain.errors import UsageError
+from vtrain.records import LIST_SUFFIXES, TAR_SUFFIX
 from vtrain.yaml12 import KeyPath, clip
 from vtrain.zoo import (
     BackboneSpec,
@@ -242,8 +243,10 @@ def _check_folder(config: FitConfig, *, name: str) -> Iterator[Finding]:
     if value is None:
         return
     problem = describe_missing(Path(value), "folder")
-    if problem is None and not Path(value).is_dir():
-        problem = f"{value} is a file, expected a folder of class folders"
+    is_source = value.lower().endswith((TAR_SUFFIX, *LIST_SUFFIXES))
+    if problem is None and not Path(value).is_dir() and not is_source:
+        others = f"a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})"
+        problem = f"{value} is a file, expected a folder of class folders, {others}"
     if problem is not None:
         yield Finding(("data", name), problem)
 

@@ -18,9 +18,9 @@ EXPECTED = {
     "freeze": f"{', '.join(FREEZE_POLICIES)}, {UNTIL}<stage>, or a list of {{pattern, lr_scale}}",
     "freeze[]": "a mapping such as {pattern: layer4, lr_scale: 1.0}",
     "freeze[].pattern": "a stage, head, or a glob over parameter names",
-    "data.train": "the path of a folder",
-    "data.val": "the path of a folder, or null",
-    "data.test": "the path of a folder, or null",
+    "data.train": "the path of a folder, tar or list",
+    "data.val": "the path of a folder, tar or list, or null",
+    "data.test": "the path of a folder, tar or list, or null",
     "train.device": "auto, cpu, cuda, cuda:N or mps",
 }
 _BOUNDS = (

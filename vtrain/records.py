@@ -1,9 +1,11 @@
 """Plain records that the layers hand to one another; this module imports nothing heavy."""
 
-from collections.abc import Sequence
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
@@ -40,13 +42,115 @@ class SkippedFile:
     reason: str
 
 
+# What may stand where a folder of images may, besides that.
+TAR_SUFFIX = ".tar"
+LIST_SUFFIXES = (".csv", ".tsv", ".txt")
+
+
+class PackedPaths(Sequence[Path]):
+    """Paths below one root in one bytes object: a million take some 50 MB, as `Path`s 300 MB.
+
+    A slice or selection shares the names of the whole. It equals any sequence of the same paths.
+
+    Args:
+        root: what the names are relative to.
+        names: as they go into the result of `root / name`; they may be absolute only if `mixed`.
+        mixed: names may be absolute, which makes reading them somewhat slower.
+    """
+
+    __slots__ = ("_ends", "_mixed", "_names", "_order", "root")
+    __hash__ = None  # type: ignore[assignment]  # equal to lists, which have none
+
+    def __init__(self, root: Path, names: Iterable[str], *, mixed: bool = False) -> None:
+        packed, self._ends = bytearray(), array("Q")
+        for name in names:
+            packed += os.fsencode(name)
+            self._ends.append(len(packed))
+        self.root = root
+        self._names = bytes(packed)
+        self._order: array[int] | None = None
+        self._mixed = mixed
+
+    def __len__(self) -> int:
+        return len(self._ends if self._order is None else self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> "PackedPaths": ...
+    def __getitem__(self, index: int | slice) -> "Path | PackedPaths":
+        if isinstance(index, slice):
+            return self.select(range(*index.indices(len(self))))
+        return Path(self.root, self.name(index))
+
+    def __iter__(self) -> Iterator[Path]:
+        return map(Path, self.texts())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or len(self) != len(other):
+            return False if isinstance(other, Sequence) else NotImplemented
+        return all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    def __repr__(self) -> str:
+        return f"PackedPaths({self.root}, {len(self)} paths)"
+
+    def name(self, index: int) -> str:
+        """One path below the root; from behind if negative."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"path {index} of {len(self)}")
+        place = index % len(self) if self._order is None else self._order[index]
+        return os.fsdecode(self._slice(place))
+
+    def names(self) -> Iterator[str]:
+        """All paths below the root, in order."""
+        return map(os.fsdecode, self.encoded_names())
+
+    def encoded_names(self) -> Iterator[bytes]:
+        """All paths below the root, in order, in the file system's encoding."""
+        if self._order is not None:
+            yield from map(self._slice, self._order)
+            return
+        first = 0
+        for end in self._ends:
+            yield self._names[first:end]
+            first = end
+
+    def _slice(self, place: int) -> bytes:
+        return self._names[self._ends[place - 1] if place else 0 : self._ends[place]]
+
+    def texts(self) -> Iterator[str]:
+        """All paths as text that opens; faster than `str` of each path."""
+        if self._mixed:
+            return (str(Path(self.root, name)) for name in self.names())
+        prefix = join_prefix(self.root)
+        return (prefix + name for name in self.names())
+
+    def select(self, indices: Iterable[int]) -> "PackedPaths":
+        """The paths at `indices`, in that order."""
+        chosen = PackedPaths(self.root, (), mixed=self._mixed)
+        chosen._names, chosen._ends = self._names, self._ends
+        own = self._order
+        chosen._order = array("Q", indices if own is None else (own[i] for i in indices))
+        return chosen
+
+
+def join_prefix(root: Path | str) -> str:
+    """What stands before a name below `root`: the folder and a separator, nothing for `.`."""
+    if str(root) == ".":
+        return ""
+    return f"{str(root).removesuffix(os.sep)}{os.sep}"
+
+
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """Images of one split in the order of the scan: `labels[i]` indexes `classes`."""
+    """Images of one split in the order of the scan: `labels[i]` indexes `classes`.
+
+    `paths` of a scan are `PackedPaths`: go through them by index or by iteration.
+    """
 
     root: Path
     classes: tuple[str, ...]
-    paths: tuple[Path, ...]
+    paths: Sequence[Path]
     labels: tuple[int, ...]
     skipped: tuple[SkippedFile, ...] = ()
 
@@ -60,9 +164,25 @@ class LabelledImages:
             counts[label] += 1
         return counts
 
+    def texts(self) -> Iterator[str]:
+        """Each image's path as text; for many images faster than `str(path)` of each."""
+        return self.paths.texts() if isinstance(self.paths, PackedPaths) else map(str, self.paths)
+
+    def places(self) -> Iterator[bytes]:
+        """Each image's path below the root (or the whole path), in the file system's encoding."""
+        if isinstance(self.paths, PackedPaths):
+            return self.paths.encoded_names()
+        return (
+            os.fsencode(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
+            for path in self.paths
+        )
+
     def subset(self, indices: Sequence[int]) -> "LabelledImages":
         """The images at `indices`, in that order, with the same classes."""
-        paths = tuple(self.paths[i] for i in indices)
+        if isinstance(self.paths, PackedPaths):
+            paths: Sequence[Path] = self.paths.select(indices)
+        else:
+            paths = tuple(self.paths[i] for i in indices)
         labels = tuple(self.labels[i] for i in indices)
         return LabelledImages(self.root, self.classes, paths, labels, self.skipped)
 
@@ -138,13 +258,13 @@ class EvaluationResult:
 
 @dataclass(frozen=True, slots=True)
 class EmbedResult:
-    """What `embed` wrote: `[count, dim]` float32 rows, of which `failed` could not be computed."""
+    """What `embed` wrote: `[count, dim]` float32 rows; those of `failures` are NaN."""
 
     output: Path
     index: Path
     count: int
     dim: tuple[int, ...]
-    failures: tuple[SkippedFile, ...] = ()
+    failures: Sequence[SkippedFile] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vtrain.data import folders
 from vtrain.data.folders import find_splits, scan_images, scan_labelled, split_stratified
+from vtrain.data.naming import IMAGE_SUFFIXES
 from vtrain.errors import DataError
 from vtrain.records import LabelledImages
 
@@ -62,7 +62,7 @@ def test_images_come_sorted_by_class_and_path(tmp_path: Path) -> None:
     assert images.skipped == ()
 
 
-@pytest.mark.parametrize("suffix", folders.IMAGE_SUFFIXES)
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
 def test_suffixes_count_in_any_case(tmp_path: Path, suffix: str) -> None:
     make(tmp_path, f"a/lower{suffix}", f"a/UPPER{suffix.upper()}", "b/x.png")
     assert len(scan_labelled(tmp_path)) == 3
@@ -217,7 +217,8 @@ def test_roots_that_are_no_folders_are_errors(tmp_path: Path) -> None:
     make(tmp_path, "file.jpg")
     assert error_of(tmp_path / "none").message == f"data.train: there is no folder {tmp_path}/none"
     assert error_of(tmp_path / "none").hint == "paths are relative to the working directory"
-    message = f"data.train: {tmp_path}/file.jpg is a file, expected a folder"
+    others = "a .tar file or a list (.csv .tsv .txt)"
+    message = f"data.train: {tmp_path}/file.jpg is a file, expected a folder, {others}"
     assert error_of(tmp_path / "file.jpg").message == message
     assert "null byte" in error_of(Path("a\0b")).message
     (tmp_path / "loop").symlink_to("loop")
@@ -300,7 +301,8 @@ def test_images_at_any_depth_come_sorted(tmp_path: Path) -> None:
     relative = [path.relative_to(tmp_path).as_posix() for path in paths]
     assert relative == ["a/2.PNG", "a/b/c.jpg", "m/1.gif", "z.png"]
     assert [entry.path.name for entry in skipped] == ["notes.txt", "up"]
-    assert scan_images(make(tmp_path / "empty", "x/")) == ([], [])
+    paths, skipped = scan_images(make(tmp_path / "empty", "x/"))
+    assert len(paths) == len(skipped) == 0
 
 
 def labelled(counts: list[int]) -> LabelledImages:

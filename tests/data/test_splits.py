@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from tests.tiny import break_image, draw_labelled
 from vtrain.config import DataConfig
 from vtrain.console import Console
+from vtrain.data import manifest
 from vtrain.data.splits import (
     Splits,
     check_splits,
@@ -169,6 +171,30 @@ def test_class_without_a_readable_image() -> None:
     with pytest.raises(DataError, match="no readable image of class 'cow' is left in train") as e:
         load(on_bad_image="skip")
     assert "remove the class folder" in (e.value.hint or "")
+
+
+def test_known_images_are_counted_and_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_labelled(Path("val"), {"ant": 1})
+    monkeypatch.setattr(manifest, "CLOCK_TICK_NS", 0)
+    time.sleep(0.02)
+    first = load()
+    assert first.describe_check() == "13 checked"
+    break_image(Path("train/ant/001.png"))
+    second = load(on_bad_image="skip")
+    assert second.describe_check() == "1 checked, 12 known to be good and unchanged"
+    assert len(second.train) == len(first.train) - 1
+    assert describe_splits(second)["train"]["sha256"] == split_digest(second.train)
+
+
+def test_an_unusable_cache_is_said_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_labelled(Path("val"), {"ant": 1})
+    monkeypatch.setenv("VTRAIN_CACHE", str(folder / "file"))
+    monkeypatch.setattr(manifest, "CLOCK_TICK_NS", 0)
+    Path("file").touch()
+    time.sleep(0.02)
+    said = io.StringIO()
+    load(said=said)
+    assert said.getvalue().count("not kept for next time") == 1
 
 
 # --- the description -----------------------------------------------------------------------------

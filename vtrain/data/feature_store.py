@@ -33,6 +33,8 @@ BLOCK_SECONDS = 30.0
 # Local file systems stamp changes with the kernel's clock, which ticks every 10 ms or faster.
 CLOCK_TICK_NS = 20_000_000
 _LOCK_NAME = "build.lock"
+# How often a run that waits for another looks whether it shall stop.
+_LOCK_SECONDS = 1.0
 
 Identities = NDArray[np.bytes_]  # [...] of 16 bytes each
 Rows = NDArray[np.int64]
@@ -90,10 +92,19 @@ class FeatureStore:
 
     A block is one safetensors file with `identities` uint8 `[n, 16]` and `activations` `[n, ...]`,
     written whole or not at all. A damaged block is removed, so that its rows are computed again.
+    `row_shape` and `dtype` are those of one row.
     """
 
-    def __init__(self, folder: Path, notify: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        row_shape: Sequence[int],
+        dtype: torch.dtype,
+        notify: Callable[[str], None],
+    ) -> None:
         self.folder = folder
+        self._row_shape, self._dtype = tuple(row_shape), dtype
         self._notify = notify
         self._blocks: dict[str, Tensor] = {}
         self._identities: dict[str, Identities] = {}
@@ -104,15 +115,23 @@ class FeatureStore:
     ) -> "FeatureStore":
         """The store below `root` for rows that depend on `facts` (plain data), new or old.
 
+        Among the facts are `shape` (a list) and `dtype` (such as `float32`) of one row.
+
         Raises:
             StoreError: the folder cannot be written.
         """
         text = json.dumps(facts, sort_keys=True)
         folder = root / hashlib.sha256(text.encode()).hexdigest()[:32]
-        with _store_errors():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / FACTS_NAME, facts)  # its time says when the store was last used
-        store = cls(folder, notify)
+        try:
+            with _store_errors():
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / FACTS_NAME, facts)  # its time says when it was last used
+        except StoreError:
+            if not (folder / FACTS_NAME).is_file():
+                raise
+            # What it holds can be read all the same.
+        dtype = getattr(torch, facts["dtype"])
+        store = cls(folder, row_shape=facts["shape"], dtype=dtype, notify=notify)
         store.refresh()
         return store
 
@@ -124,16 +143,26 @@ class FeatureStore:
 
     def _load(self, path: Path) -> None:
         try:
-            tensors = map_tensors(path)
-            identities = _unpack(tensors["identities"])
-            self._blocks[path.name] = tensors["activations"]
-            self._identities[path.name] = identities
-        except (ModelError, KeyError, ValueError) as error:
+            identities, activations = self._read_block(path)
+        except (ModelError, ValueError) as error:
             if not path.exists():
                 return  # another process has removed it
             self._notify(f"feature cache: a block is computed again: {error}")
             with suppress(OSError):
                 path.unlink()
+        else:
+            self._blocks[path.name] = activations
+            self._identities[path.name] = identities
+
+    def _read_block(self, path: Path) -> tuple[Identities, Tensor]:
+        tensors = map_tensors(path)
+        if tensors.keys() != {"identities", "activations"}:
+            raise ValueError(f"{path} holds {', '.join(sorted(tensors))}")
+        identities, activations = _unpack(tensors["identities"], path), tensors["activations"]
+        found = (len(activations), tuple(activations.shape[1:]), activations.dtype)
+        if found != (len(identities), self._row_shape, self._dtype):
+            raise ValueError(f"{path} holds {activations.dtype} {tuple(activations.shape)}")
+        return identities, activations
 
     def find(self, identities: Identities) -> Rows:
         """The row of each identity `[...]`, -1 where there is none; same shape."""
@@ -161,21 +190,15 @@ class FeatureStore:
         self._load(path)
 
     @contextmanager
-    def building(self) -> Iterator[None]:
+    def building(self, on_wait: Callable[[], None]) -> Iterator[None]:
         """Hold the right to build; waits while another process has it, then knows its rows.
+
+        `on_wait` is called again and again meanwhile, and may raise to stop.
 
         Raises:
             StoreError: the folder cannot be written.
         """
-        lock = FileLock(self.folder / _LOCK_NAME)
-        try:
-            with _store_errors():
-                lock.acquire(timeout=1.0)
-        except StoreError as error:
-            if not isinstance(error.__cause__, Timeout):
-                raise
-            self._notify("waiting for another run that computes the same features")
-            lock.acquire()
+        lock = self._acquire(on_wait)
         try:
             sweep_temporaries(self.folder)
             self.refresh()
@@ -183,8 +206,31 @@ class FeatureStore:
         finally:
             lock.release()
 
-    def select(self, rows: Rows) -> "StoredRows":
-        """The stored activations of rows `[N, K]`, all of which are there."""
+    def _acquire(self, on_wait: Callable[[], None]) -> FileLock:
+        lock = FileLock(self.folder / _LOCK_NAME)
+        said = False
+        while True:
+            try:
+                with _store_errors():
+                    lock.acquire(timeout=_LOCK_SECONDS)
+                return lock
+            except StoreError as error:
+                if not isinstance(error.__cause__, Timeout):
+                    raise
+                if not said:
+                    self._notify("waiting for another run that computes the same features")
+                said = True
+                on_wait()
+
+    def select(self, identities: Identities) -> "StoredRows":
+        """The stored activations of images and views `[N, K]`.
+
+        Raises:
+            StoreError: some are not there.
+        """
+        rows = self.find(identities)
+        if missing := int((rows < 0).sum()):
+            raise StoreError(f"{missing:,} rows that were written are not in {self.folder}")
         return StoredRows(list(self._blocks.values()), rows)
 
 
@@ -249,9 +295,10 @@ class BlockWriter:
 
     def flush(self) -> None:
         """Write what has been added."""
-        if self._identities:
-            self._store.append(np.concatenate(self._identities), torch.cat(self._activations))
-        self._identities, self._activations = [], []
+        identities, activations = self._identities, self._activations
+        self._identities, self._activations = [], []  # what cannot be written is not tried again
+        if identities:
+            self._store.append(np.concatenate(identities), torch.cat(activations))
         self._since = time.monotonic()
 
 
@@ -288,8 +335,9 @@ def _take(rows: StoredRows, labels: Tensor, positions: list[int], views: list[in
     return Batch(rows.gather(positions, views), labels[index], index)
 
 
-def _unpack(identities: Tensor) -> Identities:
+def _unpack(identities: Tensor, path: Path) -> Identities:
     if identities.dtype != torch.uint8 or identities.shape[1:] != (IDENTITY_BYTES,):
-        raise ValueError(f"identities are {identities.dtype} {tuple(identities.shape)}")
+        found = f"{identities.dtype} {tuple(identities.shape)}"
+        raise ValueError(f"{path} holds identities {found}")
     packed = identities.numpy().tobytes()
     return np.frombuffer(packed, dtype=f"S{IDENTITY_BYTES}")

@@ -1,39 +1,48 @@
-"""Finds images in folders: class folders for training, any depth for prediction."""
+"""Finds images: class folders for training, any depth for prediction; also tars and lists."""
 
 import hashlib
 import os
 import stat
-import unicodedata
-from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from vtrain.errors import DataError
-from vtrain.records import LabelledImages, SkippedFile
-
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jfif",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".gif",
-    ".avif",
+from vtrain.data.lists import read_list
+from vtrain.data.manifest import Notify
+from vtrain.data.naming import (
+    NOT_AN_IMAGE,
+    OUTSIDE,
+    compose,
+    describe_error,
+    enumerate_names,
 )
-_HIDDEN_PREFIXES = (".", "__MACOSX")
+from vtrain.data.shards import (
+    TarScan,
+    compressed_error,
+    describe_missing_class,
+    is_compressed,
+    scan_tars,
+)
+from vtrain.data.walk import FolderEntries, FolderScan, path_text
+from vtrain.errors import DataError
+from vtrain.records import (
+    LIST_SUFFIXES,
+    TAR_SUFFIX,
+    LabelledImages,
+    PackedPaths,
+    SkippedFile,
+    join_prefix,
+)
+
 _SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-_NAMED_AT_MOST = 5
+_CLASS_FOLDERS = "one folder for each class: {root}/<class>/<image>"
+_TAR_MEMBERS = "members named <class>/<image>, or pairs <name>.jpg and <name>.cls"
+_LIST_LINES = "lines of path and class"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,58 +54,99 @@ class SplitFolders:
     test: Path | None
 
 
-def scan_labelled(
-    root: Path, *, classes: Sequence[str] | None = None, name: str = "data.train"
-) -> LabelledImages:
-    """List the images of a folder with one subfolder for each class (`root/<class>/**/<image>`).
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a source holds: names below `base` by class, and what it should look like.
 
-    Classes are sorted by name (Unicode NFC), images by class and then by relative path. Names that
-    start with `.` or `__MACOSX` do not exist for it. Links are followed, and no folder is visited
-    twice; real folders come before links to them. Nothing is opened: images are told by suffix.
+    `mixed`: names may be absolute. `numbered`: class names are indices.
+    """
+
+    base: Path
+    by_class: dict[str, list[str]]
+    skipped: tuple[SkippedFile, ...]
+    layout: str
+    mixed: bool = False
+    numbered: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenFolder:
+    """A folder of images, of which nothing but its own entries is known yet."""
+
+    scan: FolderScan
+    entries: FolderEntries
+
+
+def scan_labelled(
+    root: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    name: str = "data.train",
+    notify: Notify | None = None,
+) -> LabelledImages:
+    """List labelled images of a folder with one subfolder for each class, of tars, or of a list.
+
+    Classes are sorted by name (Unicode NFC), or by number if `.cls` members of tars number them;
+    images by class and then by relative path. Nothing is opened: images are told by suffix.
+
+    - A folder holds `<class>/**/<image>`. Names that start with `.` or `__MACOSX` do not exist for
+      it. Links are followed, and no folder is visited twice; real folders come before links to
+      them. What was found is kept in the cache folder for as long as the folders do not change.
+    - A `.tar` file, or a folder that holds such files and neither folders nor images: see
+      `vtrain.data.shards`.
+    - A `.csv`, `.tsv` or `.txt` list: see `vtrain.data.lists`.
 
     Args:
-        root: folder that holds the class folders.
-        classes: known class names, for a split that goes with a training set: folders are matched
-            to them by name and may be missing or empty. None: the folders found, each with images.
+        root: the folder or file.
+        classes: known class names, for a split that goes with a training set: those found are
+            matched to them by name, `.cls` members also by number, and may be missing or empty.
+            None: those found, each with images.
         name: where `root` was given, for messages.
+        notify: is told if nothing can be kept in the cache folder.
 
     Raises:
         DataError: `root` or a class folder cannot be used; the message names all that are wrong.
     """
-    _require_folder(root, name)
-    scan = _Scan()
-    folders = _list_classes(root, scan, name)
-    if classes is None:
-        _require_classes(root, folders, name)
+    notify = notify or _say_nothing
+    if _is_list(root, name):
+        found = _find_listed(root)
     else:
-        _require_known(root, folders, classes, name)
-    found = scan.walk(list(folders.items()))
-    _require_images(root, found, scan.skipped, name, each_class=classes is None)
-    names = tuple(sorted(folders)) if classes is None else tuple(classes)
-    paths: list[Path] = []
-    labels: list[int] = []
-    for label, class_name in enumerate(names):
-        # Popped, so that a million strings are freed as they become paths.
-        files = sorted(found.pop(_compose(class_name), ()))
-        paths += map(Path, files)
-        labels += [label] * len(files)
-    return LabelledImages(root, names, tuple(paths), tuple(labels), scan.sorted_skipped())
+        source = _open_source(root, name, notify)
+        if isinstance(source, TarScan):
+            found = _find_in_tars(root, source, classes)
+        else:
+            found = _find_in_folders(source, classes, name)
+            source.scan.memory.save(notify)
+    return _build_labelled(root, found, classes, name)
 
 
-def scan_images(root: Path, *, name: str = "folder") -> tuple[list[Path], list[SkippedFile]]:
-    """List the images below a folder, at any depth, sorted by relative path, and what is not used.
+def scan_images(
+    root: Path, *, name: str = "folder", notify: Notify | None = None
+) -> tuple[PackedPaths, list[SkippedFile]]:
+    """List images without their classes, and what is not used.
 
-    The rules for hidden names, links and suffixes are those of `scan_labelled`.
+    Those of a folder, at any depth, and of tars come sorted by relative path, those of a list in
+    its order. The rules and `notify` are those of `scan_labelled`.
 
     Raises:
-        DataError: `root` is not a folder that can be read.
+        DataError: `root` cannot be read, or is neither a folder nor a tar nor a list.
     """
-    _require_folder(root, name)
-    scan = _Scan()
-    files = scan.walk([("", str(root))])[""]
-    if not files and any(entry.path == root for entry in scan.skipped):
-        raise DataError(f"{name}: {root} {scan.skipped[0].reason}", "check its permissions")
-    return [Path(file) for file in sorted(files)], list(scan.sorted_skipped())
+    notify = notify or _say_nothing
+    if _is_list(root, name):
+        listed = read_list(root, labelled=False)
+        return PackedPaths(root.parent, listed.names, mixed=True), listed.skipped
+    source = _open_source(root, name, notify)
+    if isinstance(source, TarScan):
+        return PackedPaths(root, sorted(source.names)), sorted(source.skipped, key=path_text)
+    files = source.scan.walk((), entries=source.entries)[""]
+    source.scan.memory.save(notify)
+    files.sort()
+    return PackedPaths(root, files), list(source.scan.sorted_skipped())
+
+
+def is_source(path: Path) -> bool:
+    """Whether a path stands for many images: a folder, a tar or a list."""
+    return path.is_dir() or path.name.lower().endswith((TAR_SUFFIX, *LIST_SUFFIXES))
 
 
 def split_stratified(
@@ -111,14 +161,27 @@ def split_stratified(
     by_class: dict[int, list[int]] = {}
     for index, label in enumerate(images.labels):
         by_class.setdefault(label, []).append(index)
-    val: set[int] = set()
+    ranks = _rank_all(images, seed)
+    held_out = bytearray(len(images))
     for members in by_class.values():
         wanted = round(len(members) * fraction)
         count = min(max(wanted, 1), len(members) - 1)
-        ranked = sorted(members, key=lambda i: _rank(images, i, seed))
-        val.update(ranked[:count])
-    train = [i for i in range(len(images)) if i not in val]
-    return images.subset(train), images.subset(sorted(val))
+        for index in sorted(members, key=lambda i: ranks[16 * i : 16 * i + 16])[:count]:
+            held_out[index] = 1
+    train = array("Q", (index for index, held in enumerate(held_out) if not held))
+    val = array("Q", (index for index, held in enumerate(held_out) if held))
+    return images.subset(train), images.subset(val)
+
+
+def _rank_all(images: LabelledImages, seed: int) -> bytes:
+    """16 bytes for each image, one behind the other: hashes of the seed and its place."""
+    ranks = bytearray()
+    key = f"{seed}/".encode()
+    for place in images.places():
+        # The same on every system: between folders there is always a slash.
+        portable = place if os.sep == "/" else place.replace(os.fsencode(os.sep), b"/")
+        ranks += hashlib.blake2b(key + portable, digest_size=16).digest()
+    return bytes(ranks)
 
 
 def find_splits(root: Path) -> SplitFolders | None:
@@ -130,9 +193,9 @@ def find_splits(root: Path) -> SplitFolders | None:
     Raises:
         DataError: `root` is not a folder that can be read.
     """
-    _require_folder(root, "folder")
-    folders = [entry.name for entry in _Scan().list_folder(str(root)) if _is_folder(entry)]
-    return _match_splits(root, folders)
+    _require_source(root, "folder", files=False)
+    scan = FolderScan.start(root)
+    return _match_splits(root, [name for name, _ in scan.open_root("folder").folders])
 
 
 def _match_splits(root: Path, folders: Sequence[str]) -> SplitFolders | None:
@@ -147,90 +210,6 @@ def _match_splits(root: Path, folders: Sequence[str]) -> SplitFolders | None:
     return SplitFolders(found["train"], found.get("val"), found.get("test"))
 
 
-@dataclass(slots=True)
-class _Scan:
-    """One walk: which folders were visited (by device and inode), what was not used and why."""
-
-    skipped: list[SkippedFile] = field(default_factory=list)
-    visited: set[tuple[int, int]] = field(default_factory=set)
-
-    def skip(self, path: str, reason: str) -> None:
-        self.skipped.append(SkippedFile(Path(path), reason))
-
-    def sorted_skipped(self) -> tuple[SkippedFile, ...]:
-        return tuple(sorted(self.skipped, key=lambda entry: str(entry.path)))
-
-    def enter(self, folder: str) -> bool:
-        """Whether a folder is new to this scan; it counts as visited from here on."""
-        try:
-            status = Path(folder).stat()
-        except OSError as error:
-            self.skip(folder, _describe(error))
-            return False
-        identity = (status.st_dev, status.st_ino)
-        if identity in self.visited:
-            self.skip(folder, "leads to a folder that is scanned already")
-            return False
-        self.visited.add(identity)
-        return True
-
-    def list_folder(self, folder: str) -> list[os.DirEntry[str]]:
-        """Visible entries in no particular order; none, and a note, if the folder is unreadable."""
-        try:
-            with os.scandir(folder) as entries:
-                return [e for e in entries if not e.name.startswith(_HIDDEN_PREFIXES)]
-        except OSError as error:
-            self.skip(folder, _describe(error))
-            return []
-
-    def walk(self, starts: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-        """Image paths below each (key, folder), by key, unordered.
-
-        Links to folders wait until every real folder has been visited: an image belongs to the
-        class folder that it lies in, whatever else points there.
-        """
-        found: dict[str, list[str]] = {key: [] for key, _ in starts}
-        real = deque(start for start in starts if self.enter(start[1]))
-        links: deque[tuple[str, str]] = deque()
-        while real or links:
-            if not real:
-                key, folder = links.popleft()
-                if self.enter(folder):
-                    real.append((key, folder))
-                continue
-            key, folder = real.popleft()
-            subfolders: list[os.DirEntry[str]] = []
-            for entry in self.list_folder(folder):
-                self.sort_entry(entry, found[key], subfolders)
-            for entry in sorted(subfolders, key=lambda e: e.name):
-                if entry.is_symlink():
-                    links.append((key, entry.path))
-                elif self.enter(entry.path):
-                    real.append((key, entry.path))
-        return found
-
-    def sort_entry(
-        self, entry: os.DirEntry[str], files: list[str], subfolders: list[os.DirEntry[str]]
-    ) -> None:
-        """Put an entry where it belongs: images, folders, or what is skipped and why."""
-        try:
-            if entry.is_dir():
-                subfolders.append(entry)
-            elif not entry.is_file():
-                self.skip(entry.path, _describe_kind(entry))
-            elif is_image_name(entry.name):
-                files.append(entry.path)
-            else:
-                self.skip(entry.path, "is not named like an image")
-        except OSError as error:
-            self.skip(entry.path, _describe(error))
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file name ends like an image, in upper or lower case."""
-    return name.lower().endswith(IMAGE_SUFFIXES)
-
-
 def name_first_skipped(skipped: Sequence[SkippedFile]) -> str:
     """What follows "no images": the first file that is not used and why, or nothing."""
     return f"; skipped {skipped[0].path}: {skipped[0].reason}" if skipped else ""
@@ -242,54 +221,152 @@ def describe_skipped(root: Path | str, skipped: Sequence[SkippedFile]) -> str:
     return f"{root}: {len(skipped)} skipped, the first is {first.path}: {first.reason}"
 
 
-def _list_classes(root: Path, scan: _Scan, name: str) -> dict[str, str]:
-    """Class folders below `root`: NFC name to path, real folders before links to folders."""
-    scan.enter(str(root))
-    entries = sorted(scan.list_folder(str(root)), key=lambda e: e.name)
-    if scan.skipped:
-        raise DataError(f"{name}: {root} {scan.skipped[0].reason}", "check its permissions")
+def _is_list(root: Path, name: str) -> bool:
+    """Whether `root` is a list; whatever it is, it exists and is something that can be used."""
+    mode = _require_source(root, name, files=True)
+    return stat.S_ISREG(mode) and root.name.lower().endswith(LIST_SUFFIXES)
+
+
+def _open_source(root: Path, name: str, notify: Notify) -> TarScan | _OpenFolder:
+    """The images of tars, or else a folder of which the entries are known."""
+    if root.is_file():
+        return scan_tars(root, [""], notify)
+    scan = FolderScan.start(root)
+    entries = scan.open_root(name)
+    archives = _find_archives(root, entries, scan.skipped)
+    if not archives:
+        return _OpenFolder(scan, entries)
+    tars = scan_tars(root, archives, notify)
+    tars.skipped += [each for each in scan.skipped if each.path.name not in archives]
+    return tars
+
+
+def _find_archives(root: Path, entries: FolderEntries, skipped: Sequence[SkippedFile]) -> list[str]:
+    """The tars of a folder that holds neither folders nor images."""
+    names = [entry.path.name for entry in skipped if entry.reason == NOT_AN_IMAGE]
+    archives = sorted(name for name in names if name.lower().endswith(TAR_SUFFIX))
+    compressed = sorted(filter(is_compressed, names))
+    if entries.folders or entries.images:
+        return []
+    if compressed:
+        raise compressed_error(root / compressed[0])
+    return archives
+
+
+def _find_in_folders(source: _OpenFolder, classes: Sequence[str] | None, name: str) -> _Found:
+    scan, root = source.scan, source.scan.root
+    folders = _list_classes(source, name)
+    if classes is None:
+        _require_classes(root, folders, name)
+    else:
+        _require_known(root, folders, classes, name)
+    by_class = scan.walk(list(folders.items()))
+    return _Found(root, by_class, scan.sorted_skipped(), _CLASS_FOLDERS.format(root=root))
+
+
+def _find_in_tars(root: Path, tars: TarScan, classes: Sequence[str] | None) -> _Found:
+    numbered = tars.has_labels and all(map(_is_number, filter(None, tars.classes)))
+    names = {}
+    if numbered and classes is not None and not {*tars.classes, ""} <= {*classes, ""}:
+        names = {str(number): each for number, each in enumerate(classes)}
+    by_class: dict[str, list[str]] = {}
+    skipped = tars.skipped
+    for place, label in zip(tars.names, tars.classes, strict=True):
+        if label:
+            by_class.setdefault(names.get(label, compose(label)), []).append(place)
+        else:
+            skipped.append(SkippedFile(root / place, describe_missing_class(tars)))
+    in_order = tuple(sorted(skipped, key=path_text))
+    return _Found(root, by_class, in_order, _TAR_MEMBERS, numbered=numbered and not names)
+
+
+def _find_listed(root: Path) -> _Found:
+    listed = read_list(root, labelled=True)
+    by_class: dict[str, list[str]] = {}
+    for place, label in zip(listed.names, listed.classes, strict=True):
+        by_class.setdefault(label, []).append(place)
+    skipped = tuple(sorted(listed.skipped, key=path_text))
+    return _Found(root.parent, by_class, skipped, _LIST_LINES, mixed=True)
+
+
+def _build_labelled(
+    root: Path, found: _Found, classes: Sequence[str] | None, name: str
+) -> LabelledImages:
+    if classes is None:
+        _require_two(root, list(found.by_class), found, name)
+    else:
+        _require_known(root, found.by_class, classes, name)
+    _require_images(root, found, name, each_class=classes is None)
+    if classes is None:
+        names = tuple(sorted(found.by_class, key=int if found.numbered else None))
+    else:
+        names = tuple(classes)
+    places: list[str] = []
+    labels: list[int] = []
+    for label, class_name in enumerate(names):
+        members = sorted(found.by_class.pop(compose(class_name), ()))
+        places += members
+        labels += [label] * len(members)
+    paths = PackedPaths(found.base, places, mixed=found.mixed)
+    return LabelledImages(root, names, paths, tuple(labels), found.skipped)
+
+
+def _list_classes(source: _OpenFolder, name: str) -> dict[str, str]:
+    """Class folders: NFC name to path, real folders before links to folders."""
+    root = source.scan.root
+    prefix = join_prefix(root)
     folders: dict[str, str] = {}
-    for entry in sorted(filter(_is_folder, entries), key=lambda e: e.is_symlink()):
-        class_name = _compose(entry.name)
+    for folder, _ in sorted(source.entries.folders, key=lambda each: (each[1], each[0])):
+        class_name = compose(folder)
         if class_name in folders:
-            twins = f"{Path(folders[class_name]).name!a} and {entry.name!a}"
+            twins = f"{Path(folders[class_name]).name!a} and {folder!a}"
             raise DataError(
                 f"{name}: two folders in {root} are both the class '{class_name}' in Unicode's "
                 f"normal form: {twins}",
                 "merge them into one folder",
             )
-        folders[class_name] = entry.path
-    stray: list[str] = []
-    for entry in entries:
-        if not _is_folder(entry):
-            scan.sort_entry(entry, stray, [])
-    for path in stray:
-        scan.skip(path, "lies outside the class folders")
+        folders[class_name] = prefix + folder
+    for stray in source.entries.images:
+        source.scan.skip(prefix + stray, OUTSIDE)
     return folders
 
 
-def _require_folder(root: Path, name: str) -> None:
+def _require_source(root: Path, name: str, *, files: bool) -> int:
+    """The mode of a folder, or with `files` also of a tar or list."""
     try:
         mode = root.stat().st_mode
     except FileNotFoundError as error:
         hint = "paths are relative to the working directory"
         raise DataError(f"{name}: there is no folder {root}", hint) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{name}: {root} {_describe(error)}") from error
-    if not stat.S_ISDIR(mode):
-        raise DataError(f"{name}: {root} is a file, expected a folder")
+        raise DataError(f"{name}: {root} {describe_error(error)}") from error
+    if stat.S_ISDIR(mode):
+        return mode
+    if is_compressed(root.name):
+        raise compressed_error(root)
+    if not files or not stat.S_ISREG(mode) or not is_source(root):
+        others = f", a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})" if files else ""
+        raise DataError(f"{name}: {root} is a file, expected a folder{others}")
+    return mode
 
 
 def _require_classes(root: Path, folders: dict[str, str], name: str) -> None:
     splits = _match_splits(root, list(folders))
     if splits is not None:
         raise DataError(f"{name}: {root} holds splits, not classes", _hint_splits(splits, name))
-    layout = f"expected one folder for each class: {root}/<class>/<image>"
+    layout = f"expected {_CLASS_FOLDERS.format(root=root)}"
     if not folders:
         raise DataError(f"{name}: {root} has no class folders", layout)
     if len(folders) == 1:
         (only,) = folders
         raise DataError(f"{name}: {root} has one class folder only, '{only}'", layout)
+
+
+def _require_two(root: Path, classes: Sequence[str], found: _Found, name: str) -> None:
+    if len(classes) == 1:
+        raise DataError(
+            f"{name}: {root} has one class only, '{classes[0]}'", f"expected {found.layout}"
+        )
 
 
 def _hint_splits(splits: SplitFolders, name: str) -> str:
@@ -299,8 +376,8 @@ def _hint_splits(splits: SplitFolders, name: str) -> str:
     return f"use {held_out} instead"
 
 
-def _require_known(root: Path, folders: dict[str, str], classes: Sequence[str], name: str) -> None:
-    known = {_compose(name) for name in classes}
+def _require_known(root: Path, folders: Iterable[str], classes: Sequence[str], name: str) -> None:
+    known = {compose(name) for name in classes}
     unknown = [folder for folder in folders if folder not in known]
     if not unknown:
         return
@@ -308,66 +385,33 @@ def _require_known(root: Path, folders: dict[str, str], classes: Sequence[str], 
     if splits is not None:
         raise DataError(f"{name}: {root} holds splits, not classes", _hint_splits(splits, name))
     raise DataError(
-        f"{name}: {root} has classes that training does not have: {_enumerate(sorted(unknown))}",
-        f"the classes are {_enumerate(sorted(known))}; folders are matched to them by name",
+        f"{name}: {root} has classes that training does not have: "
+        f"{enumerate_names(sorted(unknown))}",
+        f"the classes are {enumerate_names(sorted(known))}; folders are matched to them by name",
     )
 
 
-def _require_images(
-    root: Path,
-    found: dict[str, list[str]],
-    skipped: Sequence[SkippedFile],
-    name: str,
-    *,
-    each_class: bool,
-) -> None:
-    if not any(found.values()):
-        raise DataError(f"{name}: no images in {root}", f"expected {root}/<class>/<image>")
-    empty = sorted(key for key, files in found.items() if not files)
+def _require_images(root: Path, found: _Found, name: str, *, each_class: bool) -> None:
+    if not any(found.by_class.values()):
+        hint = f"expected {found.layout}{name_first_skipped(found.skipped)}"
+        raise DataError(f"{name}: no images in {root}", hint)
+    empty = sorted(key for key, files in found.by_class.items() if not files)
     if not each_class or not empty:
         return
     causes = [
         f"{relative} {reason}"
-        for relative, reason in ((s.path.relative_to(root), s.reason) for s in skipped)
-        if relative.parts and _compose(relative.parts[0]) == empty[0]
+        for relative, reason in ((s.path.relative_to(root), s.reason) for s in found.skipped)
+        if relative.parts and compose(relative.parts[0]) == empty[0]
     ]
     raise DataError(
-        f"{name}: class folders without images in {root}: {_enumerate(empty)}",
+        f"{name}: class folders without images in {root}: {enumerate_names(empty)}",
         "; ".join([*causes[:1], "add images or remove the folders"]),
     )
 
 
-def _compose(name: str) -> str:
-    """NFC: macOS stores é as two characters, most other systems as one."""
-    return unicodedata.normalize("NFC", name)
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
 
 
-def _enumerate(names: Sequence[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:_NAMED_AT_MOST])
-    rest = len(names) - _NAMED_AT_MOST
-    return f"{shown} and {rest} more" if rest > 0 else shown
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
-
-
-def _describe(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return f"cannot be read ({(reason or type(error).__name__).lower()})"
-
-
-def _describe_kind(entry: os.DirEntry[str]) -> str:
-    if entry.is_symlink() and not Path(entry.path).exists():
-        return "is a broken link"
-    mode = entry.stat().st_mode
-    kinds = ((stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"))
-    return next((f"is a {kind}" for test, kind in kinds if test(mode)), "is a device")
-
-
-def _rank(images: LabelledImages, index: int, seed: int) -> bytes:
-    relative = images.paths[index].relative_to(images.root)
-    return hashlib.blake2b(os.fsencode(f"{seed}/{relative.as_posix()}"), digest_size=16).digest()
+def _say_nothing(_: str) -> None:
+    """For callers whom no remark concerns."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from vtrain.data.shards import read_member
 from vtrain.errors import ImageError
 from vtrain.records import SkippedFile
 
@@ -30,6 +31,8 @@ MAX_ASPECT_RATIO = 500
 # 100 megapixels of four 8-bit channels fit uncompressed; whatever is larger is no photograph.
 MAX_FILE_BYTES = 512_000_000
 WHITE = (255, 255, 255)
+# To be raised when `check_image` becomes stricter: then nothing counts as checked before.
+CHECK_RULES = 1
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -64,7 +67,8 @@ def read_image(
     0 to 255 where a value exceeds 1.
 
     Args:
-        path: a regular file, or a link to one; anything else is refused without being opened.
+        path: a regular file, a link to one, or a member of a tar (`shard.tar/class/1.jpg`);
+            anything else is refused without being opened.
         min_edge: the shorter edge, in pixels, that the caller needs. A JPEG may then be decoded at
             1/2, 1/4 or 1/8 of its size, as long as both edges stay at least `2 * min_edge`; an
             image whose shorter edge is under `4 * min_edge` is always decoded in full.
@@ -95,7 +99,7 @@ def check_images(
     paths: Sequence[Path],
     *,
     workers: int,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> list[SkippedFile]:
     """Check every image with `check_image`; the unusable ones, in the order of `paths`.
 
@@ -116,7 +120,7 @@ def check_images(
     return bad
 
 
-def _check_here(paths: Sequence[Path], report: Callable[[int], None]) -> list[SkippedFile]:
+def _check_here(paths: Sequence[Path], report: Callable[[int], object]) -> list[SkippedFile]:
     bad = []
     for path in paths:
         reason = _find_fault(path)
@@ -127,12 +131,12 @@ def _check_here(paths: Sequence[Path], report: Callable[[int], None]) -> list[Sk
 
 
 def _check_wave(
-    paths: Sequence[Path], workers: int, report: Callable[[int], None]
+    paths: Sequence[Path], workers: int, report: Callable[[int], object]
 ) -> list[SkippedFile]:
     """One pool, one wave: when a process dies, only this wave is looked at file by file."""
     chunks = [paths[i : i + _CHUNK_FILES] for i in range(0, len(paths), _CHUNK_FILES)]
     bad: list[SkippedFile] = []
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), initializer=_ignore_interrupts)
+    pool = ProcessPoolExecutor(min(workers, len(chunks)), initializer=ignore_interrupts)
     try:
         futures = _submit_chunks(pool, chunks)
         for chunk, future in zip(chunks, futures, strict=True):
@@ -165,7 +169,7 @@ def _find_faults_alone(paths: Sequence[Path]) -> list[str | None]:
     """Faults of files of which one may kill its process: each gets a process of its own."""
     reasons: list[str | None] = []
     for path in paths:
-        with ProcessPoolExecutor(1, initializer=_ignore_interrupts) as pool:
+        with ProcessPoolExecutor(1, initializer=ignore_interrupts) as pool:
             try:
                 reasons += pool.submit(_find_faults, [path]).result()
             except BrokenProcessPool:
@@ -185,7 +189,7 @@ def _find_fault(path: Path) -> str | None:
     return None
 
 
-def _ignore_interrupts() -> None:
+def ignore_interrupts() -> None:
     """Ctrl-C reaches the whole process group; the parent alone answers it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -271,19 +275,32 @@ def _scale_float(pixels: NDArray[Any]) -> NDArray[np.uint8]:
 
 @contextmanager
 def _open_regular(path: Path | str) -> Iterator[BinaryIO]:
-    """Open a regular file; opening a FIFO would wait for a writer for ever, so look first."""
+    """Open a regular file; opening a FIFO would wait for a writer for ever, so look first.
+
+    A path that leads through a tar opens the member's bytes.
+    """
     path = Path(path)
-    status = path.stat()
+    try:
+        status = path.stat()
+    except NotADirectoryError as error:
+        content, size = read_member(path, error, max_bytes=MAX_FILE_BYTES)
+        _require_size(size)
+        yield BytesIO(content)
+        return
     for is_kind, reason in _NOT_REGULAR:
         if is_kind(status.st_mode):
             raise ImageError(reason)
-    if status.st_size == 0:
-        raise ImageError("is an empty file")
-    if status.st_size > MAX_FILE_BYTES:
-        size, limit = status.st_size // 1_000_000, MAX_FILE_BYTES // 1_000_000
-        raise ImageError(f"has {size:,} MB, more than the {limit} MB allowed")
+    _require_size(status.st_size)
     with path.open("rb") as file:
         yield file
+
+
+def _require_size(size: int) -> None:
+    if size == 0:
+        raise ImageError("is an empty file")
+    if size > MAX_FILE_BYTES:
+        megabytes, limit = size // 1_000_000, MAX_FILE_BYTES // 1_000_000
+        raise ImageError(f"has {megabytes:,} MB, more than the {limit} MB allowed")
 
 
 @contextmanager

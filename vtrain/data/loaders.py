@@ -5,9 +5,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import parent_process
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vtrain.data.images import read_image
 from vtrain.data.transforms import ImageTransform
-from vtrain.errors import ImageError, ResourceError
+from vtrain.errors import DataError, ImageError, ResourceError
 from vtrain.records import LabelledImages
 from vtrain.runtime import mix_seed
 
@@ -225,21 +225,86 @@ def build_eval_loader(
     *,
     batch_size: int,
     workers: int,
+    seeds: Sequence[int] | None = None,
     pin_memory: bool = False,
     timeout: float = WORKER_TIMEOUT_S,
 ) -> "ImageLoader":
     """Every image once, in order; those that cannot be read are in the batches' failures.
 
-    `pin_memory` and `timeout` are as for `build_train_loader`.
+    `seeds` are those of each image's augmentation, for a transform that has any. `pin_memory` and
+    `timeout` are as for `build_train_loader`.
     """
     return ImageLoader(
         _ImageDataset(paths, labels, transform),
-        batches=_InOrder(len(paths), batch_size),
+        batches=_InOrder(len(paths), batch_size, seeds),
         workers=workers,
         seed=0,
         pin_memory=pin_memory,
         timeout=timeout,
     )
+
+
+def require_readable(batches: Iterable[Batch], paths: Sequence[Path]) -> Iterator[Batch]:
+    """The batches as they come, as long as every image in them could be read.
+
+    Raises:
+        DataError: an image was readable before training and is not now.
+    """
+    for batch in batches:
+        for position, reason in batch.failures:
+            raise DataError(
+                f"{paths[position]} was readable before training and is not now: {reason}",
+                "restore the file, then continue with --resume",
+            )
+        yield batch
+
+
+def build_stream_loader(
+    batches: Iterable[Sequence[Path]],
+    transform: ImageTransform,
+    *,
+    workers: int,
+    pin_memory: bool = False,
+    timeout: float = WORKER_TIMEOUT_S,
+) -> "ImageLoader":
+    """As `build_eval_loader`, for batches of paths that are made on the way and may never end.
+
+    Each worker gets the next batch but one while it reads the next, so that with N workers up to
+    2 N batches are asked for before the first is given. Positions count from the first path. A
+    batch without paths gives one without images. One pass only.
+    """
+    return ImageLoader(
+        _StreamDataset(transform),
+        batches=_InTurn(batches),
+        workers=workers,
+        seed=0,
+        pin_memory=pin_memory,
+        timeout=timeout,
+    )
+
+
+def prefetch_to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """The batches with their tensors on `device`; on CUDA the next one travels meanwhile.
+
+    It is copied on a stream of its own, so that it does not queue up behind the computation.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    coming: Batch | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            inputs = batch.inputs.to(device, non_blocking=True)
+            labels = batch.labels.to(device, non_blocking=True)
+        if coming is not None:
+            yield coming
+        torch.cuda.current_stream(device).wait_stream(stream)
+        for tensor in (inputs, labels):  # its memory must not be used again before it is read
+            tensor.record_stream(torch.cuda.current_stream(device))
+        coming = replace(batch, inputs=inputs, labels=labels)
+    if coming is not None:
+        yield coming
 
 
 class ImageLoader(DataLoader[Batch]):
@@ -253,9 +318,9 @@ class ImageLoader(DataLoader[Batch]):
 
     def __init__(
         self,
-        dataset: "_ImageDataset",
+        dataset: "_ImageDataset | _StreamDataset",
         *,
-        batches: "Sampler[list[SampleKey]] | _InOrder",
+        batches: "Sampler[list[SampleKey]] | _InOrder | _InTurn",
         workers: int,
         seed: int,
         pin_memory: bool,
@@ -339,11 +404,12 @@ class _PackedPaths:
 
 
 class _InOrder:
-    """Batches of (index, None): every image once, in order, nothing to seed."""
+    """Batches of (index, seed): every image once, in order; without seeds these are None."""
 
-    def __init__(self, num_images: int, batch_size: int) -> None:
+    def __init__(self, num_images: int, batch_size: int, seeds: Sequence[int] | None) -> None:
         self._num_images = num_images
         self._batch_size = batch_size
+        self._seeds = seeds
 
     def __len__(self) -> int:
         return -(-self._num_images // self._batch_size)
@@ -351,7 +417,35 @@ class _InOrder:
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for first in range(0, self._num_images, self._batch_size):
             last = min(first + self._batch_size, self._num_images)
-            yield [(index, None) for index in range(first, last)]
+            seeds = self._seeds[first:last] if self._seeds is not None else [None] * (last - first)
+            yield list(zip(range(first, last), seeds, strict=True))
+
+
+class _StreamDataset(Dataset[Batch]):
+    """Whole batches whose keys are positions and paths: it needs no list of them."""
+
+    def __init__(self, transform: ImageTransform) -> None:
+        self._transform = transform
+
+    def __getitems__(self, keys: Sequence[tuple[int, Path]]) -> Batch:
+        here = _ImageDataset([path for _, path in keys], None, self._transform)
+        batch = here.__getitems__([(index, None) for index in range(len(keys))])
+        first = keys[0][0] if keys else 0
+        failures = tuple((first + index, reason) for index, reason in batch.failures)
+        return Batch(batch.inputs, batch.labels, batch.positions + first, failures)
+
+
+class _InTurn:
+    """Batches of (position, path) from batches of paths."""
+
+    def __init__(self, batches: Iterable[Sequence[Path]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, Path]]]:
+        first = 0
+        for paths in self._batches:
+            yield list(enumerate(paths, first))
+            first += len(paths)
 
 
 def _stack_images(images: Sequence[Tensor], edge: int) -> Tensor:

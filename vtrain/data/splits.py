@@ -1,16 +1,19 @@
 """The images of a run: train, validation and test splits, scanned, matched by class and checked."""
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vtrain.config import DataConfig
 from vtrain.console import Console
+from vtrain.data.checked import CheckedFiles, CheckResult, Sizes, check_unknown
 from vtrain.data.folders import scan_labelled, split_stratified
-from vtrain.data.images import check_images
 from vtrain.data.loaders import resolve_workers
+from vtrain.data.shards import find_status
 from vtrain.errors import DataError
 from vtrain.records import LabelledImages, SkippedFile
 
@@ -21,18 +24,28 @@ _CLASSES_NAMED = 5
 class Splits:
     """The splits of a run; all have the same classes in the same order.
 
-    `bad_images` could not be read and are in no split.
+    `bad_images` could not be read and are in no split. `checked` images were read to find them,
+    `known` ones were found good before and are unchanged. `sizes` of the images in bytes, by split,
+    are known once they were checked.
     """
 
     train: LabelledImages
     val: LabelledImages
     test: LabelledImages | None
     bad_images: tuple[SkippedFile, ...] = ()
+    checked: int = field(default=0, compare=False)
+    known: int = field(default=0, compare=False)
+    sizes: dict[str, Sizes] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; labels index them."""
         return self.train.classes
+
+    def describe_check(self) -> str:
+        """How many images were checked, and how many did not need to be."""
+        known = f", {self.known} known to be good and unchanged" if self.known else ""
+        return f"{self.checked} checked{known}"
 
     def named(self) -> dict[str, LabelledImages]:
         """The splits that exist, by name."""
@@ -46,19 +59,37 @@ def scan_splits(config: DataConfig, *, seed: int, console: Console) -> Splits:
     Raises:
         DataError: a folder cannot be used.
     """
-    train = scan_labelled(Path(config.train), name="data.train")
+    say_once = _OnceOnly(console.warn)
+    train = scan_labelled(Path(config.train), name="data.train", notify=say_once)
     if config.val is not None:
-        val = scan_labelled(Path(config.val), classes=train.classes, name="data.val")
+        val = scan_labelled(
+            Path(config.val), classes=train.classes, name="data.val", notify=say_once
+        )
     else:
         assert config.val_fraction is not None  # the config has exactly one of the two
         train, val = split_stratified(train, config.val_fraction, seed=seed)
         val = replace(val, skipped=())  # both have those of the folder: say them once
     test = None
     if config.test is not None:
-        test = scan_labelled(Path(config.test), classes=train.classes, name="data.test")
+        test = scan_labelled(
+            Path(config.test), classes=train.classes, name="data.test", notify=say_once
+        )
     splits = Splits(train, val, test)
     _say_surprises(splits, console)
     return splits
+
+
+@dataclass(slots=True)
+class _OnceOnly:
+    """Says only the first message: the same may hold for every split."""
+
+    say: Callable[[str], object]
+    said: bool = False
+
+    def __call__(self, message: str) -> None:
+        if not self.said:
+            self.said = True
+            self.say(message)
 
 
 def _say_surprises(splits: Splits, console: Console) -> None:
@@ -81,27 +112,47 @@ def _say_surprises(splits: Splits, console: Console) -> None:
 def check_splits(splits: Splits, config: DataConfig, *, console: Console) -> Splits:
     """Read every image once, before training starts; returns the splits without bad ones.
 
+    Images that were found good before and have not changed since are not read again.
+
     Raises:
         DataError: images cannot be read and `on_bad_image` is `error`, or none is left.
     """
+    say_once = _OnceOnly(console.warn)
     bad: list[SkippedFile] = []
     kept: dict[str, LabelledImages] = {}
-    total = sum(len(images) for images in splits.named().values())
+    named = splits.named()
+    total = sum(map(len, named.values()))
+    sizes: dict[str, Sizes] = {}
+    known_before = 0
     with console.progress(total, "checking images") as bar:
-        for name, images in splits.named().items():
-            workers = resolve_workers(config.workers, len(images))
-            found = check_images(images.paths, workers=workers, progress=bar.update)
-            bad += found
-            bad_paths = {each.path for each in found}
-            kept[name] = images.subset(
-                [i for i, path in enumerate(images.paths) if path not in bad_paths]
+        for name, images in named.items():
+            result = check_unknown(
+                images.paths,
+                CheckedFiles(images.root, count=total, notify=say_once),
+                choose_workers=partial(resolve_workers, config.workers),
+                progress=bar.update,
             )
+            bad += result.bad
+            known_before += result.known
+            kept[name], sizes[name] = _drop(images, result)
     if bad and config.on_bad_image == "error":
         raise _bad_images_error(bad, total)
     for each in bad:
         console.warn(f"skipped {each.path}: {each.reason}")
     _require_images(kept)
-    return Splits(kept["train"], kept["val"], kept.get("test"), tuple(bad))
+    checked = total - known_before
+    return Splits(
+        kept["train"], kept["val"], kept.get("test"), tuple(bad), checked, known_before, sizes
+    )
+
+
+def _drop(images: LabelledImages, result: CheckResult) -> tuple[LabelledImages, Sizes]:
+    """The good images and their sizes."""
+    if not result.bad:
+        return images, result.sizes
+    bad = {str(each.path) for each in result.bad}
+    good = [i for i, text in enumerate(images.texts()) if text not in bad]
+    return images.subset(good), result.sizes[good]
 
 
 def _bad_images_error(bad: list[SkippedFile], total: int) -> DataError:
@@ -138,7 +189,7 @@ def describe_splits(splits: Splits) -> dict[str, Any]:
                 "root": str(images.root),
                 "count": len(images),
                 "per_class": dict(zip(images.classes, images.class_counts(), strict=True)),
-                "sha256": split_digest(images),
+                "sha256": split_digest(images, splits.sizes.get(name)),
                 "skipped": _list_skipped(images.skipped),
             }
             for name, images in splits.named().items()
@@ -151,14 +202,21 @@ def _list_skipped(skipped: Iterable[SkippedFile]) -> list[dict[str, str]]:
     return [{"path": str(each.path), "reason": each.reason} for each in skipped]
 
 
-def split_digest(images: LabelledImages) -> str:
+def split_digest(images: LabelledImages, sizes: Sizes | None = None) -> str:
     """SHA-256 over class names and each image's class, place below the root, and size in bytes.
 
-    It tells whether a resumed run sees the same images; it does not read them.
+    It tells whether a resumed run sees the same images; it does not read them. `sizes` `[N]` are
+    asked for if they are not given.
     """
     digest = hashlib.sha256("\0".join(images.classes).encode("utf-8", "surrogateescape"))
-    for path, label in zip(images.paths, images.labels, strict=True):
-        place = path.relative_to(images.root) if path.is_relative_to(images.root) else path
-        entry = f"\n{label}\0{place}\0{path.stat().st_size}"
-        digest.update(entry.encode("utf-8", "surrogateescape"))
+    found = map(_read_size, images.texts()) if sizes is None else sizes.tolist()
+    for label, place, size in zip(images.labels, images.places(), found, strict=True):
+        digest.update(b"\n%d\0%b\0%d" % (label, place, size))
     return digest.hexdigest()
+
+
+def _read_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116  # one of possibly a million
+    except NotADirectoryError:
+        return find_status(path).st_size

@@ -1,0 +1,204 @@
+"""Walks through folders: each visited once, links after real folders, what is known not read."""
+
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vtrain.data.manifest import FolderMemory, Listing
+from vtrain.data.naming import HIDDEN_PREFIXES, NOT_AN_IMAGE, describe_error, is_image_name
+from vtrain.errors import DataError
+from vtrain.records import SkippedFile, join_prefix
+
+
+@dataclass(frozen=True, slots=True)
+class FolderEntries:
+    """What one folder holds, links followed: subfolders as (name, whether it is a link)."""
+
+    images: Sequence[str]
+    folders: Sequence[tuple[str, bool]]
+
+
+@dataclass(slots=True)
+class FolderScan:
+    """One walk: which folders were visited (by device and inode), what was not used and why."""
+
+    root: Path
+    memory: FolderMemory
+    skipped: list[SkippedFile] = field(default_factory=list)
+    visited: set[tuple[int, int]] = field(default_factory=set)
+
+    @classmethod
+    def start(cls, root: Path) -> "FolderScan":
+        """A scan of `root` that remembers what was found before."""
+        return cls(root, FolderMemory(root))
+
+    def skip(self, path: str, reason: str) -> None:
+        """Note what is not used and why."""
+        self.skipped.append(SkippedFile(Path(path), reason))
+
+    def sorted_skipped(self) -> tuple[SkippedFile, ...]:
+        """What is not used, by path."""
+        return tuple(sorted(self.skipped, key=path_text))
+
+    def enter(self, folder: str) -> os.stat_result | None:
+        """The status of a folder that is new to this scan; it counts as visited from here on."""
+        try:
+            status = os.stat(folder)  # noqa: PTH116  # one of possibly many
+        except OSError as error:
+            self.skip(folder, describe_error(error))
+            return None
+        identity = (status.st_dev, status.st_ino)
+        if identity in self.visited:
+            self.skip(folder, "leads to a folder that is scanned already")
+            return None
+        self.visited.add(identity)
+        return status
+
+    def open_root(self, name: str) -> FolderEntries:
+        """The entries of the root, which counts as visited.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        status = self.enter(str(self.root))
+        entries = None if status is None else self.list_folder(str(self.root), status)
+        if entries is None:
+            reason = self.skipped[0].reason
+            raise DataError(f"{name}: {self.root} {reason}", "check its permissions")
+        return entries
+
+    def list_folder(self, folder: str, status: os.stat_result) -> FolderEntries | None:
+        """Visible entries; None, and a note, if the folder is unreadable."""
+        listing = self.memory.find(status)
+        if listing is None:
+            started = time.time_ns()
+            try:
+                listing = _read_folder(folder)
+            except OSError as error:
+                self.skip(folder, describe_error(error))
+                return None
+            self.memory.keep(folder, status, listing, started)
+        prefix = join_prefix(folder)
+        for name, reason in listing.skipped:
+            self.skip(prefix + name, reason)
+        images, folders = listing.images, [(name, False) for name in listing.folders]
+        if listing.links:
+            images = images.copy()
+            # What a link leads to changes without a trace in the folder that holds the link.
+            for name in listing.links:
+                self.follow(prefix, name, images, folders)
+        return FolderEntries(images, folders)
+
+    def follow(
+        self, prefix: str, name: str, images: list[str], folders: list[tuple[str, bool]]
+    ) -> None:
+        """Put a link where it belongs: images, folders, or what is skipped and why."""
+        try:
+            mode = os.stat(prefix + name).st_mode  # noqa: PTH116  # one of possibly many
+        except FileNotFoundError:
+            self.skip(prefix + name, "is a broken link")
+        except OSError as error:
+            self.skip(prefix + name, describe_error(error))
+        else:
+            reason = _describe_kind(name, mode)
+            if stat.S_ISDIR(mode):
+                folders.append((name, True))
+            elif reason is not None:
+                self.skip(prefix + name, reason)
+            else:
+                images.append(name)
+
+    def walk(
+        self, starts: Sequence[tuple[str, str]], *, entries: FolderEntries | None = None
+    ) -> dict[str, list[str]]:
+        """Image names below the root for each (key, folder), by key, unordered.
+
+        Links to folders wait until every real folder has been visited: an image belongs to the
+        class folder that it lies in, whatever else points there. `entries` are those of the root,
+        if its images count as well, under the key "".
+        """
+        base = len(join_prefix(self.root))
+        found: dict[str, list[str]] = {key: [] for key, _ in starts}
+        real: deque[tuple[str, str, os.stat_result]] = deque()
+        links: deque[tuple[str, str]] = deque()
+
+        def visit(key: str, folder: str) -> None:
+            if (status := self.enter(folder)) is not None:
+                real.append((key, folder, status))
+
+        def take(key: str, prefix: str, entries: FolderEntries) -> None:
+            below = prefix[base:]
+            found.setdefault(key, []).extend(below + name for name in entries.images)
+            for name, is_link in sorted(entries.folders):
+                if is_link:
+                    links.append((key, prefix + name))
+                else:
+                    visit(key, prefix + name)
+
+        if entries is not None:
+            take("", join_prefix(self.root), entries)
+        for key, folder in starts:
+            visit(key, folder)
+        while real or links:
+            if not real:
+                visit(*links.popleft())
+                continue
+            key, folder, status = real.popleft()
+            if (listed := self.list_folder(folder, status)) is not None:
+                take(key, join_prefix(folder), listed)
+        return found
+
+
+def _read_folder(folder: str) -> Listing:
+    """List a folder; a listing that met errors is not whole.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    listing = Listing()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith(HIDDEN_PREFIXES):
+                continue
+            # Most entries are images: one question to the entry decides.
+            if entry.is_file(follow_symlinks=False):
+                if is_image_name(name):
+                    listing.images.append(name)
+                else:
+                    listing.skipped.append((name, NOT_AN_IMAGE))
+            elif entry.is_symlink():
+                listing.links.append(name)
+            elif entry.is_dir(follow_symlinks=False):
+                listing.folders.append(name)
+            else:
+                listing.skipped.append((name, _describe_odd(entry)))
+    for names in (listing.images, listing.folders, listing.links):
+        names.sort()
+    listing.skipped.sort()
+    return listing
+
+
+def _describe_odd(entry: os.DirEntry[str]) -> str:
+    try:
+        mode = entry.stat(follow_symlinks=False).st_mode
+    except OSError as error:
+        return describe_error(error)
+    return _describe_kind(entry.name, mode) or NOT_AN_IMAGE
+
+
+def _describe_kind(name: str, mode: int) -> str | None:
+    """Why a file of this name and mode is not used; None if it is."""
+    if stat.S_ISREG(mode):
+        return None if is_image_name(name) else NOT_AN_IMAGE
+    kinds = ((stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"))
+    return next((f"is a {kind}" for test, kind in kinds if test(mode)), "is a device")
+
+
+def path_text(entry: SkippedFile) -> str:
+    """What skipped files are sorted by."""
+    return str(entry.path)
