@@ -1,7 +1,13 @@
 import csv
 import errno
 import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -15,11 +21,28 @@ from tests.tiny import CPU, break_image, build_tiny_model, draw_image, poison
 from vtrain.checkpoint import LoadedModel
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform, normalize_images
-from vtrain.embed import embed
-from vtrain.errors import DataError, ResourceError, UsageError
+from vtrain.distributed import ProcessGroup
+from vtrain.embed import _choose_share, embed
+from vtrain.errors import (
+    DataError,
+    ModelError,
+    ResourceError,
+    RunLockedError,
+    StoppedError,
+    UsageError,
+    VtrainError,
+)
 from vtrain.models.backbones import eval_preprocessing
 from vtrain.models.classifier import build_pretrained_classifier, load_torchvision_state
+from vtrain.partial_array import (
+    ArrayLayout,
+    PartialFiles,
+    RowWriter,
+    create_rows,
+    lock_output,
+)
 from vtrain.records import EmbedResult
+from vtrain.training.inference import compute_outputs
 from vtrain.zoo import backbone_names, find_backbone
 
 CLASSES = ("ant", "bee", "cat")
@@ -75,7 +98,8 @@ def test_rows_follow_the_sorted_paths_and_hold_the_features(tmp_path: Path, imag
     expected = ["a.jpg", "b.png", "e.png", "sub/c.png", "sub/deep/d.jpg"]
 
     assert (result.output, result.index) == (tmp_path / "out.npy", tmp_path / "out.csv")
-    assert (result.count, result.dim, result.failures) == (5, (model.classifier.feature_dim,), ())
+    assert (result.count, result.dim) == (5, (model.classifier.feature_dim,))
+    assert list(result.failures) == []
     assert array.dtype == np.float32
     assert array.shape == (5, model.classifier.feature_dim)
     assert [row["path"] for row in rows] == [str(images / name) for name in expected]
@@ -240,14 +264,258 @@ def test_file_systems_that_cannot_reserve_space_still_work(
     assert np.load(result.output).shape == (5, *result.dim)
 
 
-def test_interrupt_leaves_the_old_array_and_no_temporary(tmp_path: Path, images: Path) -> None:
-    def interrupt(done: int, total: int) -> None:
-        if done >= 4:
-            raise KeyboardInterrupt
-
+def test_interrupt_before_the_first_row_leaves_nothing(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtrain.embed.compute_outputs", fail_after(1, KeyboardInterrupt()))
     output = tmp_path / "out.npy"
     output.write_bytes(b"old")
     with pytest.raises(KeyboardInterrupt):
+        run(images, output, build_tiny_model(CLASSES))
+    assert output.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.npy"]
+
+
+def fail_after(calls: int, error: BaseException) -> Callable[..., Tensor]:
+    """`compute_outputs` that raises once it has been called so often (the first tries a blank)."""
+    left = iter(range(calls))
+
+    def compute(*arguments: Any) -> Tensor:
+        if next(left, None) is None:
+            raise error
+        return compute_outputs(*arguments)
+
+    return compute
+
+
+# --- resuming: the partial rows stay, and the result is that of an uninterrupted run
+
+KEPT = [".out.npy.journal", ".out.npy.partial", "images"]
+
+
+def interrupt(
+    images: Path,
+    output: Path,
+    patch: pytest.MonkeyPatch,
+    *,
+    blocks: int,
+    error: BaseException | None = None,
+    resume: bool = False,
+) -> list[str]:
+    """Embed so many blocks of two images; what is said after them."""
+    said: list[str] = []
+    stop = fail_after(1 + blocks, error or KeyboardInterrupt())
+    with patch.context() as inner:
+        inner.setattr("vtrain.embed.compute_outputs", stop)
+        with pytest.raises(VtrainError) as caught:
+            embed(
+                images,
+                output,
+                build_tiny_model(CLASSES),
+                batch_size=2,
+                workers=0,
+                resume=resume,
+                notify=said.append,
+            )
+    return [*said, caught.value.message, caught.value.hint or ""]
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_interrupted_rows_are_resumed_to_the_same_bytes(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, blocks: int
+) -> None:
+    bad = break_image(images / "a_bad.png")  # in the first block
+    model = build_tiny_model(CLASSES)
+    run(images, tmp_path / "whole.npy", model)
+    whole = (tmp_path / "whole.npy").read_bytes(), (tmp_path / "whole.csv").read_bytes()
+    for name in ("whole.npy", "whole.csv"):
+        (tmp_path / name).unlink()
+    output = tmp_path / "out.npy"
+    message, hint = interrupt(images, output, monkeypatch, blocks=blocks)
+    assert message == "interrupted"
+    assert "--resume" in hint
+    assert ".out.npy.partial" in hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == KEPT
+
+    seen: list[tuple[int, int]] = []
+    said: list[str] = []
+    result = embed(
+        images,
+        output,
+        model,
+        batch_size=2,
+        workers=0,
+        resume=True,
+        notify=said.append,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert said == [f"resuming: {blocks} of 3 blocks are there"]
+    assert seen[0] == (2 * blocks, 6)
+    assert seen[-1] == (6, 6)
+    assert len(seen) == 4 - blocks
+    assert [each.path for each in result.failures] == [bad]
+    assert (output.read_bytes(), result.index.read_bytes()) == whole
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv", "out.npy"]
+
+
+def test_resuming_twice_and_with_nothing_left(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.npy"
+    interrupt(images, output, monkeypatch, blocks=1)
+    interrupt(images, output, monkeypatch, blocks=1, resume=True)
+    with monkeypatch.context() as patch:  # all rows are there, but the index cannot be written
+        patch.setattr("vtrain.embed.write_csv", Mock(side_effect=ResourceError("full")))
+        with pytest.raises(ResourceError, match="full"):
+            embed(
+                images,
+                output,
+                build_tiny_model(CLASSES),
+                batch_size=2,
+                workers=0,
+                resume=True,
+                notify=lambda _: None,
+            )
+    assert not output.exists()
+    assert not interrupt_blocks_left(images, output)
+    run(images, tmp_path / "whole.npy", build_tiny_model(CLASSES))
+    assert output.read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def interrupt_blocks_left(images: Path, output: Path) -> list[tuple[int, int]]:
+    """Resume, and return the progress made after the start."""
+    seen: list[tuple[int, int]] = []
+    embed(
+        images,
+        output,
+        build_tiny_model(CLASSES),
+        batch_size=2,
+        workers=0,
+        resume=True,
+        notify=lambda _: None,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    return seen[1:]
+
+
+def test_other_work_is_not_resumed_and_says_what_differs(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.npy"
+    interrupt(images, output, monkeypatch, blocks=1)
+
+    def resume(model: LoadedModel, *, layer: str = "penultimate", batch_size: int = 2) -> None:
+        embed(
+            images,
+            output,
+            model,
+            layer=layer,
+            batch_size=batch_size,
+            workers=0,
+            resume=True,
+            notify=lambda _: None,
+        )
+
+    same, other = build_tiny_model(CLASSES), build_tiny_model(CLASSES, seed=1)
+    with pytest.raises(UsageError, match="layer: penultimate -> pooled") as caught:
+        resume(same, layer="pooled")
+    assert caught.value.hint is not None
+    assert "without --resume" in caught.value.hint
+    with pytest.raises(UsageError, match="batch_size: 2 -> 3"):
+        resume(same, batch_size=3)
+    with pytest.raises(UsageError, match="weights: "):
+        resume(other)
+    with pytest.raises(UsageError, match="precision: fp32 -> bf16"):
+        resume(replace(same, precision="bf16"))
+    draw_image(images / "new.png")
+    with pytest.raises(UsageError, match="images: 5 -> 6"):
+        resume(same)
+    (images / "a.jpg").unlink()
+    with pytest.raises(UsageError, match="list of images: "):
+        resume(same)
+    assert sorted(path.name for path in tmp_path.iterdir()) == KEPT
+
+
+def test_a_fresh_start_replaces_what_was_left(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.npy"
+    interrupt(images, output, monkeypatch, blocks=1)
+    said = interrupt(images, output, monkeypatch, blocks=2, error=StoppedError("stopped"))
+    assert "starting again" in said[0]
+    assert said[1] == "stopped"
+    assert "--resume" in said[2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == KEPT
+    assert len(interrupt_blocks_left(images, output)) == 1
+
+
+def test_resume_with_nothing_there_starts(tmp_path: Path, images: Path) -> None:
+    said: list[str] = []
+    model = build_tiny_model(CLASSES)
+    result = embed(images, tmp_path / "out.npy", model, workers=0, resume=True, notify=said.append)
+    assert result.count == 5
+    assert len(said) == 1
+    assert "no unfinished rows" in said[0]
+
+
+def test_a_journal_cut_off_anywhere_is_no_danger(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(images, tmp_path / "out.npy", build_tiny_model(CLASSES))
+    whole = (tmp_path / "out.npy").read_bytes()
+    output = tmp_path / "out.npy"
+    interrupt(images, output, monkeypatch, blocks=2)
+    journal, rows = tmp_path / ".out.npy.journal", tmp_path / ".out.npy.partial"
+    text, partial = journal.read_bytes(), rows.read_bytes()
+    first = text.index(b"\n") + 1
+    for end in (first, first + 1, len(text) - 1, len(text)):
+        journal.write_bytes(text[:end])
+        rows.write_bytes(partial)
+        assert len(interrupt_blocks_left(images, output)) <= 3
+        assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}\n", b"no journal\n", b'{"format": 2, "work": {}}\n'],
+    ids=["empty", "other", "text", "newer"],
+)
+def test_damaged_leftovers_are_refused(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    output = tmp_path / "out.npy"
+    interrupt(images, output, monkeypatch, blocks=1)
+    (tmp_path / ".out.npy.journal").write_bytes(content)
+    with pytest.raises(ModelError, match=r"out\.npy\.partial is damaged"):
+        interrupt_blocks_left(images, output)
+
+
+@pytest.mark.parametrize("line", ['{"blocks": [3], "failures": []}', '{"blocks": 1}', "[1]"])
+def test_journals_that_name_what_cannot_be_are_refused(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    output = tmp_path / "out.npy"
+    interrupt(images, output, monkeypatch, blocks=1)
+    with (tmp_path / ".out.npy.journal").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(ModelError, match="its journal"):
+        interrupt_blocks_left(images, output)
+
+
+def test_rows_of_another_size_are_refused(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.npy"
+    interrupt(images, output, monkeypatch, blocks=1)
+    with (tmp_path / ".out.npy.partial").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(ModelError, match="bytes of its array"):
+        interrupt_blocks_left(images, output)
+
+
+def test_sigterm_stops_after_a_block_and_can_be_resumed(tmp_path: Path, images: Path) -> None:
+    output = tmp_path / "out.npy"
+    with pytest.raises(StoppedError, match="SIGTERM stopped embedding") as caught:
         embed(
             images,
             output,
@@ -255,10 +523,79 @@ def test_interrupt_leaves_the_old_array_and_no_temporary(tmp_path: Path, images:
             batch_size=2,
             workers=0,
             notify=lambda _: None,
-            progress=interrupt,
+            progress=lambda *_: os.kill(os.getpid(), signal.SIGTERM),
         )
-    assert output.read_bytes() == b"old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.npy"]
+    assert caught.value.hint is not None
+    assert "--resume" in caught.value.hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == KEPT
+    assert interrupt_blocks_left(images, output) == [(4, 5), (5, 5)]
+
+
+def test_two_at_once_for_one_output_are_refused(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtrain.partial_array.LOCK_WAIT_SECONDS", 0.01)
+    output = tmp_path / "out.npy"
+    with lock_output(PartialFiles(output)), pytest.raises(RunLockedError, match=r"out\.npy"):
+        run(images, output, build_tiny_model(CLASSES))
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_links_and_long_names_are_written_through(tmp_path: Path, images: Path) -> None:
+    target = tmp_path / f"{'ö' * 120}.npy"
+    link = tmp_path / "link.npy"
+    link.symlink_to(target)
+    run(images, link, build_tiny_model(CLASSES))
+    assert link.is_symlink()
+    assert np.load(target).shape[0] == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["images", "link.csv", "link.npy", target.name]
+    )
+
+
+def test_a_process_that_does_not_see_the_rows_says_so(tmp_path: Path) -> None:
+    layout = ArrayLayout((4, 2), 2)
+    (tmp_path / "here").mkdir()
+    here = PartialFiles(tmp_path / "here" / "out.npy")
+    progress = create_rows(here, layout, {})
+    with pytest.raises(
+        ResourceError, match=r"process 1 does not see .*\.out\.npy\.partial"
+    ) as caught:
+        RowWriter(PartialFiles(tmp_path / "out.npy"), layout, rank=1, token=progress.token)
+    assert "share" in (caught.value.hint or "")
+    with pytest.raises(ResourceError, match="does not see"):  # left there by another job
+        RowWriter(here, layout, rank=1, token="other")
+
+
+def test_what_is_left_is_shared_among_processes() -> None:
+    done = np.zeros(11, bool)
+    done[[0, 1, 5]] = True
+    shares = [_choose_share(done, ProcessGroup(rank, 3)).tolist() for rank in range(3)]
+    assert shares == [[2, 3], [4, 6, 7], [8, 9, 10]]
+
+
+def test_killed_process_is_resumed_to_the_same_bytes(tmp_path: Path, images: Path) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+import vtrain.partial_array
+from tests.tiny import build_tiny_model
+from vtrain.embed import embed
+vtrain.partial_array.COMMIT_SECONDS = 0.0
+embed(Path(sys.argv[1]), Path(sys.argv[2]), build_tiny_model(("ant", "bee", "cat")), batch_size=2,
+      workers=0, notify=print, progress=lambda done, _: done < 4 or os.kill(os.getpid(), 9))
+"""
+    output = tmp_path / "out.npy"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", script, str(images), str(output)]
+    done = subprocess.run(command, env=env, capture_output=True, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not output.exists()
+    assert interrupt_blocks_left(images, output) == [(5, 5)]
+    run(images, tmp_path / "whole.npy", build_tiny_model(CLASSES))
+    np.testing.assert_allclose(  # another process may run other kernels
+        np.load(output), np.load(tmp_path / "whole.npy"), rtol=1e-5, atol=1e-7
+    )
 
 
 # --- E1: the features of torchvision's own models with their own preprocessing

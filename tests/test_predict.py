@@ -1,6 +1,7 @@
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -12,8 +13,8 @@ from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform, normalize_images
 from vtrain.errors import ResourceError, UsageError
 from vtrain.predict import (
+    FoundInputs,
     PredictInput,
-    find_inputs,
     format_prediction,
     predict,
     prediction_csv_header,
@@ -26,7 +27,7 @@ CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 
 
 def find(*arguments: str, stdin: bytes = b"") -> list[PredictInput]:
-    return find_inputs(arguments, io.BytesIO(stdin), notify=lambda _: None)
+    return list(FoundInputs(arguments, io.BytesIO(stdin), notify=lambda _: None))
 
 
 def inputs_of(*paths: Path) -> list[PredictInput]:
@@ -52,7 +53,7 @@ def test_skipped_files_of_a_folder_are_said(tmp_path: Path) -> None:
     draw_image(tmp_path / "a.png")
     (tmp_path / "notes.txt").write_text("no image")
     said: list[str] = []
-    find_inputs([str(tmp_path)], io.BytesIO(), notify=said.append)
+    list(FoundInputs([str(tmp_path)], io.BytesIO(), notify=said.append))
     assert len(said) == 1
     assert "1 skipped" in said[0]
     assert "notes.txt" in said[0]
@@ -250,7 +251,7 @@ def test_memory_is_pinned_for_a_model_on_cuda_alone(
     monkeypatch.setattr("vtrain.predict.find_model_device", lambda _: torch.device(device))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     loader = Mock(side_effect=InterruptedError)
-    monkeypatch.setattr("vtrain.predict.build_eval_loader", loader)
+    monkeypatch.setattr("vtrain.predict.build_stream_loader", loader)
     path = draw_image(tmp_path / "a.png")
     with pytest.raises(InterruptedError):
         list(predict(inputs_of(path), build_tiny_model(CLASSES), workers=0))
@@ -265,3 +266,53 @@ def test_a_worker_that_dies_while_the_model_computes_is_a_resource_error(
     path = draw_image(tmp_path / "a.png")
     with pytest.raises(ResourceError, match="a loader worker died"):
         list(predict(inputs_of(path), build_tiny_model(CLASSES), workers=0))
+
+
+def test_inputs_are_taken_as_they_are_needed(tmp_path: Path) -> None:
+    paths = [draw_image(tmp_path / f"{index}.png", seed=index) for index in range(4)]
+    taken = 0
+
+    def endless() -> Iterator[PredictInput]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield PredictInput(str(paths[taken % 4]))
+
+    answers = predict(endless(), build_tiny_model(CLASSES), batch_size=2, workers=0)
+    for count in range(1, 9):
+        assert next(answers).error is None
+        assert taken <= count + 2
+
+
+def test_errors_without_an_image_between_them_do_not_queue_up() -> None:
+    taken = 0
+
+    def endless() -> Iterator[PredictInput]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield PredictInput(f"{taken}.png", "no such file or folder")
+
+    answers = predict(endless(), build_tiny_model(CLASSES), workers=0)
+    assert [next(answers).path for _ in range(1500)][-1] == "1500.png"
+    assert taken == 2000
+
+
+@pytest.mark.parametrize("batch_size", [3, 70])
+def test_workers_change_no_bit_of_a_stream(tmp_path: Path, batch_size: int) -> None:
+    paths = [draw_image(tmp_path / f"{index}.png", seed=index) for index in range(5)]
+    bad = break_image(tmp_path / "bad.png")
+    inputs = inputs_of(*[path for _ in range(14) for path in (*paths, bad)])
+    inputs.insert(7, PredictInput("gone", "no such file or folder"))
+    model = build_tiny_model(CLASSES)
+    alone = list(predict(inputs, model, batch_size=batch_size, workers=0))
+    assert list(predict(iter(inputs), model, batch_size=batch_size, workers=2)) == alone
+    assert list(predict(iter(inputs), model, batch_size=batch_size)) == alone
+    assert [each.path for each in alone] == [each.path for each in inputs]
+
+
+def test_inputs_are_counted_a_folder_at_a_time(tmp_path: Path) -> None:
+    for index in range(3):
+        draw_image(tmp_path / "folder" / f"{index}.png")
+    found = FoundInputs(["gone", str(tmp_path / "folder"), "gone"], io.BytesIO(), notify=print)
+    assert [found.known for _ in found] == [1, 4, 4, 4, 5]

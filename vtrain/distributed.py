@@ -17,6 +17,8 @@ from vtrain.errors import ExitCode, ResourceError, UsageError, VtrainError
 # closed connections: this is for hosts that vanish and for processes that hang.
 TIMEOUT = timedelta(minutes=10)
 _SOURCE = re.compile(r"^\[[^\]]*\] ?")
+# What messages of gloo and NCCL contain, wherever torch raises them.
+_LOST_PEER = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
 _TIMED_OUT = ("timed out", "timeout")
 
 
@@ -229,15 +231,32 @@ class ProcessGroup:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            # Gloo puts its source file in front, and advice for its developers behind.
-            reason = _SOURCE.sub("", _first_line(error)).partition(". ")[0]
-            late = any(sign in reason.lower() for sign in _TIMED_OUT)
-            what = "another did not answer in time" if late else "another ended"
-            raise ResourceError(
-                f"process {self.rank} of {self.world_size} cannot go on: {what} ({reason})",
-                "look above for the error of the one that ended first; without one it was killed, "
-                "as when memory runs out",
-            ) from error
+            raise self._explain(error) from error
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """For a block that talks to the others by itself, as gradients do.
+
+        Raises:
+            ResourceError: another process ended; other errors pass through.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world_size > 1 and any(sign in str(error).lower() for sign in _LOST_PEER):
+                raise self._explain(error) from error
+            raise
+
+    def _explain(self, error: RuntimeError) -> ResourceError:
+        # Gloo puts its source file in front, and advice for its developers behind.
+        reason = _SOURCE.sub("", _first_line(error)).partition(". ")[0]
+        late = any(sign in reason.lower() for sign in _TIMED_OUT)
+        what = "another did not answer in time" if late else "another ended"
+        return ResourceError(
+            f"process {self.rank} of {self.world_size} cannot go on: {what} ({reason})",
+            "look above for the error of the one that ended first; without one it was killed, "
+            "as when memory runs out",
+        )
 
 
 ALONE = ProcessGroup()

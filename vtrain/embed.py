@@ -1,10 +1,13 @@
 """Features of every image of a folder as one `.npy` array, with an index of its rows beside it."""
 
-import errno
+import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -12,11 +15,31 @@ from torch import Tensor
 
 from vtrain.checkpoint import LoadedModel
 from vtrain.data.folders import describe_skipped, name_first_skipped, scan_images
-from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers, worker_troubles
+from vtrain.data.loaders import (
+    Batch,
+    ImageLoader,
+    build_eval_loader,
+    resolve_workers,
+    worker_troubles,
+)
 from vtrain.data.transforms import EvalTransform
-from vtrain.errors import DataError, UsageError
-from vtrain.files import atomic_write, write_csv
-from vtrain.records import EmbedResult, SkippedFile
+from vtrain.distributed import ProcessGroup
+from vtrain.errors import DataError, InterruptedRunError, StoppedError, UsageError, VtrainError
+from vtrain.files import write_csv
+from vtrain.models.freezing import tensor_digest
+from vtrain.partial_array import (
+    ArrayLayout,
+    PartialFiles,
+    Progress,
+    RowFailures,
+    RowWriter,
+    create_rows,
+    load_rows,
+    lock_output,
+    publish_rows,
+)
+from vtrain.records import EmbedResult, SkippedFile, to_plain
+from vtrain.runtime import StopRequest
 from vtrain.training.inference import (
     NOT_FINITE,
     compute_outputs,
@@ -24,8 +47,24 @@ from vtrain.training.inference import (
     find_model_device,
 )
 
-BYTES_PER_FLOAT = 4
+ROUND_BLOCKS = 4  # between two exchanges of progress among processes
+ALONE = ProcessGroup()
 Forward = Callable[[Tensor], Tensor]
+ShowProgress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is computed, from what, and where it goes; the same in every process.
+
+    `work` is what the rows depend on, as plain data; a resumed job must have the same.
+    """
+
+    paths: Sequence[Path]
+    index: Path
+    files: PartialFiles
+    layout: ArrayLayout
+    work: dict[str, Any]
 
 
 @worker_troubles()
@@ -38,8 +77,10 @@ def embed(
     feature_maps: bool = False,
     batch_size: int = 32,
     workers: int | Literal["auto"] = "auto",
+    resume: bool = False,
+    group: ProcessGroup = ALONE,
     notify: Callable[[str], None],
-    progress: Callable[[int, int], object] | None = None,
+    progress: ShowProgress | None = None,
 ) -> EmbedResult:
     """Write the features of every image below `folder` (or of one image file) to `output`.
 
@@ -50,43 +91,76 @@ def embed(
     memory needed does not grow with N beyond the list of paths. `layer` is what
     `Classifier.forward_layer` takes. `progress` gets the number of images done and of all.
 
+    Until then the rows are in a hidden file beside `output`, which stays when the work ends early:
+    with `resume` it goes on there, in any number of processes, and comes to the same bytes. The
+    processes of a started `group` share the work, in the same batches as one alone, and all return
+    the same; `output` must be on a file system that all of them see.
+
     Raises:
-        UsageError: `output` cannot be written, or the layer does not exist.
-        DataError: no images.
-        ResourceError: no space left, found before the first image is read where possible; or a
-            loader worker died or hung.
+        UsageError: `output` cannot be written, the layer does not exist, or what is there to
+            resume is of other work.
+        DataError: no images, or not the same ones for all processes.
+        ResourceError: no space left, found before the first image is read where possible; a
+            loader worker died or hung; or another process did.
+        RunLockedError: another process writes to `output`.
+        StoppedError, InterruptedRunError: after SIGTERM or Ctrl-C; what is done can be resumed.
     """
-    index = _check_output(output)
-    device = find_model_device(model.classifier)
 
     def forward(images: Tensor) -> Tensor:
         return model.classifier.forward_layer(images, layer, feature_maps=feature_maps)
 
+    with group.together():
+        settings = {"layer": layer, "feature_maps": feature_maps, "batch_size": batch_size}
+        job = _plan(folder, output, model, forward, settings, notify)
+    _require_same_paths(job, group)
+    with ExitStack() as stack:
+        with group.together():
+            if group.is_main:
+                stack.enter_context(lock_output(job.files))
+        with group.together():
+            start = _start(job, notify, resume=resume) if group.is_main else None
+        start = group.broadcast(start)
+        share = _choose_share(start.done, group)
+        loader = _build_loader(job, model, share, workers, group)
+        blocks = _compute_blocks(loader, forward, model, job.layout.shape[1:])
+        with _kept_for_resuming(job, start, group, notify):
+            own = _write_share(job, start, share, blocks, group, notify, progress)
+            failures = _join_failures([start.failures, *group.gather(own)])
+            with group.together():
+                if group.is_main:
+                    _publish(job, failures)
+    count, *dim = job.layout.shape
+    return EmbedResult(output, job.index, count, tuple(dim), _FailedFiles(job.paths, failures))
+
+
+def _plan(
+    folder: Path,
+    output: Path,
+    model: LoadedModel,
+    forward: Forward,
+    settings: dict[str, Any],
+    notify: Callable[[str], None],
+) -> _Job:
+    index = _check_output(output)
+    device = find_model_device(model.classifier)
     crop = model.preprocessing.crop
     blank = torch.zeros(1, 3, crop, crop, dtype=torch.uint8)
     shape = tuple(compute_outputs(forward, blank, model.preprocessing, device).shape[1:])
     paths = _find_images(folder, notify)
-    batches = build_eval_loader(
-        paths,
-        None,
-        EvalTransform(model.preprocessing),
-        batch_size=batch_size,
-        workers=resolve_workers(workers, len(paths)),
-        pin_memory=device.type == "cuda",
-    )
-    blocks = _compute_blocks(batches, forward, model, shape)
-    with atomic_write(output) as stream:
-        _reserve(stream, (len(paths), *shape))
-        failures = _write_blocks(stream, blocks, len(paths), progress)
-        # First the index, then the array takes its place: a full disk here leaves the old array.
-        write_csv(index, ("row", "path", "status"), _index_rows(paths, failures))
-    return EmbedResult(
-        output=output,
-        index=index,
-        count=len(paths),
-        dim=shape,
-        failures=tuple(SkippedFile(paths[row], reason) for row, reason in failures.items()),
-    )
+    work = {
+        "folder": str(folder),
+        "images": len(paths),
+        "list of images": _digest_paths(paths),
+        "model": model.source,
+        "weights": _digest_weights(model),
+        "preprocessing": to_plain(model.preprocessing),
+        "precision": model.precision,
+        "device": device.type,
+        **settings,
+    }
+    target = output.resolve() if output.is_symlink() else output
+    layout = ArrayLayout((len(paths), *shape), settings["batch_size"])
+    return _Job(paths, index, PartialFiles(target), layout, work)
 
 
 def _check_output(output: Path) -> Path:
@@ -99,6 +173,8 @@ def _check_output(output: Path) -> Path:
     for path in (output, index):
         if path.is_dir():
             raise UsageError(f"output {path} is a folder, expected a file")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"output {path} is not a regular file")
     if not output.parent.is_dir():
         raise UsageError(
             f"output {output}: its folder {output.parent} does not exist",
@@ -107,7 +183,7 @@ def _check_output(output: Path) -> Path:
     return index
 
 
-def _find_images(folder: Path, notify: Callable[[str], None]) -> list[Path]:
+def _find_images(folder: Path, notify: Callable[[str], None]) -> Sequence[Path]:
     if folder.is_file():
         return [folder]
     paths, skipped = scan_images(folder)
@@ -118,13 +194,106 @@ def _find_images(folder: Path, notify: Callable[[str], None]) -> list[Path]:
     return paths
 
 
+def _digest_paths(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(os.fsencode(path) + b"\0")
+    return digest.hexdigest()
+
+
+def _digest_weights(model: LoadedModel) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.classifier.state_dict().items():
+        digest.update(f"{name} {tensor_digest(tensor)}\n".encode())
+    return digest.hexdigest()
+
+
+def _require_same_paths(job: _Job, group: ProcessGroup) -> None:
+    seen = group.gather((job.work["images"], job.work["list of images"]))
+    for rank, each in enumerate(seen):
+        if each != seen[0]:
+            raise DataError(
+                f"process {rank} sees other images in {job.work['folder']} than process 0: "
+                f"{each[0]:,} against {seen[0][0]:,}",
+                "on several machines the folder must hold the same files under the same path",
+            )
+
+
+def _start(job: _Job, notify: Callable[[str], None], *, resume: bool) -> Progress:
+    if resume:
+        progress = load_rows(job.files, job.layout, job.work, notify)
+        if progress is not None:
+            return progress
+        notify(f"no unfinished rows of {job.files.output}: starting with the first image")
+    elif job.files.rows.exists():
+        notify(f"starting again: {job.files.rows} is replaced, which --resume would have used")
+    return create_rows(job.files, job.layout, job.work)
+
+
+def _choose_share(done: np.ndarray, group: ProcessGroup) -> np.ndarray:
+    """The numbers of the blocks that this process computes: a part of those that are left."""
+    left = np.flatnonzero(~done)
+    first, last = (len(left) * rank // group.world_size for rank in (group.rank, group.rank + 1))
+    return left[first:last]
+
+
+class _PathsOfBlocks(Sequence[Path]):
+    """The paths of some blocks, without a list of them."""
+
+    def __init__(self, job: _Job, blocks: np.ndarray) -> None:
+        self._paths = job.paths
+        self._blocks = blocks
+        self._block_rows = job.layout.block_rows
+        missing = job.layout.num_blocks * self._block_rows - len(job.paths)
+        holds_last = len(blocks) > 0 and blocks[-1] == job.layout.num_blocks - 1
+        self._length = len(blocks) * self._block_rows - (missing if holds_last else 0)
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        place, row = divmod(index, self._block_rows)
+        return self._paths[int(self._blocks[place]) * self._block_rows + row]
+
+
+def _build_loader(
+    job: _Job,
+    model: LoadedModel,
+    share: np.ndarray,
+    workers: int | Literal["auto"],
+    group: ProcessGroup,
+) -> ImageLoader:
+    paths: Sequence[Path] = job.paths
+    if len(share) < job.layout.num_blocks:
+        paths = _PathsOfBlocks(job, share)
+    count = resolve_workers(workers, len(paths))
+    if workers == "auto" and count:
+        count = max(1, count // group.local_world_size)  # they share the cores
+    return build_eval_loader(
+        paths,
+        None,
+        EvalTransform(model.preprocessing),
+        batch_size=job.layout.block_rows,
+        workers=count,
+        pin_memory=find_model_device(model.classifier).type == "cuda",
+    )
+
+
 def _compute_blocks(
     batches: Iterable[Batch],
     forward: Forward,
     model: LoadedModel,
     shape: tuple[int, ...],
 ) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
-    """Consecutive rows `[n, *shape]`, NaN where they failed, and the failures by row."""
+    """Consecutive rows `[n, *shape]`, NaN where they failed, and why by the row's place in them."""
     start = 0
     device = find_model_device(model.classifier)
     for batch in batches:
@@ -136,47 +305,163 @@ def _compute_blocks(
             good = batch.positions[finite]
             block[good - start] = features.cpu()[finite]
             failures |= dict.fromkeys(batch.positions[~finite].tolist(), NOT_FINITE)
+        yield block.numpy(), {place - start: reason for place, reason in failures.items()}
         start += len(block)
-        yield block.numpy(), failures
 
 
-def _reserve(stream: BinaryIO, shape: tuple[int, ...]) -> None:
-    """Write the header and take the disk space of the whole array now."""
-    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, header)
-    stream.flush()
-    length = int(np.prod(shape, dtype=np.int64)) * BYTES_PER_FLOAT
-    if not hasattr(os, "posix_fallocate"):
-        return
+def _write_share(
+    job: _Job,
+    start: Progress,
+    share: np.ndarray,
+    blocks: Iterable[tuple[np.ndarray, dict[int, str]]],
+    group: ProcessGroup,
+    notify: Callable[[str], None],
+    progress: ShowProgress | None,
+) -> RowFailures:
+    """Write this process's blocks; the rows that failed and why."""
+    with group.together():
+        writer = RowWriter(job.files, job.layout, rank=group.rank, token=start.token)
+    failures = RowFailures()
+    rounds = _Rounds(job, start, group, progress)
+    with writer, StopRequest(notify) as stop:
+        for block, (values, reasons) in zip(share.tolist(), blocks, strict=True):
+            first = block * job.layout.block_rows
+            failed = {first + place: reason for place, reason in sorted(reasons.items())}
+            writer.write(block, values, failed)
+            failures.extend(failed.items())
+            rounds.add(len(values))
+            if stop.received is not None:
+                kind = InterruptedRunError if stop.received == signal.SIGINT else StoppedError
+                raise kind(f"{stop.received.name} stopped embedding")
+        writer.commit()
+        rounds.end()
+    return failures
+
+
+class _Rounds:
+    """Exchanges progress among processes every few blocks, and shows it.
+
+    This also tells a process that another has ended while it still computes. The sum of a round is
+    awaited in the next one only, so that no process waits for one that is a little slower.
+    """
+
+    def __init__(
+        self, job: _Job, start: Progress, group: ProcessGroup, progress: ShowProgress | None
+    ) -> None:
+        self._group = group
+        self._progress = progress
+        self._total = len(job.paths)
+        done = _count_rows(job.layout, start.done)
+        self._done_before = done
+        self._own = self._blocks = 0
+        self._common = int((~start.done).sum()) // group.world_size  # blocks of every process
+        self._sum = torch.zeros(1, dtype=torch.int64)
+        self._finish: Callable[[], None] | None = None
+        if done:
+            self._show(0)
+
+    def add(self, rows: int) -> None:
+        """Count a block of this process."""
+        self._own += rows
+        self._blocks += 1
+        if self._group.world_size == 1:
+            self._show(self._own)
+        elif self._blocks % ROUND_BLOCKS == 0 and self._blocks <= self._common:
+            self.end()
+            self._sum = torch.tensor([self._own])
+            self._finish = self._group.start_sum(self._sum)
+
+    def end(self) -> None:
+        """Wait for the last exchange."""
+        if self._finish is not None:
+            self._finish()
+            self._finish = None
+            self._show(int(self._sum))
+
+    def _show(self, done: int) -> None:
+        if self._progress is not None:
+            self._progress(self._done_before + done, self._total)
+
+
+def _count_rows(layout: ArrayLayout, done: np.ndarray) -> int:
+    missing = layout.num_blocks * layout.block_rows - layout.shape[0] if done[-1] else 0
+    return int(done.sum()) * layout.block_rows - missing
+
+
+@contextmanager
+def _kept_for_resuming(
+    job: _Job, start: Progress, group: ProcessGroup, notify: Callable[[str], None]
+) -> Iterator[None]:
+    """Say how to go on after what ended the work early; remove what holds no row yet."""
     try:
-        os.posix_fallocate(stream.fileno(), stream.tell(), length)
-    except OSError as error:
-        # Some file systems cannot reserve: there a full disk shows while rows are written.
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+        yield
+    except BaseException as error:
+        if group.world_size == 1 and not start.done.any() and not _holds_rows(job):
+            job.files.remove()
             raise
+        hint = f"go on with the same command and --resume: {job.files.rows} has what is done"
+        if isinstance(error, KeyboardInterrupt):
+            raise InterruptedRunError("interrupted", hint) from error
+        if isinstance(error, VtrainError) and error.hint is None:
+            error.hint = hint
+        else:
+            notify(hint)
+        raise
 
 
-def _write_blocks(
-    stream: BinaryIO,
-    blocks: Iterable[tuple[np.ndarray, Mapping[int, str]]],
-    total: int,
-    progress: Callable[[int, int], object] | None,
-) -> dict[int, str]:
-    """Write the rows one after the other; the reasons of the rows that failed."""
-    done = 0
-    failures: dict[int, str] = {}
-    for block, block_failures in blocks:
-        stream.write(block.astype("<f4", copy=False).tobytes())
-        failures.update(block_failures)
-        done += len(block)
-        if progress is not None:
-            progress(done, total)
-    assert done == total, f"{done} rows for {total} images"
-    return dict(sorted(failures.items()))
+def _holds_rows(job: _Job) -> bool:
+    """Whether the journal has more than its first line."""
+    try:
+        with job.files.journal(0).open("rb") as stream:
+            return sum(1 for _ in stream) > 1
+    except OSError:
+        return False
+
+
+def _join_failures(parts: Iterable[RowFailures]) -> RowFailures:
+    """All failures by rising row."""
+    joined = RowFailures()
+    for part in parts:
+        joined.extend(part)
+    joined.sort()
+    return joined
+
+
+def _publish(job: _Job, failures: RowFailures) -> None:
+    # First the index, then the array takes its place: a full disk here leaves the old array.
+    write_csv(job.index, ("row", "path", "status"), _index_rows(job.paths, failures))
+    publish_rows(job.files)
 
 
 def _index_rows(
-    paths: Sequence[Path], failures: Mapping[int, str]
+    paths: Iterable[Path], failures: Iterable[tuple[int, str]]
 ) -> Iterator[tuple[int, Path, str]]:
+    failed = iter(failures)
+    failure = next(failed, None)
     for row, path in enumerate(paths):
-        yield row, path, f"error: {failures[row]}" if row in failures else "ok"
+        if failure is not None and failure[0] == row:
+            yield row, path, f"error: {failure[1]}"
+            failure = next(failed, None)
+        else:
+            yield row, path, "ok"
+
+
+class _FailedFiles(Sequence[SkippedFile]):
+    """The images that failed, in order, made only when they are looked at."""
+
+    def __init__(self, paths: Sequence[Path], failures: RowFailures) -> None:
+        self._paths = paths
+        self._failures = failures
+
+    def __len__(self) -> int:
+        return len(self._failures)
+
+    @overload
+    def __getitem__(self, index: int) -> SkippedFile: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[SkippedFile]: ...
+    def __getitem__(self, index: int | slice) -> SkippedFile | Sequence[SkippedFile]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        row, reason = self._failures[index]
+        return SkippedFile(self._paths[row], reason)

@@ -163,14 +163,15 @@ def _commit(stream: BinaryIO, temporary: Path, target: Path) -> None:
         os.fsync(stream.fileno())
         stream.close()
         temporary.replace(target)
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise
         raise write_error(target, error) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where that can be done."""
     # Windows cannot open a folder and some file systems cannot sync one, nor can it be opened
     # without the right to list it; the content itself is safe by then.
     with suppress(OSError):

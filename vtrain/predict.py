@@ -2,8 +2,10 @@
 
 import glob
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from vtrain.checkpoint import LoadedModel
 from vtrain.data.folders import describe_skipped, name_first_skipped, scan_images
-from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers, worker_troubles
+from vtrain.data.loaders import Batch, build_stream_loader, resolve_workers, worker_troubles
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, UsageError
 from vtrain.records import ClassProbability, Prediction
@@ -24,6 +26,8 @@ from vtrain.training.inference import (
 )
 
 SCHEMA = 1
+LOOK_AHEAD = 65  # inputs; fewer are read without workers
+ERRORS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,62 +38,75 @@ class PredictInput:
     error: str | None = None
 
 
-def find_inputs(
-    arguments: Sequence[str],
-    stdin: BinaryIO,
-    *,
-    notify: Callable[[str], None],
-) -> list[PredictInput]:
+class FoundInputs(Iterator[PredictInput]):
     """The images that files, folders, globs and `-` (one path per line on `stdin`) stand for.
 
     Arguments keep their order and may repeat; a folder gives its images at any depth, sorted, and
     a glob its matches, sorted. What exists under its literal name is not taken for a glob, and
     lines of `stdin` never are. A file named outright is an input whatever its name ends with.
     What stands for no image gives one input with an error.
+
+    They are found when they are asked for; `known` is how many there are so far, with those of the
+    last folder that was looked into. `notify` is told of files in folders that are not used.
     """
-    inputs: list[PredictInput] = []
-    for argument in arguments:
-        if argument == "-":
-            for line in stdin:
-                name = os.fsdecode(line).rstrip("\r\n")
-                if name:
-                    inputs.extend(_expand(name, notify))
-        elif glob.has_magic(argument) and not os.path.lexists(argument):
-            # Path.glob takes no absolute patterns
-            names = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207
-            for name in names:
-                inputs.extend(_expand(name, notify))
-            if not names:
-                inputs.append(PredictInput(argument, "no file matches this pattern"))
-        else:
-            inputs.extend(_expand(argument, notify))
-    return inputs
 
+    def __init__(
+        self, arguments: Sequence[str], stdin: BinaryIO, *, notify: Callable[[str], None]
+    ) -> None:
+        self.known = 0
+        self._notify = notify
+        self._inputs = self._find(arguments, stdin)
 
-def _expand(name: str, notify: Callable[[str], None]) -> list[PredictInput]:
-    try:
-        if not name:
-            return [PredictInput(name, "the path is empty")]
-        path = Path(name)
-        if not path.is_dir():
-            path.stat()
-            return [PredictInput(name)]
-        images, skipped = scan_images(path)
-    except FileNotFoundError:
-        return [PredictInput(name, "no such file or folder")]
-    except DataError as error:
-        return [PredictInput(name, error.message)]
-    except (OSError, ValueError) as error:
-        return [PredictInput(name, getattr(error, "strerror", None) or str(error))]
-    if not images:
-        return [PredictInput(name, f"the folder holds no images{name_first_skipped(skipped)}")]
-    if skipped:
-        notify(describe_skipped(name, skipped))
-    return [PredictInput(str(image)) for image in images]
+    def __next__(self) -> PredictInput:
+        return next(self._inputs)
+
+    def _find(self, arguments: Sequence[str], stdin: BinaryIO) -> Iterator[PredictInput]:
+        for argument in arguments:
+            if argument == "-":
+                for line in stdin:
+                    name = os.fsdecode(line).rstrip("\r\n")
+                    if name:
+                        yield from self._expand(name)
+            elif glob.has_magic(argument) and not os.path.lexists(argument):
+                # Path.glob takes no absolute patterns
+                names = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207
+                for name in names:
+                    yield from self._expand(name)
+                if not names:
+                    yield from self._count_one(argument, "no file matches this pattern")
+            else:
+                yield from self._expand(argument)
+
+    def _expand(self, name: str) -> Iterator[PredictInput]:
+        try:
+            if not name:
+                return self._count_one(name, "the path is empty")
+            path = Path(name)
+            if not path.is_dir():
+                path.stat()
+                return self._count_one(name, None)
+            images, skipped = scan_images(path)
+        except FileNotFoundError:
+            return self._count_one(name, "no such file or folder")
+        except DataError as error:
+            return self._count_one(name, error.message)
+        except (OSError, ValueError) as error:
+            return self._count_one(name, getattr(error, "strerror", None) or str(error))
+        if not images:
+            first = name_first_skipped(skipped)
+            return self._count_one(name, f"the folder holds no images{first}")
+        if skipped:
+            self._notify(describe_skipped(name, skipped))
+        self.known += len(images)
+        return (PredictInput(str(image)) for image in images)
+
+    def _count_one(self, name: str, error: str | None) -> Iterator[PredictInput]:
+        self.known += 1
+        return iter([PredictInput(name, error)])
 
 
 def predict(
-    inputs: Sequence[PredictInput],
+    inputs: Iterable[PredictInput],
     model: LoadedModel,
     *,
     top_k: int = 5,
@@ -103,52 +120,82 @@ def predict(
     give the same bits as `evaluate`; another `batch_size` may change float32 rounding, which moves
     probabilities by some 1e-6.
 
+    Inputs are taken as they are needed, so that the memory needed does not grow with their number:
+    a batch is full before it is computed, and workers read ahead (see `build_stream_loader`).
+    `auto` looks at the first 65 inputs to see whether workers are worth while.
+
     Raises:
         UsageError: `top_k` is below 1.
         ResourceError: while iterating: a loader worker died or hung.
     """
     if top_k < 1:
         raise UsageError(f"top-k is {top_k}, expected 1 or more")
-    names = [each.path for each in inputs if each.error is None]
-    batches = build_eval_loader(
-        [Path(name) for name in names],
-        None,
+    return _answer(inputs, model, top_k, batch_size, workers)
+
+
+def _answer(
+    inputs: Iterable[PredictInput],
+    model: LoadedModel,
+    top_k: int,
+    batch_size: int,
+    workers: int | Literal["auto"],
+) -> Iterator[Prediction]:
+    inputs = iter(inputs)
+    if workers == "auto":
+        first = list(islice(inputs, LOOK_AHEAD))
+        inputs, workers = chain(first, inputs), resolve_workers(workers, len(first))
+    waiting: deque[PredictInput] = deque()
+    batches = build_stream_loader(
+        _form_batches(inputs, waiting, batch_size),
         EvalTransform(model.preprocessing),
-        batch_size=batch_size,
-        workers=resolve_workers(workers, len(names)),
+        workers=workers,
         pin_memory=find_model_device(model.classifier).type == "cuda",
     )
-    return _merge(inputs, _answer_batches(batches, names, model, top_k))
-
-
-def _merge(inputs: Iterable[PredictInput], answers: Iterator[Prediction]) -> Iterator[Prediction]:
-    for each in inputs:
-        if each.error is not None:
-            yield Prediction(each.path, error=each.error)
-        else:
-            yield next(answers)
-
-
-def _answer_batches(
-    batches: Iterable[Batch], names: Sequence[str], model: LoadedModel, top_k: int
-) -> Iterator[Prediction]:
-    expected = 0
+    answered = 0
     for batch in batches:
+        yield from _take_errors(waiting)
         with worker_troubles():
-            answers = _answer_batch(batch, names, model, top_k)
+            answers = _answer_batch(batch, model, top_k)
         for position in sorted(answers):
             # An answer must never reach another input than its own.
-            assert position == expected, f"batch holds input {position}, expected {expected}"
-            expected += 1
-            yield answers[position]
+            assert position == answered, f"batch holds input {position}, expected {answered}"
+            answered += 1
+            yield replace(answers[position], path=waiting.popleft().path)
+            yield from _take_errors(waiting)
+    yield from _take_errors(waiting)
+    assert not waiting, f"no answer for {len(waiting)} inputs"
 
 
-def _answer_batch(
-    batch: Batch, names: Sequence[str], model: LoadedModel, top_k: int
-) -> dict[int, Prediction]:
-    answers = {
-        position: Prediction(names[position], error=reason) for position, reason in batch.failures
-    }
+def _form_batches(
+    inputs: Iterable[PredictInput], waiting: deque[PredictInput], batch_size: int
+) -> Iterator[list[Path]]:
+    """Batches of the images among the inputs, all of which queue up in `waiting`."""
+    paths: list[Path] = []
+    errors = 0
+    for each in inputs:
+        waiting.append(each)
+        if each.error is None:
+            paths.append(Path(each.path))
+        else:
+            errors += 1
+        # Without an image the errors can be told now: a batch of none lets them out.
+        if len(paths) == batch_size or (errors >= ERRORS_AT_ONCE and not paths):
+            yield paths
+            paths, errors = [], 0
+    if paths:
+        yield paths
+
+
+def _take_errors(waiting: deque[PredictInput]) -> Iterator[Prediction]:
+    """Answers for what stands before the first image in the queue."""
+    while waiting and waiting[0].error is not None:
+        each = waiting.popleft()
+        yield Prediction(each.path, error=each.error)
+
+
+def _answer_batch(batch: Batch, model: LoadedModel, top_k: int) -> dict[int, Prediction]:
+    """Answers by position, without their paths."""
+    answers = {position: Prediction("", error=reason) for position, reason in batch.failures}
     if not len(batch.positions):
         return answers
     device = find_model_device(model.classifier)
@@ -164,9 +211,9 @@ def _answer_batch(
         *(column.tolist() for column in columns), strict=True
     ):
         answers[position] = (
-            Prediction(names[position], _name_classes(model.classes, indices, values))
+            Prediction("", _name_classes(model.classes, indices, values))
             if finite
-            else Prediction(names[position], error=NOT_FINITE)
+            else Prediction("", error=NOT_FINITE)
         )
     return answers
 

@@ -2,18 +2,20 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.cli.program import Program, assert_refused
+from tests.cli.program import Program, assert_refused, environment
 from tests.tiny import break_image
 
 
 def test_array_index_and_one_line_on_stdout(folder: Path, program: Program) -> None:
     done = program("embed", "images/val", "out.npy")
-    assert (done.code, done.err) == (0, "model: runs/tiny-001/model.safetensors\n")
+    assert (done.code, done.err) == (0, "model: runs/tiny-001/model.safetensors, fp32\n")
     features = np.load("out.npy")
     assert features.dtype == np.float32
     assert features.shape[0] == 6
@@ -70,3 +72,58 @@ def test_what_is_refused_before_any_work(folder: Path, program: Program) -> None
     assert_refused(program("embed", "images", "out.npy", "--device", "gpu"), 2, "'gpu'", "cuda")
     assert not Path("out.npy").exists()
     assert not Path("out.csv").exists()
+
+
+def test_torchrun_gives_the_bytes_of_one_process(folder: Path, program: Program) -> None:
+    bad = break_image(Path("images/train/bee/000.jpg"))
+    shared = ["--batch-size", "2", "--workers", "0", "-m", "runs/tiny-001"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, "-m", "vtrain", "embed", "images", "three.npy", *shared],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr  # torchrun's own, for any that is not 0
+    alone = subprocess.run(
+        [sys.executable, "-m", "vtrain", "embed", "images", "one.npy", *shared],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=300,
+        check=False,
+    )
+    assert alone.returncode == 3
+    assert Path("three.npy").read_bytes() == Path("one.npy").read_bytes()
+    assert Path("three.csv").read_bytes() == Path("one.csv").read_bytes()
+    assert done.stdout == alone.stdout.replace("one.", "three.")
+    for line in alone.stderr.splitlines():
+        assert done.stderr.splitlines().count(line) == 1, done.stderr  # from one process alone
+    assert f"  {bad}: " in done.stderr
+    assert [path.name for path in Path().glob(".*")] == []
+
+
+def test_half_of_torchruns_variables_are_refused(
+    folder: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert_refused(program("embed", "images", "o.npy"), 2, "RANK", "torchrun")
+
+
+def test_resume_is_for_the_same_work(
+    folder: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vtrain.embed.publish_rows", fail)
+        done = program("embed", "images/val", "out.npy")
+    assert_refused(done, 130, "error: interrupted", "hint: go on", "--resume", ".out.npy.partial")
+    done = program("embed", "images/val", "out.npy", "--resume", "--layer", "logits")
+    assert_refused(done, 2, "layer: penultimate -> logits", "without --resume")
+    done = program("embed", "images/val", "out.npy", "--resume")
+    assert (done.code, done.talk[-1]) == (0, "resuming: 1 of 1 blocks are there")
+    assert np.load("out.npy").shape[0] == 6

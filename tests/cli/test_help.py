@@ -23,9 +23,10 @@ CONTRACT = {
     "config": "CONFIG [KEY=VALUE ...]",
     "schema": "",
     "sample": "FOLDER",
+    "cache": "",
     "env": "",
 }
-JSON_COMMANDS = ("evaluate", "predict", "embed", "backbones", "config", "env")
+JSON_COMMANDS = ("evaluate", "predict", "embed", "backbones", "config", "cache", "env")
 
 
 def find_examples(text: str) -> list[str]:

@@ -5,7 +5,9 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,7 +45,7 @@ def read_json(text: str) -> list[dict[str, Any]]:
 
 def test_text_has_a_line_for_each_image(folder: Path, program: Program) -> None:
     done = program("predict", "images/val", "-m", "runs/tiny-001")
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.err) == (0, "model: runs/tiny-001/model.safetensors, fp32\n")
     lines = done.out.splitlines()
     assert [line.partition(": ")[0] for line in lines] == IMAGES
     for line in lines:
@@ -70,7 +72,8 @@ def test_json_lines_as_in_the_contract(folder: Path, program: Program) -> None:
         else:
             assert (row["status"], row["predictions"]) == ("error", [])
             assert row["error"]
-    assert done.err == "error: 6 of 8 inputs could not be used\nhint: their lines say why\n"
+    errors = ["error: 6 of 8 inputs could not be used", "hint: their lines say why"]
+    assert done.talk[-2:] == errors
 
 
 def mix_inputs() -> list[str]:
@@ -128,13 +131,55 @@ def test_empty_list_on_stdin(
     assert (done.code, done.out) == (0, "")
 
 
+def test_output_files_hold_the_same_lines_as_stdout(folder: Path, program: Program) -> None:
+    asked = ["predict", *mix_good_and_bad(), "-m", "runs/tiny-001", "-q"]
+    for name, form in (("o.jsonl", "--json"), ("o.csv", "--csv")):
+        printed = program(*asked, form)
+        done = program(*asked, "-o", name)
+        assert (done.code, done.out) == (3, f"{name}: 8 answers\n")
+        assert done.talk == ["error: 6 of 8 inputs could not be used", "hint: their lines say why"]
+        content = Path(name).read_bytes()
+        assert content.decode() == printed.out
+        Path(name).write_bytes(content[: 2 * len(content) // 3])
+        assert program(*asked, "-o", name, "--resume").out == f"{name}: 8 answers\n"
+        assert Path(name).read_bytes() == content
+
+
+def test_output_options_that_do_not_fit_are_refused(folder: Path, program: Program) -> None:
+    assert_refused(program("predict", "x", "--resume"), 2, "--resume needs the --output FILE")
+    assert_refused(program("predict", "x", "-o", "o.txt"), 2, "o.txt", "add --json or --csv")
+    assert_refused(program("predict", "x", "-o", "o.csv", "--json"), 2, "--json", "o.csv")
+    assert_refused(program("predict", IMAGES[0], "-o", "no/o.csv"), 2, "mkdir -p no")
+    program("predict", IMAGES[0], "-o", "o.csv", "-q")
+    done = program("predict", IMAGES[1], "-o", "o.csv", "--resume", "-q")
+    assert_refused(done, 2, "its answer 1 answers", IMAGES[0], IMAGES[1])
+
+
+def test_answers_come_before_the_list_on_stdin_ends(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def give_lines() -> Iterator[bytes]:
+        yield from (f"{name}\n".encode() for name in ("nix.jpg", *IMAGES[:2]))
+        seen.append(capsys.readouterr().out)
+        yield IMAGES[2].encode()
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=give_lines()))
+    command = ["predict", "-", "--json", "--workers", "0", "--batch-size", "2", "-q"]
+    assert vtrain.cli.main(command) == 3
+    seen.append(capsys.readouterr().out)
+    paths = [[row["path"] for row in read_json(text)] for text in seen]
+    assert paths == [["nix.jpg", *IMAGES[:2]], [IMAGES[2]]]
+
+
 def test_newest_finished_run_is_the_default_and_is_named(folder: Path, program: Program) -> None:
     done = program("predict", IMAGES[0])
-    assert (done.code, done.err) == (0, "model: runs/tiny-001/model.safetensors\n")
+    assert (done.code, done.err) == (0, "model: runs/tiny-001/model.safetensors, fp32\n")
     assert program("fit", "tiny.yaml", "-q").code == 0
-    assert program("predict", IMAGES[0]).err == "model: runs/tiny-002/model.safetensors\n"
+    assert program("predict", IMAGES[0]).err == "model: runs/tiny-002/model.safetensors, fp32\n"
     Path("runs/tiny-002/result.json").unlink()  # as if it had been stopped
-    assert program("predict", IMAGES[0]).err == "model: runs/tiny-001/model.safetensors\n"
+    assert program("predict", IMAGES[0]).err == "model: runs/tiny-001/model.safetensors, fp32\n"
     assert program("predict", IMAGES[0], "-q").err == ""
 
 
@@ -208,4 +253,19 @@ def test_reader_that_leaves_early(folder: Path, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(sys, "stdout", stream)
         monkeypatch.setattr(sys, "stderr", talk)
         assert vtrain.cli.main(["predict", "images"]) == 0
-    assert talk.getvalue() == "model: runs/tiny-001/model.safetensors\n"
+    assert talk.getvalue() == "model: runs/tiny-001/model.safetensors, fp32\n"
+
+
+@pytest.mark.parametrize("command", ["predict IMAGE", "evaluate images/val", "embed IMAGE o.npy"])
+def test_precision_is_chosen_and_said(folder: Path, program: Program, command: str) -> None:
+    arguments = command.replace("IMAGE", IMAGES[0]).split()
+    for precision, said in (("auto", "fp32"), ("fp32", "fp32"), ("bf16", "bf16")):
+        done = program(*arguments, "--precision", precision)
+        expected = f"model: runs/tiny-001/model.safetensors, {said}\n"
+        assert (done.code, done.err) == (0, expected)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+def test_precision_that_cannot_be(folder: Path, program: Program, precision: str) -> None:
+    done = program("predict", IMAGES[0], "--precision", precision, "--device", "cpu")
+    assert_refused(done, 2, "precision", precision)

@@ -71,7 +71,7 @@ def test_predictions_are_not_mixed_with_a_bar(folder: Path, terminal: TerminalPr
     assert code == 0
     assert "\r" not in text
     lines = text.splitlines()
-    assert lines[0] == "model: runs/tiny-001/model.safetensors"
+    assert lines[0] == "model: runs/tiny-001/model.safetensors, fp32"
     assert len(lines) == 7
     assert all(line.startswith("images/val/") for line in lines[1:])
 
