@@ -21,7 +21,7 @@ LAYERS = (
     ("usage",),  # explains the errors of all below
     ("fit", "init", "predict_file"),
     ("fit_run",),
-    ("phase",),
+    ("phase", "profile"),
     ("evaluate", "predict", "embed", "plan"),
     ("checkpoint",),
     ("training.",),

@@ -44,6 +44,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / folder).mkdir(parents=True)
     for file in ("runs/done/model.safetensors", "weights.pth", "flowers/list.txt"):
         (tmp_path / file).touch()
+    (tmp_path / "flowers/list.md").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -258,7 +259,7 @@ WRONG = [
         ["no such folder: photos/cats; photos does not exist"],
         "flowers/train\n",
     ),
-    Wrong("flowers/list.txt\n", "4:10", ["is a file, expected a folder"], "flowers/train\n"),
+    Wrong("flowers/list.md\n", "4:10", ["is a file, expected a folder"], "flowers/train\n"),
     Wrong("flowers/vall\n", "5:8", ["data.val: no such folder", "flowers/val?"], "flowers/val\n"),
     Wrong(f"{VAL}  test: flowers/tst\n", "6:9", ["data.test: no such folder"], VAL),
     Wrong(f"{VAL}  val_fraction: 0.2\n", "6:17", ["set beside data.val; keep one of them"], VAL),
@@ -425,6 +426,12 @@ def test_an_override_joins_the_short_form_of_the_head() -> None:
 
 def test_the_last_of_two_overrides_wins() -> None:
     assert load(BASE, "seed=1", "seed=2").config.seed == 2
+
+
+@pytest.mark.parametrize("source", ["flowers/list.txt", "flowers/shard.tar"])
+def test_tars_and_lists_in_place_of_a_folder(source: str) -> None:
+    Path(source).touch()
+    assert load(BASE, f"data.train={source}").config.data.train == source
 
 
 def test_validation_share_in_place_of_a_folder() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,18 +102,21 @@ def _subfolders(folder: Path) -> list[Path]:
 def _measure(folder: Path) -> tuple[int, float]:
     """Size in bytes, and when it was last used."""
     size, newest = 0, 0.0
-    for path in folder.rglob("*"):
+    # The folder counts as well: another run may have made it in this moment.
+    for path in (folder, *folder.rglob("*")):
         try:
             status = path.stat()
         except OSError:
             continue  # removed in this moment
-        size += status.st_size
+        size += status.st_size if stat.S_ISREG(status.st_mode) else 0
         newest = max(newest, status.st_mtime)
     return size, newest
 
 
 def _read_facts(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / FACTS_NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        facts = json.loads((folder / FACTS_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    sound = isinstance(facts, dict) and isinstance(facts.get("view", {}), dict)
+    return facts if sound else {}

@@ -5,8 +5,10 @@ What computes is imported inside the commands, so that help and config errors ap
 
 import os
 import sys
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +18,7 @@ import typer
 from vtrain.console import (
     Console,
     OutputClosedError,
+    format_bytes,
     format_duration,
     is_output_closed,
     open_missing_streams,
@@ -92,6 +95,14 @@ Workers = Annotated[
         "--workers", metavar="N", min=0, help="Processes that read images; chosen where not given."
     ),
 ]
+PrecisionName = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="PRECISION",
+        help="What the backbone computes in: auto (fastest that is safe), fp32, bf16 or fp16.",
+    ),
+]
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
 Overrides = Annotated[
     list[str] | None,
@@ -139,6 +150,9 @@ def fit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be trained, and stop.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say at the end where the time went.")
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -149,15 +163,26 @@ def fit(
     vtrain fit flowers.yaml train.epochs=20 optim.lr=3e-4
     vtrain fit flowers.yaml freeze=head model.backbone=mobilenet_v3_small
     vtrain fit flowers.yaml --resume
+    torchrun --nproc-per-node=4 -m vtrain fit flowers.yaml
     """
     from vtrain.config import load_config
 
-    console = Console(quiet=quiet)
-    loaded = load_config(config, overrides or [])
+    try:
+        loaded = load_config(config, overrides or [])
+    except UsageError as error:
+        if os.environ.get("RANK", "0") != "0":  # the first of several processes says it
+            raise typer.Exit(int(error.exit_code)) from None
+        raise
+    from vtrain.distributed import read_process_group
     from vtrain.fit import fit as run_fit
 
-    result = run_fit(loaded, resume=resume, dry_run=dry_run, console=console)
-    if result is not None:
+    group = read_process_group()
+    console = Console(quiet=quiet or not group.is_main)
+    with _told_once(group):
+        result = run_fit(
+            loaded, resume=resume, dry_run=dry_run, profile=profile, console=console, group=group
+        )
+    if result is not None and group.is_main:
         _show_fit(result, console)
 
 
@@ -184,6 +209,7 @@ def evaluate(
     batch_size: BatchSize = 32,
     workers: Workers = None,
     device: Device = "auto",
+    precision: PrecisionName = "auto",
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -199,7 +225,7 @@ def evaluate(
     from vtrain.runtime import find_device
 
     console = Console(quiet=quiet)
-    loaded = load_model(model, device=find_device(device), notify=console.say)
+    loaded = load_model(model, device=find_device(device), precision=precision, notify=console.say)
     with console.counter("evaluating") as progress:
         result, _ = run_evaluate(
             folder,
@@ -246,9 +272,19 @@ def predict(
     ] = 5,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write to a .jsonl or .csv file instead."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last whole answer of FILE.")
+    ] = False,
     batch_size: BatchSize = 32,
     workers: Workers = None,
     device: Device = "auto",
+    precision: PrecisionName = "auto",
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -258,31 +294,61 @@ def predict(
     vtrain predict holiday.jpg
     vtrain predict photos/ 'more/*.png' -m runs/flowers-001 --csv > answers.csv
     vtrain predict cat.jpg -m resnet50 --top-k 3 --json
+    find photos -name '*.jpg' | vtrain predict - -o answers.jsonl --resume
     """
     from vtrain.checkpoint import load_model
-    from vtrain.predict import find_inputs
+    from vtrain.predict import FoundInputs
     from vtrain.predict import predict as run_predict
+    from vtrain.predict_file import choose_form, write_predictions
     from vtrain.runtime import find_device
 
     if as_json and as_csv:
         raise UsageError("--json and --csv were both given", "choose one of them")
+    if resume and output is None:
+        raise UsageError("--resume needs the --output FILE that it goes on with")
+    form = None if output is None else choose_form(output, as_json=as_json, as_csv=as_csv)
     console = Console(quiet=quiet)
-    inputs = find_inputs(paths, sys.stdin.buffer, notify=console.say)
-    loaded = load_model(model, device=find_device(device), notify=console.say)
+    inputs = FoundInputs(paths, sys.stdin.buffer, notify=console.say)
+    loaded = load_model(model, device=find_device(device), precision=precision, notify=console.say)
+    if output is not None and form is not None:
+        with console.counter("predicting") as progress:
+            written = write_predictions(
+                output,
+                inputs,
+                loaded,
+                form=form,
+                top_k=top_k,
+                batch_size=batch_size,
+                workers=_workers(workers),
+                resume=resume,
+                progress=lambda done: progress(done, inputs.known),
+            )
+        print_line(f"{output}: {written.count:,} answers")
+        _require_all_answered(written.failed, written.count)
+        return
     answers = run_predict(
         inputs, loaded, top_k=top_k, batch_size=batch_size, workers=_workers(workers)
     )
     show = _prediction_printer(as_json, as_csv, min(top_k, len(loaded.classes)))
+    _print_predictions(answers, inputs, show, console)
+
+
+def _print_predictions(
+    answers: Iterable[Any], inputs: Any, show: Callable[[Any], None], console: Console
+) -> None:
     failed = 0
-    with console.progress(len(inputs), "predicting", data=True) as bar:
+    with console.progress(0, "predicting", data=True) as bar:
         for answer in answers:
             show(answer)
+            bar.total = inputs.known
             bar.update(1)
             failed += answer.error is not None
+    _require_all_answered(failed, inputs.known)
+
+
+def _require_all_answered(failed: int, count: int) -> None:
     if failed:
-        raise DataError(
-            f"{failed} of {len(inputs)} inputs could not be used", "their lines say why"
-        )
+        raise DataError(f"{failed} of {count} inputs could not be used", "their lines say why")
 
 
 def _prediction_printer(as_json: bool, as_csv: bool, top_k: int) -> Callable[[Any], None]:
@@ -319,43 +385,78 @@ def embed(
     feature_maps: Annotated[
         bool, typer.Option("--feature-maps", help="Keep the spatial extent: [N, C, H, W].")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the same command was stopped or killed.")
+    ] = False,
     as_json: Json = False,
     batch_size: BatchSize = 32,
     workers: Workers = None,
     device: Device = "auto",
+    precision: PrecisionName = "auto",
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Write one feature vector for each image.
 
-    OUT.npy is [N, D] float32; OUT.csv has row, path and status of each image.
+    OUT.npy is [N, D] float32; OUT.csv has row, path and status of each image. Under torchrun
+    the processes share the work; OUT.npy must be where all of them see it.
 
     \b
     vtrain embed photos/ photos.npy
     vtrain embed photos/ photos.npy -m vit_b_16
     vtrain embed photos/ maps.npy -m resnet50 --layer layer3 --feature-maps
+    torchrun --nproc-per-node=8 -m vtrain embed photos/ photos.npy --resume
     """
     from vtrain.checkpoint import load_model
+    from vtrain.distributed import read_process_group
     from vtrain.embed import embed as run_embed
-    from vtrain.records import to_plain
     from vtrain.runtime import find_device
 
-    console = Console(quiet=quiet)
-    loaded = load_model(model, device=find_device(device), notify=console.say)
-    with console.counter("embedding") as progress:
-        result = run_embed(
-            folder,
-            output,
-            loaded,
-            layer=layer,
-            feature_maps=feature_maps,
-            batch_size=batch_size,
-            workers=_workers(workers),
-            notify=console.say,
-            progress=progress,
-        )
+    group = read_process_group()
+    console = Console(quiet=quiet or not group.is_main)
+    chosen = find_device(group.choose_device(device))
+    with _told_once(group), group.joined(chosen):
+        with group.together(main_first=True):  # the first may have to download weights
+            loaded = load_model(model, device=chosen, precision=precision, notify=console.say)
+        with console.counter("embedding") as progress:
+            result = run_embed(
+                folder,
+                output,
+                loaded,
+                layer=layer,
+                feature_maps=feature_maps,
+                batch_size=batch_size,
+                workers=_workers(workers),
+                resume=resume,
+                group=group,
+                notify=console.say,
+                progress=progress,
+            )
+    if group.is_main:
+        _show_embed(result, as_json)
+
+
+@contextmanager
+def _told_once(group: Any) -> Iterator[None]:
+    """Leave it to rank 0, and to the process that failed, to tell what went wrong."""
+    from vtrain.distributed import PeerFailedError
+
+    try:
+        yield
+    except PeerFailedError as error:
+        if group.is_main:
+            raise
+        raise typer.Exit(int(error.exit_code)) from None
+
+
+def _show_embed(result: Any, as_json: bool) -> None:
+    from dataclasses import replace
+
+    from vtrain.records import to_plain
+
     if as_json:
-        print_json({"schema": 1, **to_plain(result)})
+        plain = to_plain(replace(result, failures=tuple(result.failures)))
+        print_json({"schema": 1, **plain})
     else:
         shape = "x".join(str(size) for size in (result.count, *result.dim))
         print_line(f"{result.output}: {shape} float32, paths in {result.index}")
@@ -566,6 +667,64 @@ def sample(
 
 
 @command()
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove what is stored.")] = False,
+    unused_days: Annotated[
+        float,
+        typer.Option(
+            "--unused-days", metavar="DAYS", min=0, help="With --clear: only what rested so long."
+        ),
+    ] = 0.0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show or clear stored features and scans.
+
+    It is only ever a matter of time: what is removed is computed again when it is needed. The
+    folder is ~/.cache/vtrain, or what the variable VTRAIN_CACHE names.
+
+    \b
+    vtrain cache
+    vtrain cache --clear --unused-days 30
+    """
+    from vtrain.cache_folder import clear_cache, find_cache_folder, list_cache
+    from vtrain.records import to_plain
+
+    if unused_days and not clear:
+        raise UsageError("--unused-days was given without --clear", "add --clear")
+    root = find_cache_folder()
+    entries = clear_cache(root, unused_days=unused_days) if clear else list_cache(root)
+    if as_json:
+        listed = [to_plain(entry) for entry in entries]
+        print_json({"schema": 1, "folder": str(root), "removed": clear, "entries": listed})
+        return
+    _show_cache(entries)
+    total = format_bytes(sum(entry.size for entry in entries))
+    Console(quiet=quiet).say(f"{'removed' if clear else 'in'} {root}: {total}")
+
+
+def _show_cache(entries: Sequence[Any]) -> None:
+    if not entries:
+        return
+    print_table(
+        ("kind", "backbone", "layer", "precision", "augment", "size", "last used", "folder"),
+        [
+            (
+                entry.kind,
+                *(str(entry.facts.get(name, "-")) for name in ("backbone", "layer", "precision")),
+                str(entry.facts.get("view", {}).get("augment", "-")),
+                format_bytes(entry.size),
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used)),
+                entry.folder.name,
+            )
+            for entry in entries
+        ],
+        right=(5,),
+    )
+
+
+@command()
 def env(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
     """Versions and devices, for bug reports.
 
@@ -620,7 +779,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if COMPLETE_VARIABLE in os.environ:
         app(arguments, prog_name="vtrain")  # answers the shell and exits
     try:
-        _run(arguments)
+        return _run(arguments)
     except OutputClosedError:
         return int(ExitCode.OK)
     except (Exception, KeyboardInterrupt) as error:
@@ -631,14 +790,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         explained = explain_error(error, arguments)
         Console().error(explained)
         return int(explained.exit_code)
-    return int(ExitCode.OK)
 
 
-def _run(arguments: list[str]) -> None:
+def _run(arguments: list[str]) -> int:
     # Typer's own main() would turn Ctrl-C, a closed pipe and EOFError into exit codes of its own.
     program = typer.main.get_command(app)
     try:
         with program.make_context("vtrain", arguments) as context:
             program.invoke(context)
-    except typer.Exit:  # after --help and --version
-        pass
+    except typer.Exit as stop:  # after --help and --version, or where another process tells why
+        return stop.exit_code
+    return int(ExitCode.OK)

@@ -116,11 +116,12 @@ class ModelConfig(ConfigPart):
         default_factory=HeadConfig,
         description="The new last layer: linear, mlp, or a mapping with the keys below.",
     )
-    batch_norm: Literal["train", "frozen"] = Field(
+    batch_norm: Literal["train", "frozen", "sync"] = Field(
         default="train",
         description=(
             "BatchNorm statistics in the part that is trained. train: updated from every batch. "
             "frozen: kept as in the pretrained weights, better for batches under about 16. "
+            "sync: updated from the batches of all processes together (several GPUs). "
             "In frozen parts they never change, whatever is set here."
         ),
     )
@@ -179,13 +180,16 @@ class DataConfig(ConfigPart):
     train: str = Field(
         min_length=1,
         examples=["data/flowers/train"],
-        description="Folder of training images with one subfolder per class (ImageFolder layout).",
+        description=(
+            "Training images: a folder with one subfolder per class (ImageFolder layout), plain "
+            ".tar files, or a .csv, .tsv or .txt list of paths and classes."
+        ),
     )
     val: str | None = Field(
         default=None,
         min_length=1,
         description=(
-            "Folder of validation images, classes matched to data.train by name. "
+            "Validation images, as for train; classes matched to data.train by name. "
             "Exactly one of val and val_fraction is needed."
         ),
     )
@@ -202,7 +206,7 @@ class DataConfig(ConfigPart):
         default=None,
         min_length=1,
         description=(
-            "Folder of test images, evaluated once with the best model after training; "
+            "Test images, as for train, evaluated once with the best model after training; "
             "never used to choose anything."
         ),
     )
@@ -249,13 +253,12 @@ class DataConfig(ConfigPart):
         le=1,
         description="Probability that a random rectangle of a training image is erased; 0: off.",
     )
-    batch_size: int = Field(
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=32,
-        ge=1,
-        le=65_536,
         description=(
             "Images per optimiser step and process, before train.accumulate. Larger is faster "
-            "until memory is full; scale the learning rates with it."
+            "until memory is full; scale the learning rates with it. auto: steps of 32 times "
+            "train.accumulate images, computed in as few batches as the memory allows."
         ),
     )
     workers: Literal["auto"] | Annotated[int, Field(ge=0, le=256)] = Field(
@@ -427,6 +430,33 @@ class TrainConfig(ConfigPart):
         description=(
             "Stop after this many epochs without a better validation result, counted in the last "
             "phase; null: never."
+        ),
+    )
+    cache: Literal["auto", "off", "features"] = Field(
+        default="auto",
+        description=(
+            "Whether what a frozen part computes is stored and used again. auto: wherever the "
+            "result is the same as without. features: also say so as an error where it cannot be "
+            "done. off: everything is computed anew in every epoch."
+        ),
+    )
+    cache_views: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description=(
+            "With augmentation and a frozen part: store so many random views of each training "
+            "image and draw among them, instead of making a new one each epoch; 8 is usual. "
+            "null: augmented images are not stored."
+        ),
+    )
+    cache_limit: float = Field(
+        default=20.0,
+        gt=0,
+        le=1_000_000,
+        description=(
+            "Size in GB that all stored features may take together; those that were not used for "
+            "the longest time are removed first. More than this for one run is not stored."
         ),
     )
     compile: bool = Field(

@@ -393,6 +393,16 @@ def format_count(count: float) -> str:
     return f"{float(f'{count:.3g}'):g}G"
 
 
+def format_bytes(size: float) -> str:
+    """A size in three digits: 950 B, 12.3 kB, 4.1 GB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        rounded = float(f"{size:.3g}")
+        if rounded < 1000:
+            return f"{rounded:g} {unit}"
+        size /= 1000
+    return f"{float(f'{size:.3g}'):g} TB"
+
+
 def format_duration(seconds: float) -> str:
     """A time as people say it: 8.3 s, 4 min 05 s, 2 h 10 min."""
     if round(seconds, 1) < 60:

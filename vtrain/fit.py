@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,10 +37,13 @@ def fit(
     *,
     resume: bool = False,
     dry_run: bool = False,
+    profile: bool = False,
     console: Console,
     group: ProcessGroup = ALONE,
 ) -> FitResult | None:
     """Train what the config describes into a run folder; with `dry_run` only show the plan.
+
+    `profile` measures where the time goes, says so at the end, and writes `profile.json`.
 
     All processes of `group` call this together and get the same result; the first one alone reads
     and writes the run folder.
@@ -52,14 +56,24 @@ def fit(
             "--dry-run and --resume were both given", "leave one out: a plan is of a new run"
         )
     device = find_device(group.choose_device(loaded.config.train.device))
-    with explained_errors(), group.joined(device):
+    with explained_errors(), group.joined(device), group.explained():
         if dry_run:
             show_plan(_plan(loaded, console, group), console)
             return None
-        return _fit(loaded, resume, console, group)
+        return _fit(loaded, _Job(console, group, profile), resume)
 
 
-def _fit(loaded: LoadedConfig, resume: bool, console: Console, group: ProcessGroup) -> FitResult:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What all steps of a command share."""
+
+    console: Console
+    group: ProcessGroup
+    profile: bool
+
+
+def _fit(loaded: LoadedConfig, job: _Job, resume: bool) -> FitResult:
+    console, group = job.console, job.group
     # Also before the plan is made, which can take long: nobody should wait for a wrong name.
     config = loaded.config
     run_dir = _first_alone(
@@ -67,11 +81,11 @@ def _fit(loaded: LoadedConfig, resume: bool, console: Console, group: ProcessGro
     )
     if resume:
         with _locked(run_dir, console, group):
-            return _resume(loaded, run_dir, console, group)
+            return _resume(loaded, run_dir, job)
     plan = _plan(loaded, console, group)
     run_dir = _first_alone(group, lambda: claim_run_dir(config.run_dir, loaded.name))
     with _locked(run_dir, console, group):
-        return _run(plan, run_dir, None, console)
+        return _run(plan, run_dir, None, job)
 
 
 def _first_alone(group: ProcessGroup, call: Callable[[], Value]) -> Value:
@@ -85,11 +99,20 @@ def _first_alone(group: ProcessGroup, call: Callable[[], Value]) -> Value:
 
 
 def _plan(
-    loaded: LoadedConfig, console: Console, group: ProcessGroup, planned_epochs: int | None = None
+    loaded: LoadedConfig,
+    console: Console,
+    group: ProcessGroup,
+    checkpoint: Checkpoint | None = None,
 ) -> FitPlan:
     # The first alone: it may have to download weights, and what it finds out of the images is kept.
     with group.together(main_first=True):
-        return build_plan(loaded, console, planned_epochs=planned_epochs, group=group)
+        return build_plan(
+            loaded,
+            console,
+            planned_epochs=checkpoint.planned_epochs if checkpoint else None,
+            planned_batch=checkpoint.machine.get("batch_size") if checkpoint else None,
+            group=group,
+        )
 
 
 @contextmanager
@@ -114,13 +137,12 @@ def explained_errors() -> Iterator[None]:
         raise explained from error
 
 
-def _resume(
-    loaded: LoadedConfig, run_dir: Path, console: Console, group: ProcessGroup
-) -> FitResult:
+def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
+    console, group = job.console, job.group
     checkpoint, finished = _first_alone(group, lambda: _read_run(run_dir))
     if checkpoint is None:
         console.say(f"{run_dir} holds no checkpoint yet: starting from the beginning")
-        return _run(_plan(loaded, console, group), run_dir, None, console)
+        return _run(_plan(loaded, console, group), run_dir, None, job)
     now = flatten_config(loaded.config)
     # A key that is newer than the checkpoint had no other value than its default.
     new = {key for key in now if key not in checkpoint.config and loaded.origins[key] == "default"}
@@ -134,12 +156,12 @@ def _resume(
         return _already_finished(run_dir, finished)
     for change in allowed:
         console.say(f"changed since the run was started: {change}")
-    plan = _plan(loaded, console, group, checkpoint.planned_epochs)
+    plan = _plan(loaded, console, group, checkpoint)
     data = find_changes(checkpoint.data, data_facts(plan.data))
     require_same_run(run_dir, config=[], data=data, epochs_done=done)
     for change in find_changes(checkpoint.machine, describe_machine(plan)):
         console.warn(f"{change}: results can differ in the last bits")
-    return _run(plan, run_dir, checkpoint, console)
+    return _run(plan, run_dir, checkpoint, job)
 
 
 def _read_run(run_dir: Path) -> tuple[Checkpoint | None, dict[str, Any] | None]:
@@ -153,17 +175,17 @@ def _already_finished(run_dir: Path, result: dict[str, Any]) -> FitResult:
     return FitResult(**{**fields, "run_dir": run_dir, "already_finished": True})
 
 
-def _run(
-    plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, console: Console
-) -> FitResult:
+def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job) -> FitResult:
+    console = job.console
     with ExitStack() as stack:
         if plan.group.is_main:
             sweep_temporaries(run_dir)
             stack.enter_context(console.logging_to(run_dir / LOG_NAME))
         stack.enter_context(_logged_errors(console))
         stack.enter_context(explained_errors())
+        stack.enter_context(plan.group.explained())
         stop = stack.enter_context(StopRequest(console.say))
-        run = FitRun(plan, run_dir, console, stop)
+        run = FitRun(plan, run_dir, console, stop, profile=job.profile)
         if checkpoint is None:
             run.write_description()
             show_plan(plan, console)

@@ -32,6 +32,7 @@ from vtrain.models.freezing import (
 from vtrain.models.model_file import ModelFile, load_model_file, save_model_state
 from vtrain.phase import PhaseBuilder
 from vtrain.plan import FitPlan, data_facts, show_stages
+from vtrain.profile import PROFILE_NAME, build_profile, show_profile
 from vtrain.records import EpochMetrics, EvaluationResult, FitResult, LabelledImages, to_plain
 from vtrain.run_folder import (
     CHECKPOINT_NAME,
@@ -49,6 +50,7 @@ from vtrain.training.losses import balanced_class_weights, build_loss
 from vtrain.training.metric_log import TensorBoardLog, write_metrics
 from vtrain.training.optim import build_optimizer, build_schedule, head_learning_rate
 from vtrain.training.precision import Precision
+from vtrain.training.stopwatch import Stopwatch
 
 # Epochs on stored features take milliseconds: a checkpoint after each would take longer. What a
 # kill loses is computed again, to the same bits.
@@ -62,6 +64,7 @@ def describe_machine(plan: FitPlan) -> dict[str, Any]:
         "precision": plan.precision,
         "threads": torch.get_num_threads(),
         "processes": plan.group.world_size,
+        "batch_size": plan.batch_size,
     }
 
 
@@ -98,7 +101,15 @@ class StopVote:
 class FitRun:
     """One run in its folder: a plan, the loop's objects, and where it is."""
 
-    def __init__(self, plan: FitPlan, run_dir: Path, console: Console, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        plan: FitPlan,
+        run_dir: Path,
+        console: Console,
+        stop: StopRequest,
+        *,
+        profile: bool = False,
+    ) -> None:
         config = plan.config
         self.plan, self.run_dir, self.console, self.stop = plan, run_dir, console, stop
         self.planned_epochs = config.train.epochs
@@ -108,6 +119,7 @@ class FitRun:
         self.best: BestModel | None = None
         self.saved = time.perf_counter()
         self.vote = StopVote(plan.group, stop)
+        self.stopwatch = Stopwatch(plan.device, enabled=profile)
         self.sampler = self._build_sampler()
         self.state = TrainState()
         self.work = PhaseBuilder(plan, console, self._stop_if_asked)
@@ -124,9 +136,11 @@ class FitRun:
             ema=ModelEma(plan.classifier, config.train.ema) if config.train.ema else None,
             device=plan.device,
             seed=config.seed,
-            accumulate=config.train.accumulate,
+            accumulate=plan.accumulate,
             clip_norm=config.train.clip_norm,
             state=self.state,
+            stopwatch=self.stopwatch,
+            notify=console.warn,
             group=plan.group,
         )
 
@@ -138,7 +152,7 @@ class FitRun:
             weights = [by_class[label] for label in train.labels]
         return EpochBatchSampler(
             num_images=len(train),
-            batch_size=config.data.batch_size * self.plan.group.world_size,
+            batch_size=self.plan.batch_size * self.plan.group.world_size,
             seed=config.seed,
             weights=weights,
             rank=self.plan.group.rank,
@@ -164,7 +178,7 @@ class FitRun:
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch; the last may gather fewer batches than the others."""
-        return -(-len(self.sampler) // self.plan.config.train.accumulate)
+        return -(-len(self.sampler) // self.plan.accumulate)
 
     def write_description(self) -> None:
         """Write what the run is into its folder."""
@@ -223,7 +237,8 @@ class FitRun:
                 )
 
     def _run_phase(self, stop_epoch: int, tensorboard: TensorBoardLog | None) -> None:
-        work = self.work.enter(self.plan.phases[self.loop.phase], self.sampler)
+        with self.stopwatch.section("features"):
+            work = self.work.enter(self.plan.phases[self.loop.phase], self.sampler)
         if self.plan.config.train.compile:
             work.model.compile()
         self.loop.model, self.loop.prepare = self._share_gradients(work.model), work.prepare
@@ -342,7 +357,8 @@ class FitRun:
         return self.plan.classifier if ema is None else cast(Classifier, ema.model)
 
     def _validate(self) -> ModelEvaluation:
-        evaluation = self.work.validate(self._best_candidate)
+        with self.stopwatch.section("validation"):
+            evaluation = self.work.validate(self._best_candidate)
         if not math.isfinite(evaluation.loss):
             raise DivergedError(
                 f"the validation loss is not finite after step {self.state.step}",
@@ -366,6 +382,10 @@ class FitRun:
     def _save(self) -> None:
         """Write what is to be kept; all processes call this together, the first one writes."""
         self.loop.sync()
+        with self.stopwatch.section("saving"):
+            self._write_state()
+
+    def _write_state(self) -> None:
         self.state.seconds = self.seconds_before + time.perf_counter() - self.started
         self.saved = time.perf_counter()
         best, self.best = self.best, None
@@ -451,11 +471,12 @@ class FitRun:
 
     def finish(self) -> FitResult:
         """Evaluate the saved best model as every later command will, and mark the run as done."""
-        classifier = self._load_best()
-        val = self._final_evaluation(classifier, "val", self.plan.splits.val)
-        test = None
-        if self.plan.splits.test is not None:
-            test = self._final_evaluation(classifier, "test", self.plan.splits.test)
+        with self.stopwatch.section("final evaluation"):
+            classifier = self._load_best()
+            val = self._final_evaluation(classifier, "val", self.plan.splits.val)
+            test = None
+            if self.plan.splits.test is not None:
+                test = self._final_evaluation(classifier, "test", self.plan.splits.test)
         result = FitResult(
             run_dir=self.run_dir,
             best_epoch=self.state.best_epoch,
@@ -468,7 +489,14 @@ class FitRun:
         )
         if self.is_main:
             save_result(self.run_dir, result)
+            self._report_profile()
         return result
+
+    def _report_profile(self) -> None:
+        if self.stopwatch.enabled:
+            profile = build_profile(self.stopwatch.seconds, time.perf_counter() - self.started)
+            write_json(self.run_dir / PROFILE_NAME, profile)
+            show_profile(profile, self.plan, self.console)
 
     def _load_best(self) -> Classifier:
         """What was saved, in every process; only the first needs to see the folder."""

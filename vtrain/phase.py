@@ -18,6 +18,7 @@ from vtrain.data.loaders import (
     EpochBatchSampler,
     build_eval_loader,
     build_train_loader,
+    prefetch_to_device,
     require_readable,
 )
 from vtrain.data.transforms import EvalTransform, TrainTransform, normalize_images
@@ -195,7 +196,7 @@ class PhaseBuilder:
             seed=plan.config.seed,
             pin_memory=plan.device.type == "cuda",
         )
-        return _Readable(loader, plan.splits.train)
+        return _Readable(loader, plan.splits.train, plan.device)
 
     # --- the store ---------------------------------------------------------------------------
 
@@ -204,11 +205,12 @@ class PhaseBuilder:
         return FeatureCache(
             root=find_cache_folder() / FEATURES,
             limit_gb=plan.config.train.cache_limit,
-            batch_size=plan.config.data.batch_size,
+            batch_size=plan.batch_size,
             workers=plan.workers,
             notify=self.console.say,
             warn=self.console.warn,
             progress=self._progress,
+            on_wait=self.on_batch,
             group=plan.group,
         )
 
@@ -277,7 +279,7 @@ class PhaseBuilder:
             compute_logits = self._from_images(classifier, precision)
         else:
             assert self._boundary is not None
-            batches = iterate_rows(rows, images.labels, share, plan.config.data.batch_size)
+            batches = iterate_rows(rows, images.labels, share, plan.batch_size)
             compute_logits = _from_activations(classifier, self._boundary, precision)
         with self.console.progress(len(share), label) as bar:
 
@@ -296,7 +298,7 @@ class PhaseBuilder:
 
     def _share(self, count: int) -> range:
         """What this process evaluates of `count` images: whole batches, the same as one alone."""
-        group, size = self.plan.group, self.plan.config.data.batch_size
+        group, size = self.plan.group, self.plan.batch_size
         batches = -(-count // size)
         first = batches * group.rank // group.world_size
         stop = batches * (group.rank + 1) // group.world_size
@@ -308,7 +310,7 @@ class PhaseBuilder:
             own.paths,
             own.labels,
             EvalTransform(self.plan.preprocessing),
-            batch_size=self.plan.config.data.batch_size,
+            batch_size=self.plan.batch_size,
             workers=self.plan.workers,
             pin_memory=self.plan.device.type == "cuda",
         )
@@ -329,11 +331,13 @@ class PhaseBuilder:
 class _Readable:
     """Batches of a loader, again for each epoch, as long as all their images can be read."""
 
-    def __init__(self, loader: Iterable[Batch], images: LabelledImages) -> None:
-        self._loader, self._images = loader, images
+    def __init__(
+        self, loader: Iterable[Batch], images: LabelledImages, device: torch.device
+    ) -> None:
+        self._loader, self._images, self._device = loader, images, device
 
     def __iter__(self) -> Iterator[Batch]:
-        return require_readable(self._loader, self._images.paths)
+        return prefetch_to_device(require_readable(self._loader, self._images.paths), self._device)
 
 
 def _from_activations(

@@ -1,6 +1,6 @@
 """The plan of a run: data, model, phases and rates, known before the first step is taken."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,19 +26,23 @@ from vtrain.models.freezing import (
 from vtrain.models.weights import describe_weights, load_weights
 from vtrain.records import Preprocessing
 from vtrain.runtime import find_device, place_model, seed_everything
+from vtrain.training.memory import can_train, find_batch_size
 from vtrain.training.metric_log import require_tensorboard
-from vtrain.training.precision import choose_inference_precision, choose_precision
+from vtrain.training.precision import Precision, choose_inference_precision, choose_precision
 from vtrain.zoo import BackboneSpec, find_backbone
 
 # Separates the stream that initialises the model from the others drawn from a seed.
 MODEL_STREAM = 0
+# Images of a step for `data.batch_size: auto`, before train.accumulate.
+AUTO_BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
 class FitPlan:
     """Everything that is known before the first step; nothing has been written yet.
 
-    `data` is the content of `data.json`; `groups` are the optimiser's parameter groups with a peak
+    `data` is the content of `data.json`; `batch_size` images are computed at once by each process,
+    `accumulate` batches make a step; `groups` are the optimiser's parameter groups with a peak
     learning rate for each phase.
     """
 
@@ -56,6 +60,8 @@ class FitPlan:
     precision: str
     inference_precision: str
     workers: int
+    batch_size: int
+    accumulate: int
 
     @property
     def config(self) -> FitConfig:
@@ -91,12 +97,14 @@ def build_plan(
     console: Console,
     *,
     planned_epochs: int | None = None,
+    planned_batch: int | None = None,
     group: ProcessGroup = ALONE,
 ) -> FitPlan:
     """Scan and check the data, build the model, load its weights, and lay out the phases.
 
     `planned_epochs` is the number of epochs that a resumed run started with: its phases stay
-    where they were, and only the last one is extended.
+    where they were, and only the last one is extended. `planned_batch` is its batch size, which
+    stays.
 
     Raises:
         DataError, ModelError, UsageError: what the config asks for cannot be had.
@@ -112,18 +120,12 @@ def build_plan(
     classifier, preprocessing, pretrained_input = _build_model(config, spec, splits, console)
     splits = check_splits(splits, config.data, console=console)
     _require_batch(config, len(splits.train), group.world_size)
-    phases = _plan_phases(config, spec, planned_epochs)
-    # A policy that trains nothing must fail here, not when its phase begins.
-    tables = [apply_freeze(classifier, phase.rules) for phase in phases]
-    groups = build_param_groups(
-        classifier,
-        tables,
-        lr=config.optim.lr,
-        backbone_lr=_choose_backbone_lr(config, spec),
-        layer_decay=config.optim.layer_decay,
-        weight_decay=config.optim.weight_decay,
-    )
+    phases, groups = _lay_out(config, spec, classifier, planned_epochs)
+    _synchronize_norms(config, classifier, device, group)
     place_model(classifier, device)
+    batch_size = planned_batch or _choose_batch(
+        config, classifier, phases, preprocessing, precision, device
+    )
     return FitPlan(
         loaded=loaded,
         splits=splits,
@@ -139,7 +141,72 @@ def build_plan(
         precision=precision,
         inference_precision=choose_inference_precision(config.train.precision, device),
         workers=resolve_workers(config.data.workers, len(splits.train)),
+        batch_size=batch_size,
+        accumulate=_step_size(config) // batch_size,
     )
+
+
+def _step_size(config: FitConfig) -> int:
+    """Images of an optimiser step in each process."""
+    size = AUTO_BATCH if config.data.batch_size == "auto" else config.data.batch_size
+    return size * config.train.accumulate
+
+
+def _choose_batch(
+    config: FitConfig,
+    classifier: Classifier,
+    phases: Sequence[Phase],
+    preprocessing: Preprocessing,
+    precision: str,
+    device: torch.device,
+) -> int:
+    """Images to compute at once: as the config says, or as many of a step's as fit.
+
+    The CPU's memory can be overdrawn without an error, and gains nothing from larger batches.
+    """
+    if config.data.batch_size != "auto":
+        return config.data.batch_size
+    if device.type != "cuda":
+        return AUTO_BATCH
+    for phase in phases:  # the last trains the most
+        apply_freeze(classifier, phase.rules)
+    format_ = Precision(precision, device)
+    edge = preprocessing.crop
+    return find_batch_size(
+        lambda size: can_train(classifier, size, image_size=edge, precision=format_),
+        _step_size(config),
+    )
+
+
+def _lay_out(
+    config: FitConfig, spec: BackboneSpec, classifier: Classifier, planned_epochs: int | None
+) -> tuple[list[Phase], list[dict[str, Any]]]:
+    """The phases, and the optimiser's parameter groups over all of them."""
+    phases = _plan_phases(config, spec, planned_epochs)
+    # A policy that trains nothing must fail here, not when its phase begins.
+    tables = [apply_freeze(classifier, phase.rules) for phase in phases]
+    groups = build_param_groups(
+        classifier,
+        tables,
+        lr=config.optim.lr,
+        backbone_lr=_choose_backbone_lr(config, spec),
+        layer_decay=config.optim.layer_decay,
+        weight_decay=config.optim.weight_decay,
+    )
+    return phases, groups
+
+
+def _synchronize_norms(
+    config: FitConfig, classifier: Classifier, device: torch.device, group: ProcessGroup
+) -> None:
+    if config.model.batch_norm != "sync" or group.world_size == 1:
+        return
+    if device.type != "cuda":
+        raise ConfigError(
+            f"model.batch_norm: sync needs GPUs, and the device is {device}",
+            "set model.batch_norm=frozen, or train",
+        )
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(classifier)  # type: ignore[no-untyped-call]
 
 
 def _choose_backbone_lr(config: FitConfig, spec: BackboneSpec) -> float:
@@ -159,7 +226,7 @@ def _describe_data(splits: Splits) -> dict[str, Any]:
 
 
 def _require_batch(config: FitConfig, images: int, processes: int) -> None:
-    size = config.data.batch_size
+    size = AUTO_BATCH if config.data.batch_size == "auto" else config.data.batch_size
     if size * processes > images:
         together = f"{size}" if processes == 1 else f"{size} in each of {processes} processes"
         raise ConfigError(
@@ -214,6 +281,7 @@ def show_plan(plan: FitPlan, console: Console) -> None:
         f"data: {len(splits.train)} train, {len(splits.val)} val"
         + (f", {len(splits.test)} test" if splits.test is not None else "")
         + f" images of {len(splits.classes)} classes ({_format_range(counts)} per class)"
+        + f"; {splits.describe_check()}"
     )
     pre = plan.preprocessing
     console.say(
@@ -223,7 +291,12 @@ def show_plan(plan: FitPlan, console: Console) -> None:
     console.say(
         f"model: {plan.spec.name}, weights {config.model.weights}, on {plan.device}, "
         f"{plan.precision}, loader workers: {plan.workers}, threads: {torch.get_num_threads()}"
+        + (f", {plan.group.world_size} processes" if plan.group.world_size > 1 else "")
     )
+    if config.data.batch_size == "auto":
+        console.say(
+            f"batches: {plan.batch_size} images at once, {plan.accumulate} batches in a step"
+        )
     for index, phase in enumerate(plan.phases):
         plan.apply_freeze(phase)
         if index == 0 or len(plan.phases) <= 3:

@@ -185,11 +185,16 @@ class StopRequest:
         self._previous.clear()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch found too little memory, on whatever device."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
+
+
 def explain_torch_error(error: RuntimeError | ValueError) -> VtrainError | None:
     """What the user can do about an error of torch, where that is known."""
     text = str(error)
-    lower = text.lower()
-    if isinstance(error, torch.OutOfMemoryError) or any(sign in lower for sign in OUT_OF_MEMORY):
+    if is_out_of_memory(error):
         first_line = text.partition("\n")[0]
         return ResourceError(
             f"out of memory: {first_line}",

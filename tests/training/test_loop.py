@@ -18,6 +18,7 @@ from vtrain.training.loop import LossWatch, StepReport, TrainLoop, TrainState, t
 from vtrain.training.losses import build_loss
 from vtrain.training.precision import Precision
 from vtrain.training.schedules import Schedule
+from vtrain.training.stopwatch import Stopwatch
 
 CLASSES = 3
 CONSTANT = Schedule("constant", total_steps=1000)
@@ -81,6 +82,8 @@ def build_loop(
         accumulate=accumulate,
         clip_norm=clip_norm,
         state=state or TrainState(),
+        stopwatch=Stopwatch(CPU),
+        notify=pytest.fail,
         schedule=CONSTANT,
     )
 
@@ -321,7 +324,7 @@ def test_timed_counts_the_wait_alone() -> None:
         yield draw_batches([1])[0]
 
     waits = []
-    for wait, batch in timed(slowly()):
+    for wait, batch in timed(slowly(), Stopwatch(CPU)):
         time.sleep(0.2)
         waits.append(wait)
         assert len(batch) == 1

@@ -1,10 +1,10 @@
 """A classifier cut at a stage: what lies below a boundary, and what goes on from there."""
 
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torchvision.ops import StochasticDepth
 
 from vtrain.models.classifier import PENULTIMATE, Classifier
 
@@ -16,11 +16,14 @@ def find_frozen_boundary(classifier: Classifier) -> str | None:
     None where the first stage is trained, or a module of the frozen part is in training mode.
     """
     classifier.train()
-    open_stages = {
-        classifier.stage_of(name)
-        for name, parameter in classifier.named_parameters()
-        if parameter.requires_grad
-    }
+    open_names = [
+        *(name for name, each in classifier.named_parameters() if each.requires_grad),
+        *(name for name, each in classifier.named_modules() if each.training),
+    ]
+    open_stages = set()
+    for name in open_names:
+        with suppress(KeyError):  # a module that holds stages is in none of them
+            open_stages.add(classifier.stage_of(name))
     boundary = None
     for stage in classifier.spec.stages:
         if stage.name in open_stages:
@@ -70,8 +73,10 @@ class _Tracer(fx.Tracer):
         self.outputs: dict[str, fx.Node] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # What looks at its own `training` must be asked anew at each call.
-        return isinstance(m, StochasticDepth) or super().is_leaf_module(m, module_qualified_name)
+        # What looks at its own `training` must be asked anew at each call: a graph would keep the
+        # answer of today (stochastic depth, dropout in DenseNet's layers and Swin's attention).
+        asks = "training" in type(m).forward.__code__.co_names
+        return asks or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         path = self.path_of_module(m)
@@ -99,7 +104,8 @@ def _cut_below(classifier: Classifier, boundary: str) -> fx.GraphModule:
     module, node = _trace(classifier, boundary)
     (output,) = (each for each in module.graph.nodes if each.op == "output")
     output.args = (node,)
-    return _tidy(module)
+    _erase_asserts(module, behind=node)
+    return _tidy(module, classifier)
 
 
 def _cut_above(classifier: Classifier, boundary: str) -> fx.GraphModule:
@@ -107,21 +113,26 @@ def _cut_above(classifier: Classifier, boundary: str) -> fx.GraphModule:
     with module.graph.inserting_before(node):
         entry = module.graph.placeholder("activations")
     node.replace_all_uses_with(entry)
-    for each in list(module.graph.nodes):
-        if each.target is torch._assert:  # ViT asks for the size of the images, which went below
-            module.graph.erase_node(each)
-    _tidy(module)
+    _erase_asserts(module)  # also of the size of the images, which went below
+    _tidy(module, classifier)
     for each in list(module.graph.nodes):
         if each.op == "placeholder" and each is not entry:
             if each.users:
                 name = classifier.spec.name
                 raise BoundaryError(f"{boundary} is not the only way up in {name}")
             module.graph.erase_node(each)
-    return _tidy(module)
+    return _tidy(module, classifier)
 
 
-def _tidy(module: fx.GraphModule) -> fx.GraphModule:
+def _erase_asserts(module: fx.GraphModule, *, behind: fx.Node | None = None) -> None:
+    """Drop ViT's checks of shapes, which would keep alive all that they look at."""
+    nodes = list(module.graph.nodes)
+    for each in nodes[0 if behind is None else nodes.index(behind) :]:
+        if each.target is torch._assert:
+            module.graph.erase_node(each)
+
+
+def _tidy(module: fx.GraphModule, classifier: Classifier) -> fx.GraphModule:
+    """The graph without what nothing depends on, with no other tensors than those it uses."""
     module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.recompile()
-    return module
+    return fx.GraphModule(classifier.backbone, module.graph)

@@ -4,8 +4,9 @@ The result is that of running it in every epoch: the frozen part has no randomne
 change, and an image without augmentation is the same every time.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,8 @@ class FeatureCache:
     """Stores of activations below `root`, of at most `limit_gb` (10⁹ bytes) together.
 
     The processes of `group` share the work and call `provide` together. `progress` gives a context
-    with a function that gets the number of images done since its last call, and may raise to stop.
+    with a function that gets the number of images done since its last call, and may raise to stop;
+    so may `on_wait`, which is called while another run computes the same.
     """
 
     root: Path
@@ -138,6 +140,7 @@ class FeatureCache:
     notify: Callable[[str], None]
     warn: Callable[[str], None]
     progress: Callable[[int], AbstractContextManager[Callable[[int], None]]]
+    on_wait: Callable[[], None]
     group: ProcessGroup = ALONE
 
     def fits(self, part: FrozenPart, count: int) -> bool:
@@ -152,39 +155,47 @@ class FeatureCache:
         Raises:
             DataError: an image cannot be read.
         """
-        rows, problem = None, None
         try:
-            rows = self._provide(part, paths, views)
+            return self._provide(part, paths, views)
+        except StoreError as error:
+            self.warn(f"feature cache: {error}; training without it: the same result, slower")
+            return None
+
+    def _provide(self, part: FrozenPart, paths: Sequence[Path], views: Views) -> StoredRows:
+        facts = {**part.facts, "view": views.facts()}
+        with self._together():
+            identities = _identify(paths, views)
+            store = FeatureStore.open(self.root, facts, notify=self.notify)
+            missing = np.argwhere(store.find(identities) < 0)
+        # From here on some may write: all have seen the same rows missing.
+        if self.group.world_size > 1:
+            with self._together():
+                share = np.array_split(missing, self.group.world_size)[self.group.rank]
+                self._build(store, part, paths, views, identities, share)
+        with self._together():
+            store.refresh()
+            # On machines that do not share the cache folder the others' shares are missing.
+            if (store.find(identities) < 0).any():
+                self._build_alone(store, part, paths, views, identities)
+            return store.select(identities)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """A step that all processes take, and that fails in all of them if it fails in one.
+
+        Raises:
+            StoreError: that of the failed process with the lowest rank.
+        """
+        problem = None
+        try:
+            yield
         except StoreError as error:
             problem = str(error)
         problems = [each for each in self.group.gather(problem) if each]
         if problems:
-            self.warn(f"feature cache: {problems[0]}; training without it: the same result, slower")
-            return None
-        return rows
+            raise StoreError(problems[0])
 
-    def _provide(self, part: FrozenPart, paths: Sequence[Path], views: Views) -> StoredRows:
-        facts = {**part.facts, "view": views.facts()}
-        try:
-            identities = views.identify(paths)
-        except OSError as error:
-            raise DataError(
-                f"{error.filename} was readable before training and is not now: {error.strerror}",
-                "restore the file, then continue with --resume",
-            ) from error
-        store = FeatureStore.open(self.root, facts, notify=self.notify)
-        if self.group.world_size > 1:
-            self._build_together(store, part, paths, views, identities)
-        if (store.find(identities) < 0).any():
-            # One process builds; another that wants the same rows waits and reads them.
-            with store.building():
-                missing = np.argwhere(store.find(identities) < 0)
-                self._make_room(store, part, len(missing))
-                self._build(store, part, paths, views, identities, missing)
-            store.refresh()
-        return store.select(store.find(identities))
-
-    def _build_together(
+    def _build_alone(
         self,
         store: FeatureStore,
         part: FrozenPart,
@@ -192,18 +203,10 @@ class FeatureCache:
         views: Views,
         identities: Identities,
     ) -> None:
-        """Build a share of the missing rows.
-
-        On machines that do not share the cache folder rows are missing afterwards.
-        """
-        self.group.barrier()  # nobody writes before all have seen the same rows missing
-        missing = np.argwhere(store.find(identities) < 0)
-        self.group.barrier()
-        own = np.array_split(missing, self.group.world_size)[self.group.rank]
-        if len(own):
-            self._make_room(store, part, len(own))
-            self._build(store, part, paths, views, identities, own)
-        self.group.barrier()
+        """One process builds; another that wants the same rows waits and reads them."""
+        with store.building(self.on_wait):
+            missing = np.argwhere(store.find(identities) < 0)
+            self._build(store, part, paths, views, identities, missing)
         store.refresh()
 
     def _make_room(self, store: FeatureStore, part: FrozenPart, count: int) -> None:
@@ -228,6 +231,9 @@ class FeatureCache:
         missing: "np.ndarray[Any, np.dtype[np.int64]]",
     ) -> None:
         """Compute and store the (image, view) pairs `missing` `[M, 2]`."""
+        if not len(missing):
+            return
+        self._make_room(store, part, len(missing))
         wanted = [paths[image] for image, _ in missing]
         names = identities[missing[:, 0], missing[:, 1]]
         loader = build_eval_loader(
@@ -236,7 +242,7 @@ class FeatureCache:
             views.transform,
             batch_size=self.batch_size,
             workers=self.workers,
-            seeds=None if views.seed is None else _seeds(names, views.seed),
+            seeds=None if views.seed is None else _seeds(wanted, missing[:, 1], views.seed),
         )
         writer = BlockWriter(store)
         with self.progress(len(wanted)) as advance:
@@ -244,14 +250,31 @@ class FeatureCache:
                 for batch in require_readable(loader, wanted):
                     writer.add(names[batch.positions.numpy()], part.compute(batch.inputs))
                     advance(len(batch))
-            finally:
-                writer.flush()  # also when stopped: a resumed run goes on from here
+            except BaseException:
+                with suppress(StoreError):
+                    writer.flush()  # a resumed run goes on from here
+                raise
+            writer.flush()
 
 
-def _seeds(names: Identities, seed: int) -> list[int]:
+def _identify(paths: Sequence[Path], views: Views) -> Identities:
+    try:
+        return views.identify(paths)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} was readable before training and is not now: {error.strerror}",
+            "restore the file, then continue with --resume",
+        ) from error
+
+
+def _seeds(
+    paths: Sequence[Path], views: "np.ndarray[Any, np.dtype[np.int64]]", seed: int
+) -> list[int]:
+    """Seeds of views, the same for a copy of the images: of names, not of what `stat` says."""
+    names = ["/".join(path.parts[-2:]).encode("utf-8", "surrogateescape") for path in paths]
     return [
-        mix_seed(seed, SAMPLE_STREAM, int.from_bytes(bytes(name), "little"))
-        for name in names.tolist()
+        mix_seed(seed, SAMPLE_STREAM, zlib.crc32(name), view)
+        for name, view in zip(names, views.tolist(), strict=True)
     ]
 
 

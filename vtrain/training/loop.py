@@ -14,11 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from vtrain.data.loaders import Batch
 from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.errors import DivergedError
-from vtrain.runtime import seed_everything
+from vtrain.runtime import is_out_of_memory, seed_everything
 from vtrain.training.ema import ModelEma
 from vtrain.training.optim import head_learning_rate, set_learning_rates
 from vtrain.training.precision import Precision
 from vtrain.training.schedules import Schedule
+from vtrain.training.stopwatch import Stopwatch
 
 # How often the loss is looked at on an accelerator; each look waits for the device.
 SYNC_EVERY = 25
@@ -31,7 +32,8 @@ class TrainState:
     """Where a run is: plain data, saved with every checkpoint.
 
     `epoch` counts finished epochs, `batch` the batches of the current one, `step` optimiser steps
-    since the start of the run. `loss_sum` and `image_count` belong to the current epoch.
+    since the start of the run. `loss_sum` and `image_count` belong to the current epoch. `splits`
+    is the number of parts that a batch is computed in, above 1 where memory was too small.
     """
 
     epoch: int = 0
@@ -43,6 +45,7 @@ class TrainState:
     best_top1: float = -1.0
     best_loss: float = math.inf
     seconds: float = 0.0
+    splits: int = 1
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -68,7 +71,8 @@ class TrainLoop:
     logits `[B, C]`: the classifier, or its trained part where the inputs are stored activations.
     `schedule` gives the factor of the learning rate from the steps since `first_step`. With several
     processes in `group`, each gets its part of every batch, and `model` is what averages gradients
-    over them (DistributedDataParallel); all call the methods here together.
+    over them (DistributedDataParallel); all call the methods here together. `notify` is told when
+    memory runs out and the step goes on in smaller parts.
     """
 
     classifier: nn.Module
@@ -84,6 +88,8 @@ class TrainLoop:
     accumulate: int
     clip_norm: float | None
     state: TrainState
+    stopwatch: Stopwatch
+    notify: Callable[[str], None]
     phase: int = 0
     group: ProcessGroup = ALONE
     schedule: Schedule | None = None
@@ -118,21 +124,20 @@ class TrainLoop:
         self.classifier.train()
         parameters = [p for p in self.classifier.parameters() if p.requires_grad]
         self.watch = watch = LossWatch(self.device, state.loss_sum, self.group)
-        for wait, batch in timed(batches):
+        window: list[Batch] = []
+        for wait, batch in timed(batches, self.stopwatch):
             waited += wait
-            window = self._window(batch_sizes, state.batch)
-            is_last = state.batch + 1 == window.stop
-            with self._gradients_shared(is_last):
-                loss = self._forward_loss(batch)
-                # A mean over the images of the window; the processes' gradients are averaged.
-                share = len(batch.labels) / sum(batch_sizes[window]) * self.group.world_size
-                self.precision.backward(loss * share)
-            watch.update(loss.detach(), len(batch.labels), state.step + 1)
+            window.append(batch)
+            sizes = batch_sizes[self._window(batch_sizes, state.batch)]
+            loss = self._add_gradients(window, sizes)
+            watch.update(loss, len(batch.labels), state.step + 1)
             state.image_count += batch_sizes[state.batch]
             state.batch += 1
-            if not is_last:
+            if len(window) < len(sizes):
                 continue
-            self._optimizer_step(parameters)
+            window.clear()
+            with self.stopwatch.section("optimizer"):
+                self._optimizer_step(parameters)
             loss_now = None
             if self._looks_now(len(batch_sizes)):
                 self.sync()
@@ -140,6 +145,67 @@ class TrainLoop:
             on_step(self._report(loss_now, waited / (time.perf_counter() - started)))
         self.watch = None  # the last step has looked
         return waited
+
+    def _add_gradients(self, window: Sequence[Batch], sizes: Sequence[int]) -> Tensor:
+        """Add the gradients of the last batch of a window; its mean loss, a scalar on the device.
+
+        When memory runs out, the whole window is computed again in smaller parts.
+        """
+        while True:
+            try:
+                return self._backward(
+                    window[-1], self.state.batch, sizes, len(window) == len(sizes)
+                )
+            except RuntimeError as error:
+                if not self._can_split(error, window[-1]):
+                    raise
+            # Outside the handler, where the error no longer holds on to the tensors of the step.
+            self._split()
+            first = self.state.batch - len(window) + 1
+            for number, batch in enumerate(window[:-1]):
+                self._backward(batch, first + number, sizes, False)
+
+    def _backward(self, batch: Batch, number: int, sizes: Sequence[int], is_last: bool) -> Tensor:
+        """Gradients of batch `number` of the epoch, as a share of those of its window."""
+        # Dropout and mixing draw from a stream that depends on the position alone, so that a
+        # resumed run draws what the uninterrupted one would have drawn.
+        own = (self.group.rank,) if self.group.world_size > 1 else ()
+        seed_everything(self.seed, STEP_STREAM, self.state.epoch, number, *own)
+        with self.stopwatch.section("transfer"):
+            inputs = self.prepare(batch.inputs)
+            labels = batch.labels.to(self.device, non_blocking=True)
+            if self.batch_mix is not None:
+                inputs, labels = self.batch_mix(inputs, labels)
+        losses: list[Tensor] = []
+        for part, targets in self._parts(inputs, labels):
+            with self._gradients_shared(is_last and len(losses) + 1 == self.state.splits):
+                with self.stopwatch.section("forward"), self.precision.autocast():
+                    loss = self.loss(self.model(part), targets)  # [B, C] against [B] or [B, C]
+                # A mean over the images of the window; the processes' gradients are averaged.
+                share = len(targets) / sum(sizes) * self.group.world_size
+                with self.stopwatch.section("backward"):
+                    self.precision.backward(loss * share)
+            losses.append(loss.detach() * (len(targets) / len(labels)))
+        return torch.stack(losses).sum() if len(losses) > 1 else losses[0]
+
+    def _parts(self, inputs: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = self.state.splits
+        return zip(inputs.tensor_split(parts), labels.tensor_split(parts), strict=True)
+
+    def _can_split(self, error: RuntimeError, batch: Batch) -> bool:
+        # Several processes would have to agree. A part of one image cannot train BatchNorm.
+        smallest = len(batch.labels) // (2 * self.state.splits)
+        return self.group.world_size == 1 and smallest >= 2 and is_out_of_memory(error)
+
+    def _split(self) -> None:
+        self.state.splits *= 2
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.notify(
+            f"out of memory: going on with every batch in {self.state.splits} parts, "
+            "whose gradients are added up"
+        )
 
     def _gradients_shared(self, shared: bool) -> AbstractContextManager[None]:
         """Leave the exchange of gradients to the last batch of an optimiser step."""
@@ -151,19 +217,6 @@ class TrainLoop:
         # The last window of an epoch may be shorter: its gradients are still a mean over images.
         start = batch - batch % self.accumulate
         return slice(start, min(start + self.accumulate, len(batch_sizes)))
-
-    def _forward_loss(self, batch: Batch) -> Tensor:
-        # Dropout and mixing draw from a stream that depends on the position alone, so that a
-        # resumed run draws what the uninterrupted one would have drawn.
-        own = (self.group.rank,) if self.group.world_size > 1 else ()
-        seed_everything(self.seed, STEP_STREAM, self.state.epoch, self.state.batch, *own)
-        inputs = self.prepare(batch.inputs)
-        labels = batch.labels.to(self.device, non_blocking=True)
-        if self.batch_mix is not None:
-            inputs, labels = self.batch_mix(inputs, labels)
-        with self.precision.autocast():
-            loss: Tensor = self.loss(self.model(inputs), labels)  # [B, C] against [B] or [B, C]
-        return loss
 
     def _optimizer_step(self, parameters: Sequence[nn.Parameter]) -> None:
         # Written before every step: resume needs no state of a scheduler.
@@ -234,12 +287,13 @@ class LossWatch:
         return math.fsum(total for _, total in seen)
 
 
-def timed(batches: Iterable[Batch]) -> Iterator[tuple[float, Batch]]:
+def timed(batches: Iterable[Batch], stopwatch: Stopwatch) -> Iterator[tuple[float, Batch]]:
     """Batches with the seconds that each was waited for."""
     iterator = iter(batches)
     while True:
         start = time.perf_counter()
-        batch = next(iterator, None)
+        with stopwatch.section("wait for data"):
+            batch = next(iterator, None)
         if batch is None:
             return
         yield time.perf_counter() - start, batch
