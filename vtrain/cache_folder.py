@@ -85,11 +85,20 @@ def clear_cache(root: Path, *, unused_days: float = 0.0) -> list[CacheEntry]:
     for entry in list_cache(root):
         if unused_days == 0 or entry.last_used < before:
             try:
-                shutil.rmtree(entry.folder)
+                _remove(entry.folder)
             except OSError as error:
-                raise UsageError(f"cannot remove {error.filename}: {error.strerror}") from error
+                raise UsageError(
+                    f"cannot remove {entry.folder}: {error.strerror or error}",
+                    "look at who may write there, or remove it by hand",
+                ) from error
             removed.append(entry)
     return removed
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # another process may remove the same
+    if os.path.lexists(folder):
+        shutil.rmtree(folder)  # again, for the reason
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -116,6 +125,7 @@ def _measure(folder: Path) -> tuple[int, float]:
 def _read_facts(folder: Path) -> dict[str, Any]:
     try:
         facts = json.loads((folder / FACTS_NAME).read_text(encoding="utf-8"))
+        json.dumps(facts, allow_nan=False)  # as they will be shown
     except (OSError, ValueError, RecursionError):
         return {}
     sound = isinstance(facts, dict) and isinstance(facts.get("view", {}), dict)

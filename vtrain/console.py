@@ -221,6 +221,13 @@ def open_missing_streams() -> None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115
 
 
+def flush_output() -> None:
+    """Write out what is buffered, as Python does at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # the reader has gone: nothing to tell
+            stream.flush()
+
+
 def _discard_output(stream: TextIO) -> None:
     """Let all further output go nowhere, also what is buffered: Python writes it at its exit."""
     with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:

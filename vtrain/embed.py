@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vtrain.checkpoint import LoadedModel
-from vtrain.data.folders import describe_skipped, name_first_skipped, scan_images
+from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
 from vtrain.data.loaders import (
     Batch,
     ImageLoader,
@@ -184,9 +184,9 @@ def _check_output(output: Path) -> Path:
 
 
 def _find_images(folder: Path, notify: Callable[[str], None]) -> Sequence[Path]:
-    if folder.is_file():
+    if folder.is_file() and not is_source(folder):
         return [folder]
-    paths, skipped = scan_images(folder)
+    paths, skipped = scan_images(folder, notify=notify)
     if not paths:
         raise DataError(f"{folder} holds no images{name_first_skipped(skipped)}")
     if skipped:

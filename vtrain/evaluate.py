@@ -164,7 +164,7 @@ def evaluate(
         ModelError: the model gives logits that are not finite.
         ResourceError: a loader worker died or hung.
     """
-    images = _scan(folder, model.classes)
+    images = _scan(folder, model.classes, notify)
     for message in describe_match(images):
         notify(message)
     batches = build_eval_loader(
@@ -187,12 +187,14 @@ def evaluate(
     return build_result(evaluation, images), list_predictions(evaluation, images)
 
 
-def _scan(folder: Path, classes: Sequence[str]) -> LabelledImages:
+def _scan(
+    folder: Path, classes: Sequence[str], notify: Callable[[str], None]
+) -> LabelledImages:
     # ImageNet's published names repeat ("crane" the bird, "crane" the machine): a folder of such
     # a name is taken for the first of them, and its images count once.
     numbers = {name: number for number, name in reversed(list(enumerate(classes)))}
     names = tuple(dict.fromkeys(classes))
-    found = scan_labelled(folder, classes=names, name="folder")
+    found = scan_labelled(folder, classes=names, name="folder", notify=notify)
     labels = tuple(numbers[names[label]] for label in found.labels)
     if not labels:
         raise DataError(

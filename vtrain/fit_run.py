@@ -192,12 +192,19 @@ class FitRun:
     def _write_settings(self) -> None:
         loaded = self.plan.loaded
         write_text(self.run_dir / RESOLVED_NAME, dump_config(loaded.config, loaded.origins))
-        write_json(self.run_dir / "env.json", describe_environment())
+        choices = {
+            **describe_machine(self.plan),
+            "inference_precision": self.plan.inference_precision,
+            "workers": self.plan.workers,
+            "accumulate": self.plan.accumulate,
+        }
+        write_json(self.run_dir / "env.json", {**describe_environment(), "choices": choices})
 
     # --- phases and epochs -------------------------------------------------------------------
 
     def train(self) -> None:
         """Run the epochs that are left."""
+        self.work.check_phases()
         with ExitStack() as stack:
             tensorboard = None
             if self.plan.config.train.tensorboard and self.is_main:

@@ -88,6 +88,20 @@ class PhaseBuilder:
     def _mode(self) -> str:
         return self.plan.config.train.cache
 
+    def check_phases(self) -> None:
+        """Find out before training whether a later phase can do what was asked for.
+
+        Raises:
+            ConfigError: as `enter`, but for the limit of the cache.
+        """
+        if self._mode != "features":
+            return
+        for phase in self.plan.phases:
+            self.plan.apply_freeze(phase)
+            if find_frozen_boundary(self.plan.classifier) is None:
+                self._require_possible(phase, "nothing is frozen up from the input")
+            self._choose_views(phase)
+
     def enter(self, phase: Phase, sampler: EpochBatchSampler) -> PhaseWork:
         """The work of a phase, whose freeze is applied to the plan's classifier.
 

@@ -12,8 +12,9 @@ from typing import Any, BinaryIO, Literal
 from torch import Tensor
 
 from vtrain.checkpoint import LoadedModel
-from vtrain.data.folders import describe_skipped, name_first_skipped, scan_images
+from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
 from vtrain.data.loaders import Batch, build_stream_loader, resolve_workers, worker_troubles
+from vtrain.data.shards import find_status
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, UsageError
 from vtrain.records import ClassProbability, Prediction
@@ -42,9 +43,10 @@ class FoundInputs(Iterator[PredictInput]):
     """The images that files, folders, globs and `-` (one path per line on `stdin`) stand for.
 
     Arguments keep their order and may repeat; a folder gives its images at any depth, sorted, and
-    a glob its matches, sorted. What exists under its literal name is not taken for a glob, and
-    lines of `stdin` never are. A file named outright is an input whatever its name ends with.
-    What stands for no image gives one input with an error.
+    a glob its matches, sorted. So do a tar and a list (.csv, .tsv, .txt) that are arguments by
+    themselves. What exists under its literal name is not taken for a glob, and lines of `stdin`
+    never are. Any other file is an input whatever its name ends with. What stands for no image
+    gives one input with an error.
 
     They are found when they are asked for; `known` is how many there are so far, with those of the
     last folder that was looked into. `notify` is told of files in folders that are not used.
@@ -75,17 +77,17 @@ class FoundInputs(Iterator[PredictInput]):
                 if not names:
                     yield from self._count_one(argument, "no file matches this pattern")
             else:
-                yield from self._expand(argument)
+                yield from self._expand(argument, may_list=True)
 
-    def _expand(self, name: str) -> Iterator[PredictInput]:
+    def _expand(self, name: str, *, may_list: bool = False) -> Iterator[PredictInput]:
         try:
             if not name:
                 return self._count_one(name, "the path is empty")
             path = Path(name)
-            if not path.is_dir():
-                path.stat()
+            if not path.is_dir() and not (may_list and is_source(path)):
+                find_status(path)
                 return self._count_one(name, None)
-            images, skipped = scan_images(path)
+            images, skipped = scan_images(path, notify=self._notify)
         except FileNotFoundError:
             return self._count_one(name, "no such file or folder")
         except DataError as error:

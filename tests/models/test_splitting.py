@@ -271,7 +271,8 @@ class Skipping(nn.Module):
         self.stem, self.rest = inner.get_submodule("stem"), nn.Flatten()
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.rest(self.stem(images)) + images.mean()
+        flat: Tensor = self.rest(self.stem(images))
+        return flat + images.mean()
 
 
 def test_a_way_around_the_boundary_is_seen() -> None:

@@ -5,8 +5,10 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +21,12 @@ from torch import Tensor
 from tests.tiny import CPU, break_image, build_tiny_model, draw_image
 from vtrain.data import feature_store
 from vtrain.data.transforms import EvalTransform, TrainTransform
+from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.errors import DataError
 from vtrain.models.classifier import PENULTIMATE
 from vtrain.models.freezing import FROZEN, ParamRule, apply_freeze
 from vtrain.records import Preprocessing
+from vtrain.tensor_files import save_tensors
 from vtrain.training.feature_cache import (
     FeatureCache,
     FrozenPart,
@@ -65,6 +69,7 @@ class Bench:
     computed: int = 0
     on_batch: Callable[[], None] = lambda: None
     part: FrozenPart = field(default_factory=build_part)
+    group: ProcessGroup = ALONE
 
     def provide(self, paths: list[Path], views: Views = EVAL) -> Tensor | None:
         """All activations `[N, K, ...]`."""
@@ -93,6 +98,7 @@ class Bench:
             warn=self.warned.append,
             progress=self.progress,
             on_wait=self.on_batch,
+            group=self.group,
         )
 
     @contextmanager
@@ -214,8 +220,8 @@ def test_whatever_the_rows_depend_on_has_its_own_store(bench: Bench, paths: list
 def test_weights_above_the_boundary_do_not_count() -> None:
     facts = build_part("block1").facts
     with torch.no_grad():
-        head, above = MODEL.classifier.head[-1].bias, MODEL.classifier.backbone.block3  # type: ignore[index,union-attr]
-        for tensor in (head, next(above.parameters())):  # type: ignore[operator,union-attr]
+        head, above = MODEL.classifier.head[-1].bias, MODEL.classifier.backbone.block3  # type: ignore[index]
+        for tensor in (head, next(above.parameters())):  # type: ignore[union-attr]
             kept = tensor.clone()
             tensor += 1.0
             assert build_part("block1").facts == facts
@@ -339,10 +345,8 @@ def test_a_folder_that_cannot_be_made_is_a_warning(bench: Bench, paths: list[Pat
 def test_a_block_that_is_lost_while_it_is_built_is_never_guessed(
     bench: Bench, paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = feature_store.save_tensors
-
-    def lose(path: Path, *rest: object) -> None:
-        original(path, *rest)  # type: ignore[arg-type]
+    def lose(path: Path, *rest: Any) -> None:
+        save_tensors(path, *rest)
         path.unlink()
 
     monkeypatch.setattr(feature_store, "save_tensors", lose)
@@ -412,12 +416,69 @@ def test_a_killed_build_leaves_whole_blocks(
     assert torch.allclose(got[:, 0], compute_directly(paths, bench.part), atol=1e-6)
 
 
+@dataclass(frozen=True, slots=True)
+class ThreadGroup(ProcessGroup):
+    """Two threads that meet as processes of a job do; whoever is left alone fails."""
+
+    meeting: threading.Barrier = field(default_factory=lambda: threading.Barrier(2, timeout=10))
+    values: dict[int, Any] = field(default_factory=dict)
+
+    def gather(self, value: Any) -> list[Any]:
+        self.values[self.rank] = value
+        self.meeting.wait()
+        found = [self.values[rank] for rank in (0, 1)]
+        self.meeting.wait()
+        return found
+
+
+def provide_in_two_threads(root: Path, paths: list[Path]) -> tuple[list[Bench], list[Any]]:
+    first = ThreadGroup(rank=0, world_size=2)
+    benches = [
+        Bench(root, group=first),
+        Bench(root, group=dataclasses.replace(first, rank=1)),
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        return benches, list(pool.map(lambda bench: bench.provide(paths), benches))
+
+
+def test_processes_of_one_job_share_the_work(bench: Bench, paths: list[Path]) -> None:
+    benches, got = provide_in_two_threads(bench.root, paths)
+    assert [each.computed for each in benches] == [4, 3]
+    expected = compute_directly(paths, bench.part)
+    for rows in got:
+        assert torch.allclose(rows[:, 0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("failing", ["save_tensors", "write_json"])
+def test_what_one_process_cannot_write_leaves_no_other_waiting(
+    bench: Bench, paths: list[Path], monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    original = getattr(feature_store, failing)
+    first: list[int] = []
+
+    def fail(path: Path, *rest: Any) -> None:
+        first.append(threading.get_ident())
+        if threading.get_ident() != first[0]:
+            original(path, *rest)
+            return
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(feature_store, failing, fail)
+    if failing == "write_json":  # else the other's file would do
+        monkeypatch.setattr(Path, "is_file", lambda _: False)
+    benches, got = provide_in_two_threads(bench.root, paths)
+    assert got == [None, None]
+    for each in benches:
+        assert len(each.warned) == 1
+        assert "No space left on device" in each.warned[0]
+
+
 # --- the limit -----------------------------------------------------------------------------------
 
 
 def test_the_store_that_rested_longest_goes_first(bench: Bench, paths: list[Path]) -> None:
     parts = [build_part(), build_part("block2"), build_part("block1")]
-    folders = []
+    folders: list[Path] = []
     for age, part in zip((300, 100), parts[:2], strict=True):
         bench.part = part
         bench.provide(paths)
