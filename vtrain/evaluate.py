@@ -187,9 +187,7 @@ def evaluate(
     return build_result(evaluation, images), list_predictions(evaluation, images)
 
 
-def _scan(
-    folder: Path, classes: Sequence[str], notify: Callable[[str], None]
-) -> LabelledImages:
+def _scan(folder: Path, classes: Sequence[str], notify: Callable[[str], None]) -> LabelledImages:
     # ImageNet's published names repeat ("crane" the bird, "crane" the machine): a folder of such
     # a name is taken for the first of them, and its images count once.
     numbers = {name: number for number, name in reversed(list(enumerate(classes)))}

@@ -184,7 +184,7 @@ def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job)
         stack.enter_context(_logged_errors(console))
         stack.enter_context(explained_errors())
         stack.enter_context(plan.group.explained())
-        stop = stack.enter_context(StopRequest(console.say))
+        stop = stack.enter_context(StopRequest(console.say, once=plan.group.world_size == 1))
         run = FitRun(plan, run_dir, console, stop, profile=job.profile)
         if checkpoint is None:
             run.write_description()

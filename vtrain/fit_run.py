@@ -305,13 +305,17 @@ class FitRun:
             self._save()
 
     def _stop_if_asked(self) -> None:
-        """Between batches that are not trained on; a signal reaches every process of a job."""
-        if self.stop.received is not None:
+        """Between batches that are not trained on.
+
+        Several processes have different numbers of these: they stop after the next step instead.
+        """
+        if self.stop.received is not None and self.plan.group.world_size == 1:
             self._stop()
 
     def _stop(self) -> None:
         """Save and raise; only where the state is consistent."""
         self._save()
+        self.plan.group.barrier()  # torchrun ends all as soon as one has gone
         message = f"stopped at step {self.state.step}, saved in {self.run_dir}"
         hint = "continue with the same command and --resume"
         if self.plan.config.run_dir is None:

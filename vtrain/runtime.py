@@ -155,13 +155,15 @@ class StopRequest:
     """Turns the first SIGINT or SIGTERM into a flag that the training loop looks at.
 
     A second signal acts at once: the handlers that were there before are back in place by then.
+    With `once=False` it does not: torchrun passes one on that the terminal has sent already.
     Use as a context manager in the main thread; elsewhere it does nothing.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, notify: Callable[[str], None]) -> None:
+    def __init__(self, notify: Callable[[str], None], *, once: bool = True) -> None:
         self.received: signal.Signals | None = None
+        self._once = once
         self._notify = notify
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -175,8 +177,11 @@ class StopRequest:
         self._restore()
 
     def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None:
+            return
         self.received = signal.Signals(number)
-        self._restore()
+        if self._once:
+            self._restore()
         self._notify(f"{self.received.name} received: finishing this step, then saving")
 
     def _restore(self) -> None:
