@@ -630,3 +630,20 @@ def test_what_ends_a_run_stands_in_its_log(monkeypatch: pytest.MonkeyPatch) -> N
     log = (Path("runs/a") / "log.txt").read_text()
     assert "error: stopped at step 3" in log
     assert "hint: continue with the same command and --resume" in log
+
+
+def test_run_that_diverges_keeps_the_best_of_its_short_epochs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = FitRun._on_step
+
+    def spoil(self: FitRun, report: Any, bar: Any) -> None:
+        if self.state.epoch == 1:
+            raise DivergedError("the training loss is not finite")
+        original(self, report, bar)
+
+    monkeypatch.setattr(FitRun, "_on_step", spoil)
+    with pytest.raises(DivergedError):
+        run("run_dir=runs/a", "train.epochs=3")
+    _, model_file = load_model_file(Path("runs/a/model.safetensors"))
+    assert model_file.metrics["epoch"] == 1

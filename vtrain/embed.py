@@ -274,9 +274,7 @@ def _build_loader(
     paths: Sequence[Path] = job.paths
     if len(share) < job.layout.num_blocks:
         paths = _PathsOfBlocks(job, share)
-    count = resolve_workers(workers, len(paths))
-    if workers == "auto" and count:
-        count = max(1, count // group.local_world_size)  # they share the cores
+    count = resolve_workers(workers, len(paths), processes=group.local_world_size)
     return build_eval_loader(
         paths,
         None,

@@ -19,7 +19,13 @@ from vtrain.console import Console
 from vtrain.data.loaders import Batch, EpochBatchSampler
 from vtrain.data.transforms import build_batch_mix
 from vtrain.distributed import ProcessGroup
-from vtrain.errors import DivergedError, InterruptedRunError, ModelError, StoppedError
+from vtrain.errors import (
+    DivergedError,
+    InterruptedRunError,
+    ModelError,
+    StoppedError,
+    VtrainError,
+)
 from vtrain.evaluate import ModelEvaluation, build_result, list_predictions, write_predictions_csv
 from vtrain.files import write_json, write_text
 from vtrain.models.classifier import Classifier
@@ -210,7 +216,13 @@ class FitRun:
             if self.plan.config.train.tensorboard and self.is_main:
                 tensorboard = TensorBoardLog(self.run_dir, purge_step=self.state.epoch + 1)
                 stack.callback(tensorboard.close)
-            self._run_phases(tensorboard)
+            try:
+                self._run_phases(tensorboard)
+            except VtrainError:
+                # What diverges, or misses an image, has not yet written the best of short epochs.
+                if self.best is not None and self.is_main:
+                    self._save_best(self.best)
+                raise
 
     def _run_phases(self, tensorboard: TensorBoardLog | None) -> None:
         first = 0

@@ -140,7 +140,9 @@ def build_plan(
         group=group,
         precision=precision,
         inference_precision=choose_inference_precision(config.train.precision, device),
-        workers=resolve_workers(config.data.workers, len(splits.train)),
+        workers=resolve_workers(
+            config.data.workers, len(splits.train), processes=group.local_world_size
+        ),
         batch_size=batch_size,
         accumulate=_step_size(config) // batch_size,
     )

@@ -182,14 +182,17 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         return indices[first:last]
 
 
-def resolve_workers(value: int | Literal["auto"], num_images: int) -> int:
+def resolve_workers(value: int | Literal["auto"], num_images: int, *, processes: int = 1) -> int:
     """Worker processes for `data.workers`: `auto` is one for each usable core, at most eight.
 
-    `auto` gives 0, reading in the main process, for 64 images or fewer.
+    `auto` gives 0, reading in the main process, for 64 images or fewer. Several `processes` of one
+    job share the cores of their machine.
     """
     if value != "auto":
         return value
-    return 0 if num_images <= _SMALL_SET else min(_count_cores(), _MAX_AUTO_WORKERS)
+    if num_images <= _SMALL_SET:
+        return 0
+    return max(1, min(_count_cores() // processes, _MAX_AUTO_WORKERS))
 
 
 def build_train_loader(
