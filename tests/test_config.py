@@ -161,7 +161,12 @@ WRONG = [
     Wrong("freeze: 'until:'", "6:9", ["expected none, head, gradual, lp-ft, until:<stage>"]),
     Wrong("freeze: []", "6:9", ["freeze: no rule has a number as lr_scale"]),
     Wrong(f"{TRAIN}  augment: false\n", "5:12", ["got false", "did you mean none?"], TRAIN),
-    Wrong(f"{TRAIN}  batch_size: 0\n", "5:15", ["got 0, expected auto, or a whole number from 1"], TRAIN),
+    Wrong(
+        f"{TRAIN}  batch_size: 0\n",
+        "5:15",
+        ["got 0, expected auto, or a whole"],
+        TRAIN,
+    ),
     Wrong(f"{BACKBONE}  head: liner\n", "3:9", ["got 'liner'", "did you mean linear?"], BACKBONE),
     # missing keys
     Wrong(

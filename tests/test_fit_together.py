@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +28,7 @@ data: {train: images/train, val: images/val, image_size: 32, workers: 0}
 optim: {optimizer: sgd, lr: 1e-2, backbone_lr: 1e-2}
 train: {epochs: 4, device: cpu, precision: fp32, label_smoothing: 0}
 """
+HEAD_ALONE = "freeze=[{pattern: head, lr_scale: 1.0}, {pattern: '*', lr_scale: null}]"
 TIMEOUT = 120.0
 
 
@@ -100,8 +103,7 @@ def test_two_processes_train_what_one_does() -> None:
 
 
 def test_three_processes_share_the_features() -> None:
-    head = "freeze=[{pattern: head, lr_scale: 1.0}, {pattern: '*', lr_scale: null}]"
-    settings = (head, "data.augment=none", "model.head.dropout=0")
+    settings = (HEAD_ALONE, "data.augment=none", "model.head.dropout=0")
     run(3, "run_dir=three", *settings, "data.batch_size=2")
     run_alone("run_dir=one", *settings, "data.batch_size=6", "train.cache=off")
     assert largest_difference("three", "one") < 1e-5
@@ -109,6 +111,36 @@ def test_three_processes_share_the_features() -> None:
     cache = Path(os.environ["VTRAIN_CACHE"])
     facts = json.loads(max(cache.glob("features/*/facts.json"), key=os.path.getmtime).read_text())
     assert facts["layer"] == "penultimate"
+
+
+def test_two_hosts_need_no_common_run_folder_or_cache(folder: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for host in ("one", "two"):
+        shutil.copytree("images", f"{host}/images")
+        shutil.copy("tiny.yaml", f"{host}/tiny.yaml")
+    torchrun = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=test"]
+    torchrun.append(f"--rdzv-endpoint=127.0.0.1:{port}")
+    arguments = ["-m", "vtrain", "fit", "tiny.yaml", HEAD_ALONE, "data.augment=none"]
+    arguments += ["data.batch_size=3", "run_dir=run"]
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *torchrun, *arguments],
+            cwd=folder / host,
+            env=environment(VTRAIN_CACHE=str(folder / host / "cache")),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for host in ("one", "two")
+    ]
+    ended = [host.communicate(timeout=TIMEOUT) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], ended
+    assert sorted(out for out, _ in ended) == ["", "run\n"]
+    written = [path for path in (Path("one/run"), Path("two/run")) if path.exists()]
+    assert len(written) == 1, "the first process alone writes"
+    assert len((written[0] / "predictions-val.csv").read_text().splitlines()) == 8
 
 
 def test_signal_to_one_process_stops_all_and_resume_is_exact() -> None:

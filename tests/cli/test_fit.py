@@ -17,6 +17,7 @@ from tests.cli.program import (
     wait_for_line,
 )
 from vtrain.errors import ExitCode
+from vtrain.profile import SECTIONS
 
 EPOCH = re.compile(
     r"epoch +\d+/\d+ \w+  top-1 0\.\d{4}  F1 0\.\d{4}  val loss \d+\.\d{4}  train loss \d+\.\d{4}"
@@ -138,3 +139,15 @@ def test_run_outlives_the_reader_of_its_talk(folder: Path) -> None:
         assert process.wait(timeout=60) == 0
     assert Path("runs/tiny-002/result.json").exists()
     assert "epoch 2/2" in Path("runs/tiny-002/log.txt").read_text()
+
+
+def test_profile_of_a_real_run(folder: Path, program: Program) -> None:
+    done = program("fit", "tiny.yaml", "--profile", "run_dir=runs/p", "train.epochs=1")
+    assert done.code == 0, done.err
+    title = next(line for line in done.talk if line.startswith("profile of "))
+    rows = done.talk[done.talk.index(title) + 2 :]
+    assert [row.split()[0] for row in rows[:3]] == ["features", "wait", "transfer"]
+    profile = json.loads((folder / "runs/p/profile.json").read_text())
+    assert set(profile["seconds"]) == {*SECTIONS, "other"}
+    assert sum(profile["seconds"].values()) == pytest.approx(profile["total"])
+    assert profile["seconds"]["forward"] > 0

@@ -29,6 +29,7 @@ from vtrain.data.loaders import (
     EpochBatchSampler,
     build_eval_loader,
     build_train_loader,
+    prefetch_to_device,
     resolve_workers,
     worker_troubles,
 )
@@ -595,3 +596,18 @@ def test_other_errors_are_left_alone(failure: Exception) -> None:
     with pytest.raises(type(failure)) as caught, worker_troubles():
         raise failure
     assert caught.value is failure
+
+
+def test_prefetching_on_the_cpu_changes_nothing() -> None:
+    batches = [Batch(torch.zeros(2, 3, 4, 4), torch.arange(2), torch.arange(2)) for _ in range(3)]
+    found = list(prefetch_to_device(batches, torch.device("cpu")))
+    assert [id(batch) for batch in found] == [id(batch) for batch in batches]
+
+
+def test_processes_of_a_job_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vtrain.data.loaders._count_cores", lambda: 12)
+    assert resolve_workers("auto", 1000) == 8
+    assert resolve_workers("auto", 1000, processes=4) == 3
+    assert resolve_workers("auto", 1000, processes=100) == 1
+    assert resolve_workers("auto", 10, processes=4) == 0
+    assert resolve_workers(5, 1000, processes=4) == 5

@@ -407,3 +407,60 @@ def test_sync_before_the_first_epoch_does_nothing() -> None:
     loop = build_loop(build_model(), state=TrainState(loss_sum=3.5))
     loop.sync()
     assert loop.state.loss_sum == 3.5
+
+
+# --- memory that runs out ------------------------------------------------------------------------
+
+
+class SmallMemory(nn.Module):
+    """A model that fails on more than `limit` images, in the forward or in the backward pass."""
+
+    def __init__(self, model: nn.Module, limit: int, *, backward: bool) -> None:
+        super().__init__()
+        self.model, self.limit, self.backward = model, limit, backward
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        if len(images) > self.limit:
+            if not self.backward:
+                self._fail()
+            logits.register_hook(lambda _: self._fail())
+        return logits
+
+    def _fail(self) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("limit", "splits"), [(4, 2), (3, 4), (2, 4)])
+def test_out_of_memory_goes_on_in_parts_with_the_same_step(
+    limit: int, splits: int, backward: bool
+) -> None:
+    batches = draw_batches([8, 8, 8, 7, 8])
+    plain, tight = build_loop(build_model(), accumulate=2), build_loop(build_model(), accumulate=2)
+    said: list[str] = []
+    tight.notify = said.append
+    tight.model = SmallMemory(tight.classifier, limit, backward=backward)
+    reports = [run_epoch(loop, batches) for loop in (plain, tight)]
+    assert torch.allclose(flatten(plain.classifier), flatten(tight.classifier), atol=1e-6)
+    for one, other in zip(*reports, strict=True):
+        assert (one.images, one.lr) == (other.images, other.lr)
+        assert one.loss == pytest.approx(other.loss)
+    assert tight.state.splits == splits
+    assert said[-1].startswith(f"out of memory: going on with every batch in {splits} parts")
+
+
+def test_memory_that_is_too_small_for_two_images_is_an_error() -> None:
+    loop = build_loop(build_model())
+    loop.notify = lambda _: None
+    loop.model = SmallMemory(loop.classifier, 1, backward=False)
+    with pytest.raises(torch.OutOfMemoryError):
+        run_epoch(loop, draw_batches([8, 8]))
+
+
+def test_other_errors_of_torch_are_not_taken_for_too_little_memory() -> None:
+    loop = build_loop(build_model())
+    loop.model = nn.Linear(5, CLASSES)
+    with pytest.raises(RuntimeError, match="shape"):
+        run_epoch(loop, draw_batches([8]))
+    assert loop.state.splits == 1
