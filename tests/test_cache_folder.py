@@ -73,10 +73,12 @@ def test_room_is_made_from_what_rested_longest(tmp_path: Path) -> None:
         for name, age in (("c", 300), ("a", 200), ("b", 100))
     )
     features, new = tmp_path / FEATURES, tmp_path / FEATURES / "new"
-    assert make_room(features, needed=50, limit=350, keep=new) == []
-    assert [each.folder for each in make_room(features, needed=51, limit=350, keep=new)] == [oldest]
+    assert make_room(features, needed=50, limit=350, keep={new}) == []
+    assert [each.folder for each in make_room(features, needed=51, limit=350, keep={new})] == [
+        oldest
+    ]
     assert not oldest.exists()
-    removed = make_room(features, needed=150, limit=250, keep=middle)
+    removed = make_room(features, needed=150, limit=250, keep={middle})
     assert [(each.folder, each.size) for each in removed] == [(newest, 100)]
     assert middle.exists()
 
@@ -84,10 +86,10 @@ def test_room_is_made_from_what_rested_longest(tmp_path: Path) -> None:
 def test_the_store_that_is_built_stays_though_it_is_the_oldest(tmp_path: Path) -> None:
     own = make_store(tmp_path, "own", size=100, age=900)
     other = make_store(tmp_path, "other", size=100)
-    removed = make_room(tmp_path / FEATURES, needed=1000, limit=10, keep=own)
+    removed = make_room(tmp_path / FEATURES, needed=1000, limit=10, keep={own})
     assert [each.folder for each in removed] == [other]
     assert own.exists()
-    assert make_room(tmp_path / "none", needed=1000, limit=10, keep=own) == []
+    assert make_room(tmp_path / "none", needed=1000, limit=10, keep={own}) == []
 
 
 def test_a_store_that_another_run_has_just_made_is_the_newest(tmp_path: Path) -> None:
@@ -95,7 +97,7 @@ def test_a_store_that_another_run_has_just_made_is_the_newest(tmp_path: Path) ->
     just_made = tmp_path / FEATURES / "just-made"
     just_made.mkdir()
     own = tmp_path / FEATURES / "own"
-    removed = make_room(tmp_path / FEATURES, needed=10, limit=50, keep=own)
+    removed = make_room(tmp_path / FEATURES, needed=10, limit=50, keep={own})
     assert [each.folder for each in removed] == [old]
     assert just_made.exists()
 

@@ -66,14 +66,18 @@ def test_values_that_make_no_sense_are_refused(changed: dict[str, str], message:
 def test_each_process_takes_the_device_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     group = read_process_group(TORCHRUN)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert group.choose_device("auto") == group.choose_device("cuda") == "cuda:1"
     assert group.choose_device("cpu") == "cpu"
     assert ProcessGroup().choose_device("auto") == "auto"
     assert ProcessGroup().choose_device("cuda:2") == "cuda:2"
     with pytest.raises(UsageError, match="cuda:1 was asked for by 4 processes"):
         group.choose_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="4 processes were started on a machine with 2 GPUs"):
+        group.choose_device("auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert group.choose_device("auto") == "auto"
+    assert group.choose_device("auto") == "cpu"
 
 
 # --- alone

@@ -144,8 +144,9 @@ def test_two_hosts_need_no_common_run_folder_or_cache(folder: Path) -> None:
 
 
 def test_signal_to_one_process_stops_all_and_resume_is_exact() -> None:
-    settings = ("data.batch_size=2", "train.epochs=15")
-    with start(2, "run_dir=parts", *settings) as process:
+    # Batch norms are trained here: what is validated and saved has the statistics of the first.
+    settings = ("data.batch_size=2", "train.epochs=15", "model.batch_norm=train", "train.ema=0.9")
+    with start(3, "run_dir=parts", *settings) as process:
         wait_for(Path("parts/metrics.jsonl"))
         workers = subprocess.run(
             ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
@@ -155,11 +156,24 @@ def test_signal_to_one_process_stops_all_and_resume_is_exact() -> None:
     assert process.returncode != 0
     assert "stopped at step" in err
     step = load_checkpoint(Path("parts/last.ckpt")).state.step
-    assert 0 < step < 15 * 6
-    run(2, "run_dir=parts", *settings, "--resume")
-    run(2, "run_dir=whole", *settings)
+    assert 0 < step < 15 * 4
+    run(3, "run_dir=parts", *settings, "--resume")
+    run(3, "run_dir=whole", *settings)
     assert largest_difference("parts", "whole") == 0
-    assert_same_metrics("parts", "whole", ("step", "train_loss", "val_loss", "val_top1"))
+    assert_same_metrics("parts", "whole", ("step", "val_loss", "val_top1"))
+    result = json.loads(Path("whole/result.json").read_text())
+    best = read_metrics("whole")[result["best_epoch"] - 1]
+    assert (best["val_top1"], best["val_macro_f1"]) == (result["val_top1"], result["val_macro_f1"])
+
+
+def test_resume_with_another_number_of_processes_is_refused_once() -> None:
+    run_alone("run_dir=one", "data.batch_size=2", "train.epochs=1")
+    settings = ("run_dir=one", "data.batch_size=2", "train.epochs=2", "--resume")
+    with start(2, *settings) as process:
+        _, err = process.communicate(timeout=TIMEOUT)
+    assert process.returncode != 0
+    assert err.count("cannot be resumed") == 1
+    assert "processes: 1 -> 2" in err
 
 
 def test_process_that_dies_ends_the_others_with_a_message() -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,12 @@ def list_cache(root: Path) -> list[CacheEntry]:
     return sorted(entries, key=lambda entry: -entry.last_used)
 
 
-def make_room(features: Path, *, needed: int, limit: int, keep: Path) -> list[CacheEntry]:
+def make_room(
+    features: Path, *, needed: int, limit: int, keep: Collection[Path]
+) -> list[CacheEntry]:
     """Remove the stores that were not used for the longest time, until `needed` bytes more fit.
 
-    `limit` bytes is what all stores below `features` may take together; `keep` is not removed.
+    `limit` bytes is what all stores below `features` may take together; those in `keep` stay.
     A run that reads a removed store goes on reading it. Returns what was removed.
     """
     stores = [CacheEntry(FEATURES, path, *_measure(path), {}) for path in _subfolders(features)]
@@ -67,7 +70,7 @@ def make_room(features: Path, *, needed: int, limit: int, keep: Path) -> list[Ca
     for store in sorted(stores, key=lambda entry: entry.last_used):
         if total <= limit:
             break
-        if store.folder != keep:
+        if store.folder not in keep:
             shutil.rmtree(store.folder, ignore_errors=True)
             total -= store.size
             removed.append(store)

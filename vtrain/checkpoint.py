@@ -46,7 +46,7 @@ class Checkpoint:
 
     `planned_epochs` is the number the run started with, which fixes its phases; `frozen` holds the
     digests of the tensors that the current phase must not change; `config` and `data` are flat;
-    `machine` has the device, precision and number of threads.
+    `machine` has the device, precision, batch size, and numbers of threads and processes.
     """
 
     model: dict[str, Tensor]

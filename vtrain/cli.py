@@ -29,7 +29,14 @@ from vtrain.console import (
     print_text,
     printable,
 )
-from vtrain.errors import DataError, ExitCode, UsageError
+from vtrain.errors import (
+    DataError,
+    DivergedError,
+    ExitCode,
+    InterruptedRunError,
+    StoppedError,
+    UsageError,
+)
 from vtrain.usage import PlainCommand, explain_error
 
 COMPLETE_VARIABLE = "_VTRAIN_COMPLETE"  # what Typer's shell scripts set
@@ -438,12 +445,14 @@ def embed(
 
 @contextmanager
 def _told_once(group: Any) -> Iterator[None]:
-    """Leave it to rank 0, and to the process that failed, to tell what went wrong."""
+    """Leave it to rank 0, and to the process that failed alone, to tell what went wrong."""
     from vtrain.distributed import PeerFailedError
+
+    common = (PeerFailedError, StoppedError, InterruptedRunError, DivergedError)
 
     try:
         yield
-    except PeerFailedError as error:
+    except common as error:
         if group.is_main:
             raise
         raise typer.Exit(int(error.exit_code)) from None

@@ -436,8 +436,8 @@ class TrainConfig(ConfigPart):
         default="auto",
         description=(
             "Whether what a frozen part computes is stored and used again. auto: wherever the "
-            "result is the same as without. features: also say so as an error where it cannot be "
-            "done. off: everything is computed anew in every epoch."
+            "result is the same as without. features: the same, and an error where the config "
+            "rules it out. off: everything is computed anew in every epoch."
         ),
     )
     cache_views: int | None = Field(

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from vtrain.errors import ExitCode, ResourceError, UsageError, VtrainError
 
-# The longest that one process waits for another. A process that ends is noticed at once, by its
-# closed connections: this is for hosts that vanish and for processes that hang.
-TIMEOUT = timedelta(minutes=10)
+# The longest that one process waits for another, which may be checking a million images meanwhile.
+# A process that ends is noticed at once, by its closed connections: this is for hosts that vanish
+# and for processes that hang.
+TIMEOUT = timedelta(hours=6)
 _SOURCE = re.compile(r"^\[[^\]]*\] ?")
 # What messages of gloo and NCCL contain, wherever torch raises them.
 _LOST_PEER = ("gloo", "nccl", "connection closed by peer", "connection reset by peer")
@@ -57,17 +58,28 @@ class ProcessGroup:
     def choose_device(self, name: str) -> str:
         """The device that a user's `auto` or `cuda` means here: with others, cuda:LOCAL_RANK.
 
+        Without CUDA that is the CPU for several processes: MPS cannot exchange gradients.
+
         Raises:
-            UsageError: one CUDA device by its number, for several processes on this machine.
+            UsageError: one CUDA device by its number, for several processes on this machine, or
+                fewer CUDA devices than processes.
         """
         if self.local_world_size > 1 and name.startswith("cuda:"):
             raise UsageError(
                 f"device {name} was asked for by {self.local_world_size} processes on one machine",
                 "use device cuda: each process takes the one with its local rank",
             )
-        if self.world_size > 1 and name in ("auto", "cuda") and torch.cuda.is_available():
-            return f"cuda:{self.local_rank}"
-        return name
+        if self.world_size == 1 or name not in ("auto", "cuda"):
+            return name
+        if not torch.cuda.is_available():
+            return "cpu" if name == "auto" else name
+        if self.local_world_size > torch.cuda.device_count():
+            raise UsageError(
+                f"{self.local_world_size} processes were started on a machine with "
+                f"{torch.cuda.device_count()} GPUs",
+                f"start one for each: torchrun --nproc-per-node={torch.cuda.device_count()}",
+            )
+        return f"cuda:{self.local_rank}"
 
     def start(self, device: torch.device, *, timeout: timedelta = TIMEOUT) -> None:
         """Meet the others at MASTER_ADDR:MASTER_PORT.

@@ -23,7 +23,7 @@ from vtrain.data.loaders import (
     worker_troubles,
 )
 from vtrain.data.transforms import EvalTransform
-from vtrain.distributed import ProcessGroup
+from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.errors import DataError, InterruptedRunError, StoppedError, UsageError, VtrainError
 from vtrain.files import write_csv
 from vtrain.models.freezing import tensor_digest
@@ -48,7 +48,6 @@ from vtrain.training.inference import (
 )
 
 ROUND_BLOCKS = 4  # between two exchanges of progress among processes
-ALONE = ProcessGroup()
 Forward = Callable[[Tensor], Tensor]
 ShowProgress = Callable[[int, int], object]
 
@@ -321,7 +320,7 @@ def _write_share(
         writer = RowWriter(job.files, job.layout, rank=group.rank, token=start.token)
     failures = RowFailures()
     rounds = _Rounds(job, start, group, progress)
-    with writer, StopRequest(notify) as stop:
+    with writer, StopRequest(notify, once=group.world_size == 1) as stop:
         for block, (values, reasons) in zip(share.tolist(), blocks, strict=True):
             first = block * job.layout.block_rows
             failed = {first + place: reason for place, reason in sorted(reasons.items())}

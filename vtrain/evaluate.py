@@ -110,6 +110,7 @@ def evaluate_model(
         if on_batch is not None:
             on_batch(len(batch.positions) + len(batch.failures))
     positions, truth, predictions, probabilities, losses, finite = _join(rows)
+    metrics.to_cpu()
     return ModelEvaluation(
         metrics=metrics,
         positions=positions,

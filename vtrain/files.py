@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -97,19 +98,21 @@ def format_csv_row(cells: Iterable[object]) -> str:
     return row.getvalue().removesuffix("\r\n")
 
 
-def sweep_temporaries(folder: Path) -> list[Path]:
+def sweep_temporaries(folder: Path, *, older_than: float = 0.0) -> list[Path]:
     """Remove what dead processes of this machine left of `atomic_write` in `folder`.
 
     Process ids say nothing about other machines: call it only where no other machine can be
-    writing, such as in a run folder whose lock is held. Returns the removed files.
+    writing, such as in a run folder whose lock is held; or for files `older_than` so many seconds,
+    which nobody can still be writing. Returns the removed files.
     """
     removed = []
     for path in sorted(folder.glob(".*.tmp")):
         match = _TEMPORARY.fullmatch(path.name)
         if match and not _process_lives(int(match["pid"])):
             with suppress(OSError):
-                path.unlink()
-                removed.append(path)
+                if time.time() - path.stat().st_mtime >= older_than:
+                    path.unlink()
+                    removed.append(path)
     return removed
 
 

@@ -106,13 +106,14 @@ def _plan(
 ) -> FitPlan:
     # The first alone: it may have to download weights, and what it finds out of the images is kept.
     with group.together(main_first=True):
-        return build_plan(
+        plan = build_plan(
             loaded,
             console,
             planned_epochs=checkpoint.planned_epochs if checkpoint else None,
             planned_batch=checkpoint.machine.get("batch_size") if checkpoint else None,
             group=group,
         )
+    return plan.with_batch_size(min(group.gather(plan.batch_size)))
 
 
 @contextmanager
@@ -150,7 +151,8 @@ def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
         checkpoint.config, {key: value for key, value in now.items() if key not in new}
     )
     done = checkpoint.state.epoch
-    allowed = require_same_run(run_dir, config=changes, data=[], epochs_done=done)
+    with group.together():
+        allowed = require_same_run(run_dir, config=changes, data=[], epochs_done=done)
     longer = any(change.name in ("train.epochs", "train.early_stop") for change in allowed)
     if finished is not None and not longer:
         return _already_finished(run_dir, finished)
@@ -158,8 +160,12 @@ def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
         console.say(f"changed since the run was started: {change}")
     plan = _plan(loaded, console, group, checkpoint)
     data = find_changes(checkpoint.data, data_facts(plan.data))
-    require_same_run(run_dir, config=[], data=data, epochs_done=done)
-    for change in find_changes(checkpoint.machine, describe_machine(plan)):
+    machine = find_changes({"processes": 1, **checkpoint.machine}, describe_machine(plan))
+    # Another number of processes makes other batches, and so another run.
+    processes = [change for change in machine if change.name == "processes"]
+    with group.together():
+        require_same_run(run_dir, config=[], data=[*data, *processes], epochs_done=done)
+    for change in machine:
         console.warn(f"{change}: results can differ in the last bits")
     return _run(plan, run_dir, checkpoint, job)
 

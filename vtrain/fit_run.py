@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -123,7 +123,7 @@ class FitRun:
         self.seconds_before = 0.0
         self.frozen: dict[str, str] = {}
         self.best: BestModel | None = None
-        self.saved = time.perf_counter()
+        self.saved: float | None = None  # when, in this process
         self.vote = StopVote(plan.group, stop)
         self.stopwatch = Stopwatch(plan.device, enabled=profile)
         self.sampler = self._build_sampler()
@@ -218,10 +218,11 @@ class FitRun:
                 stack.callback(tensorboard.close)
             try:
                 self._run_phases(tensorboard)
-            except VtrainError:
+            except (VtrainError, RuntimeError):
                 # What diverges, or misses an image, has not yet written the best of short epochs.
                 if self.best is not None and self.is_main:
-                    self._save_best(self.best)
+                    with suppress(VtrainError):  # the first error is the one to tell
+                        self._save_best(self.best)
                 raise
 
     def _run_phases(self, tensorboard: TensorBoardLog | None) -> None:
@@ -273,7 +274,11 @@ class FitRun:
         if plan.group.world_size == 1:
             return model
         devices = [plan.device] if plan.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+        # Otherwise gradients are summed in another order from the second step on, and in the first
+        # step after a resume once more in the first one.
+        return DistributedDataParallel(
+            model, device_ids=devices, gradient_as_bucket_view=True, find_unused_parameters=True
+        )
 
     def _run_epoch(self, batches: Iterable[Batch]) -> EpochMetrics:
         state, started = self.state, time.perf_counter()
@@ -288,6 +293,7 @@ class FitRun:
                 lambda report: self._on_step(report, bar),
             )
         train_seconds = time.perf_counter() - started
+        self._agree_on_buffers()
         evaluation = self._validate()
         return EpochMetrics(
             phase=self.plan.phases[self.loop.phase].name,
@@ -302,6 +308,22 @@ class FitRun:
             data_wait=waited / train_seconds,
             seconds=time.perf_counter() - started,
         )
+
+    def _agree_on_buffers(self) -> None:
+        """Let all processes evaluate one model: each has gathered BatchNorm statistics of its own.
+
+        Those of the first process count, as they do for the next step and for what is saved.
+        """
+        group = self.plan.group
+        if group.world_size == 1:
+            return
+        for model in {
+            id(each): each for each in (self.plan.classifier, self._best_candidate)
+        }.values():
+            buffers = dict(model.named_buffers())
+            first = group.broadcast({name: buffer.cpu() for name, buffer in buffers.items()})
+            for name, buffer in buffers.items():
+                buffer.copy_(first[name])
 
     def _on_step(self, report: StepReport, bar: Any) -> None:
         bar.update(report.images - bar.n)
@@ -349,13 +371,11 @@ class FitRun:
         is_last = state.epoch == stop_epoch or self._stopped_early()
         if is_last:
             self._verify_frozen()
-        due = is_last or time.perf_counter() - self.saved >= SAVE_SECONDS
+        due = is_last or self.saved is None or time.perf_counter() - self.saved >= SAVE_SECONDS
         if best:
             self._keep_best(metrics, copy=not due)
         if due:
             self._save()
-        if self.is_main:
-            write_metrics(self.run_dir, state.history)
         self.console.say_epoch(metrics, self.plan.config.train.epochs, best=best)
 
     def _stopped_early(self) -> bool:
@@ -407,10 +427,10 @@ class FitRun:
         self.loop.sync()
         with self.stopwatch.section("saving"):
             self._write_state()
+        self.saved = time.perf_counter()
 
     def _write_state(self) -> None:
         self.state.seconds = self.seconds_before + time.perf_counter() - self.started
-        self.saved = time.perf_counter()
         best, self.best = self.best, None
         if not self.is_main:
             return
@@ -433,6 +453,7 @@ class FitRun:
                 machine=describe_machine(plan),
             ),
         )
+        write_metrics(self.run_dir, self.state.history)
 
     def _save_best(self, best: BestModel) -> None:
         plan = self.plan

@@ -4,8 +4,9 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,8 @@ class PhaseBuilder:
     _part: FrozenPart | None = None
     _val_rows: StoredRows | None = None
     _val_rows_known: bool = False
+    _train_count: int = 0
+    _used_stores: set[Path] = field(default_factory=set)
 
     @property
     def _mode(self) -> str:
@@ -110,7 +113,7 @@ class PhaseBuilder:
         """
         plan = self.plan
         self._boundary = find_frozen_boundary(plan.classifier)
-        self._val_rows, self._val_rows_known = None, False
+        self._val_rows, self._val_rows_known, self._train_count = None, False, 0
         part = self._part = self._build_part(plan.classifier, plan.precision)
         if part is None:
             self._require_possible(phase, "nothing is frozen up from the input")
@@ -157,7 +160,7 @@ class PhaseBuilder:
             return None
         count = len(plan.splits.train) * views.count
         cache = self._open_cache()
-        if not cache.fits(part, count):
+        if not cache.fits(part, count + len(plan.splits.val)):
             message = f"{describe_size(part, count)} exceed train.cache_limit"
             self._require_possible(phase, message)
             self.console.say(
@@ -169,6 +172,7 @@ class PhaseBuilder:
                 f"feature cache: {views.count} augmented views of each image are drawn from, "
                 "instead of a new one each epoch"
             )
+        self._train_count = count
         return self._provide(cache, part, plan.splits.train, views)
 
     def _choose_views(self, phase: Phase) -> Views | None:
@@ -226,6 +230,7 @@ class PhaseBuilder:
             progress=self._progress,
             on_wait=self.on_batch,
             group=plan.group,
+            used=self._used_stores,
         )
 
     @contextmanager
@@ -278,7 +283,7 @@ class PhaseBuilder:
         if part is None or self._mode == "off":
             return None
         cache = self._open_cache()
-        if not cache.fits(part, len(images)):
+        if not cache.fits(part, len(images) + self._train_count):
             return None
         return self._provide(cache, part, images, Views(EvalTransform(self.plan.preprocessing)))
 

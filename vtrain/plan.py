@@ -1,7 +1,7 @@
 """The plan of a run: data, model, phases and rates, known before the first step is taken."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,6 +68,11 @@ class FitPlan:
         """The validated config."""
         return self.loaded.config
 
+    def with_batch_size(self, batch_size: int) -> "FitPlan":
+        """The same plan with batches of another size, and as many images in a step."""
+        step = self.batch_size * self.accumulate
+        return replace(self, batch_size=batch_size, accumulate=step // batch_size)
+
     def apply_freeze(self, phase: Phase) -> None:
         """Make the classifier train what `phase` trains."""
         apply_freeze(
@@ -121,11 +126,11 @@ def build_plan(
     splits = check_splits(splits, config.data, console=console)
     _require_batch(config, len(splits.train), group.world_size)
     phases, groups = _lay_out(config, spec, classifier, planned_epochs)
-    _synchronize_norms(config, classifier, device, group)
     place_model(classifier, device)
     batch_size = planned_batch or _choose_batch(
         config, classifier, phases, preprocessing, precision, device
     )
+    _synchronize_norms(config, classifier, device, group)
     return FitPlan(
         loaded=loaded,
         splits=splits,
@@ -139,7 +144,9 @@ def build_plan(
         device=device,
         group=group,
         precision=precision,
-        inference_precision=choose_inference_precision(config.train.precision, device),
+        inference_precision=choose_inference_precision(
+            "auto", device, trained=config.train.precision
+        ),
         workers=resolve_workers(
             config.data.workers, len(splits.train), processes=group.local_world_size
         ),

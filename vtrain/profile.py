@@ -17,7 +17,7 @@ SECTIONS = {
     "optimizer": "the step, and the moving average",
     "validation": "after every epoch",
     "saving": "checkpoint and best model",
-    "final evaluation": "the saved model on all splits",
+    "final evaluation": "the saved model on the held-out splits",
 }
 OTHER = "other"
 MUCH = 0.25  # share of the time from which on a section is worth a word

@@ -1,4 +1,4 @@
-"""The machine a command runs on: device, precision support, seeds, process group, versions."""
+"""The machine a command runs on: device, precision support, seeds, signals, versions."""
 
 import os
 import platform
@@ -110,10 +110,10 @@ def mix_seed(*parts: int) -> int:
 def describe_environment() -> dict[str, Any]:
     """Versions and devices, as `env.json` and `vtrain env` show them."""
     return {
-        "vtrain": _package_version("vtrain"),
+        "vtrain": find_version("vtrain"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _package_version(name) for name in PACKAGES},
+        "packages": {name: find_version(name) for name in PACKAGES},
         "cpu_cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
@@ -138,7 +138,8 @@ def _device_names() -> list[str]:
     return names
 
 
-def _package_version(name: str) -> str | None:
+def find_version(name: str) -> str | None:
+    """The version of an installed package, None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -424,7 +424,7 @@ class SmallMemory(nn.Module):
         if len(images) > self.limit:
             if not self.backward:
                 self._fail()
-            logits.register_hook(lambda _: self._fail())
+            logits.register_hook(lambda _: self._fail())  # type: ignore[no-untyped-call]
         return logits
 
     def _fail(self) -> None:

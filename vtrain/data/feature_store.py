@@ -32,6 +32,8 @@ BLOCK_BYTES = 64 * 2**20
 BLOCK_SECONDS = 30.0
 # Local file systems stamp changes with the kernel's clock, which ticks every 10 ms or faster.
 CLOCK_TICK_NS = 20_000_000
+# Other machines may write here too: only what is as old as this has certainly been given up.
+ABANDONED_SECONDS = 6 * 3600.0
 _LOCK_NAME = "build.lock"
 # How often a run that waits for another looks whether it shall stop.
 _LOCK_SECONDS = 1.0
@@ -147,6 +149,8 @@ class FeatureStore:
         except (ModelError, ValueError) as error:
             if not path.exists():
                 return  # another process has removed it
+            if isinstance(error.__cause__, OSError):
+                raise StoreError(f"cannot read {path}: {error.__cause__.strerror}") from error
             self._notify(f"feature cache: a block is computed again: {error}")
             with suppress(OSError):
                 path.unlink()
@@ -200,7 +204,7 @@ class FeatureStore:
         """
         lock = self._acquire(on_wait)
         try:
-            sweep_temporaries(self.folder)
+            sweep_temporaries(self.folder, older_than=ABANDONED_SECONDS)
             self.refresh()
             yield
         finally:

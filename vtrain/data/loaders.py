@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from vtrain.data.images import read_image
 from vtrain.data.transforms import ImageTransform
 from vtrain.errors import DataError, ImageError, ResourceError
-from vtrain.records import LabelledImages
+from vtrain.records import LabelledImages, PackedPaths
 from vtrain.runtime import mix_seed
 
 # A batch takes a worker well under 10 s even for large photographs on a network disk.
@@ -353,7 +353,12 @@ class _ImageDataset(Dataset[Batch]):
     def __init__(
         self, paths: Sequence[Path], labels: Sequence[int] | None, transform: ImageTransform
     ) -> None:
-        self._paths = _PackedPaths(paths)
+        # Packed: a million `Path`s would be copied page by page into every worker.
+        self._paths = (
+            paths
+            if isinstance(paths, PackedPaths)
+            else PackedPaths(Path(), map(str, paths), mixed=True)
+        )
         self._labels = np.full(len(paths), -1) if labels is None else np.array(labels, np.int64)
         self._transform = transform
 
@@ -391,19 +396,6 @@ class _ImageDataset(Dataset[Batch]):
             return error.message
         except Exception as error:
             return f"cannot be transformed ({type(error).__name__}: {error})"
-
-
-class _PackedPaths:
-    """Paths in two arrays: a million `Path`s would be copied page by page into every worker."""
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        encoded = [os.fsencode(path) for path in paths]
-        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        self._names = b"".join(encoded)
-
-    def __getitem__(self, index: int) -> str:
-        first = self._ends[index - 1] if index else 0
-        return os.fsdecode(self._names[first : self._ends[index]])
 
 
 class _InOrder:

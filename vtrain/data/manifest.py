@@ -48,9 +48,12 @@ def is_settled(status: Times, now_ns: int) -> bool:
     """Whether any change to a file after `now_ns` will show in its times.
 
     A file whose times are younger than a tick of the clock (or lie in the future) may change again
-    without another stamp.
+    without another stamp; one without times says nothing, as on some mounts of object storage.
     """
-    return max(status.st_mtime_ns, status.st_ctime_ns) + CLOCK_TICK_NS < now_ns
+    return (
+        status.st_mtime_ns > 0
+        and max(status.st_mtime_ns, status.st_ctime_ns) + CLOCK_TICK_NS < now_ns
+    )
 
 
 def read_kept(path: Path) -> Any:

@@ -7,7 +7,7 @@ change, and an image without augmentation is the same every time.
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from vtrain.errors import DataError
 from vtrain.models.classifier import PENULTIMATE, Classifier
 from vtrain.models.splitting import LowerPart
 from vtrain.records import Preprocessing, to_plain
-from vtrain.runtime import mix_seed
+from vtrain.runtime import find_version, mix_seed
 from vtrain.tensor_files import tensors_sha256
 from vtrain.training.inference import prepare_module
 from vtrain.training.precision import Precision
@@ -86,6 +86,8 @@ def build_frozen_part(
     facts = {
         "format": FORMAT,
         "backbone": classifier.spec.name,
+        # GoogLeNet and Inception convert the normalisation only where they were built to.
+        "transform_input": bool(getattr(classifier.backbone, "transform_input", False)),
         "layer": boundary,
         "weights_sha256": weights,
         "preprocessing": to_plain(preprocessing),
@@ -94,6 +96,7 @@ def build_frozen_part(
         "shape": list(row.shape[1:]),
         "dtype": str(row.dtype).removeprefix("torch."),
         "versions": {
+            "vtrain": find_version("vtrain"),
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
             "pillow": PIL.__version__,
@@ -130,7 +133,8 @@ class FeatureCache:
 
     The processes of `group` share the work and call `provide` together. `progress` gives a context
     with a function that gets the number of images done since its last call, and may raise to stop;
-    so may `on_wait`, which is called while another run computes the same.
+    so may `on_wait`, which is called while another run computes the same. `used` are the stores of
+    this run, which make no room for each other.
     """
 
     root: Path
@@ -142,9 +146,10 @@ class FeatureCache:
     progress: Callable[[int], AbstractContextManager[Callable[[int], None]]]
     on_wait: Callable[[], None]
     group: ProcessGroup = ALONE
+    used: set[Path] = field(default_factory=set)
 
     def fits(self, part: FrozenPart, count: int) -> bool:
-        """Whether `count` activations stay below the limit."""
+        """Whether `count` activations, all that a run stores, stay below the limit."""
         return count * part.row_bytes <= self.limit_gb * GIGABYTE
 
     def provide(self, part: FrozenPart, paths: Sequence[Path], views: Views) -> StoredRows | None:
@@ -166,6 +171,7 @@ class FeatureCache:
         with self._together():
             identities = _identify(paths, views)
             store = FeatureStore.open(self.root, facts, notify=self.notify)
+            self.used.add(store.folder)
             missing = np.argwhere(store.find(identities) < 0)
         # From here on some may write: all have seen the same rows missing.
         if self.group.world_size > 1:
@@ -209,11 +215,9 @@ class FeatureCache:
             self._build(store, part, paths, views, identities, missing)
         store.refresh()
 
-    def _make_room(self, store: FeatureStore, part: FrozenPart, count: int) -> None:
+    def _make_room(self, part: FrozenPart, count: int) -> None:
         limit = int(self.limit_gb * GIGABYTE)
-        removed = make_room(
-            self.root, needed=count * part.row_bytes, limit=limit, keep=store.folder
-        )
+        removed = make_room(self.root, needed=count * part.row_bytes, limit=limit, keep=self.used)
         if removed:
             size = sum(entry.size for entry in removed) / GIGABYTE
             self.notify(
@@ -233,7 +237,7 @@ class FeatureCache:
         """Compute and store the (image, view) pairs `missing` `[M, 2]`."""
         if not len(missing):
             return
-        self._make_room(store, part, len(missing))
+        self._make_room(part, len(missing))
         wanted = [paths[image] for image, _ in missing]
         names = identities[missing[:, 0], missing[:, 1]]
         loader = build_eval_loader(

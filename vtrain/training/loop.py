@@ -151,19 +151,19 @@ class TrainLoop:
 
         When memory runs out, the whole window is computed again in smaller parts.
         """
+        start = len(window) - 1
         while True:
             try:
-                return self._backward(
-                    window[-1], self.state.batch, sizes, len(window) == len(sizes)
-                )
+                for place in range(start, len(window)):
+                    number = self.state.batch - len(window) + 1 + place
+                    loss = self._backward(window[place], number, sizes, place + 1 == len(sizes))
+                return loss
             except RuntimeError as error:
                 if not self._can_split(error, window[-1]):
                     raise
             # Outside the handler, where the error no longer holds on to the tensors of the step.
             self._split()
-            first = self.state.batch - len(window) + 1
-            for number, batch in enumerate(window[:-1]):
-                self._backward(batch, first + number, sizes, False)
+            start = 0
 
     def _backward(self, batch: Batch, number: int, sizes: Sequence[int], is_last: bool) -> Tensor:
         """Gradients of batch `number` of the epoch, as a share of those of its window."""

@@ -128,6 +128,7 @@ class ClassificationMetrics:
         self.confusion.merge(other.confusion)
         self.top_k.merge(other.top_k)
 
-    def state(self) -> tuple[Tensor, ...]:
-        """The live tensors; summing each over all processes, in place, merges them."""
-        return self.confusion.counts, self.top_k.state
+    def to_cpu(self) -> None:
+        """Bring the sums to the CPU, where other processes can take them from."""
+        self.confusion.counts = self.confusion.counts.cpu()
+        self.top_k.state = self.top_k.state.cpu()
