@@ -386,8 +386,8 @@ class FitRun:
         return patience is not None and since >= patience
 
     def _verify_frozen(self) -> None:
-        # What is saved may be the average of the weights, not the weights themselves.
-        verify_frozen(self._best_candidate, self.frozen)
+        if self._best_candidate is not self.plan.classifier:
+            verify_frozen(self._best_candidate, self.frozen)  # the average, which is what is saved
         count = verify_frozen(self.plan.classifier, self.frozen)
         if count:
             self.console.say(f"frozen: all {count} frozen tensors are bit for bit as loaded")
