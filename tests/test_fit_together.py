@@ -60,6 +60,7 @@ def run(processes: int, *arguments: str) -> str:
         out, err = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, err
     assert len(out.splitlines()) == 1, "the run folder, once"
+    assert "warning" not in err.lower(), err
     return err
 
 

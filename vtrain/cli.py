@@ -180,6 +180,8 @@ def fit(
         if os.environ.get("RANK", "0") != "0":  # the first of several processes says it
             raise typer.Exit(int(error.exit_code)) from None
         raise
+    # Read when torch is loaded: without it every process warns of a choice that is meant.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from vtrain.distributed import read_process_group
     from vtrain.fit import fit as run_fit
 
