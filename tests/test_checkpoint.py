@@ -164,7 +164,7 @@ def save_run(
         metrics={},
         versions={},
     )
-    save_model(run_dir / "model.safetensors", model.classifier, description)
+    save_model(run_dir / "model.safetensors", model.classifier.state_dict(), description)
     if finished:
         (run_dir / "result.json").write_text(json.dumps({"planned_epochs": 1}))
     return LoadedModel(model.classifier, preprocessing, CLASSES, "")

@@ -29,7 +29,7 @@ from vtrain.errors import (
 from vtrain.fit import fit
 from vtrain.fit_run import FitRun
 from vtrain.models.freezing import verify_frozen
-from vtrain.models.model_file import load_model_file, save_model_state
+from vtrain.models.model_file import load_model_file, save_model
 from vtrain.records import FitResult
 from vtrain.run_folder import claim_run_dir, lock_run
 from vtrain.tensor_files import load_tensors
@@ -507,11 +507,11 @@ def test_full_disk_keeps_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch) ->
     def full(*_: object) -> None:
         raise ResourceError("cannot write model.safetensors: no space left")
 
-    monkeypatch.setattr("vtrain.fit_run.save_model_state", full)
+    monkeypatch.setattr("vtrain.fit_run.save_model", full)
     with pytest.raises(ResourceError, match="no space left"):
         run("run_dir=runs/a", "train.save_every_steps=2")
     assert load_checkpoint(Path("runs/a/last.ckpt")).state.step == 4
-    monkeypatch.setattr("vtrain.fit_run.save_model_state", save_model_state)
+    monkeypatch.setattr("vtrain.fit_run.save_model", save_model)
     assert run("run_dir=runs/a", "train.save_every_steps=2", resume=True).epochs == 2
 
 

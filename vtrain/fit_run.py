@@ -35,7 +35,7 @@ from vtrain.models.freezing import (
     summarize_stages,
     verify_frozen,
 )
-from vtrain.models.model_file import ModelFile, load_model_file, save_model_state
+from vtrain.models.model_file import ModelFile, load_model_file, save_model
 from vtrain.phase import PhaseBuilder
 from vtrain.plan import FitPlan, data_facts, show_stages
 from vtrain.profile import PROFILE_NAME, build_profile, show_profile
@@ -317,9 +317,8 @@ class FitRun:
         group = self.plan.group
         if group.world_size == 1:
             return
-        for model in {
-            id(each): each for each in (self.plan.classifier, self._best_candidate)
-        }.values():
+        average = [] if self.loop.ema is None else [self.loop.ema.model]
+        for model in [self.plan.classifier, *average]:
             buffers = dict(model.named_buffers())
             first = group.broadcast({name: buffer.cpu() for name, buffer in buffers.items()})
             for name, buffer in buffers.items():
@@ -458,7 +457,7 @@ class FitRun:
     def _save_best(self, best: BestModel) -> None:
         plan = self.plan
         environment = describe_environment()
-        save_model_state(
+        save_model(
             self.run_dir / MODEL_NAME,
             best.state,
             ModelFile(

@@ -1,13 +1,15 @@
 """Folded batch norms: the same function, for every backbone and at every stage."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from vtrain.models.classifier import POOLED, Classifier, build_pretrained_classifier
-from vtrain.models.folding import Folding, find_foldable, fold_batch_norms
+from vtrain.models.folding import FoldedPair, apply_folding, find_foldable
 from vtrain.zoo import BackboneSpec, backbone_names, find_backbone
 
 CHEAP = (
@@ -51,6 +53,21 @@ def images(size: int = 8) -> Tensor:
 
 def relative(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).abs().max() / expected.abs().max())
+
+
+@dataclass(frozen=True)
+class Folding:
+    """A folded copy, the pairs that were folded, and how many batch norms there were before."""
+
+    module: nn.Module
+    pairs: tuple[FoldedPair, ...]
+    batch_norms: int
+
+
+def fold_batch_norms(module: nn.Module, *, keep: Collection[str] = ()) -> Folding:
+    folded = copy.deepcopy(module).eval()
+    count = sum(isinstance(child, nn.BatchNorm2d) for child in folded.modules())
+    return Folding(folded, tuple(apply_folding(folded, keep=keep)), count)
 
 
 def fold_and_compare(module: nn.Module) -> Folding:

@@ -64,7 +64,7 @@ def save_changed(path: Path, **changes: Any) -> None:
 
 def test_model_and_description_come_back_exactly(path: Path) -> None:
     classifier = tiny()
-    save_model(path, classifier, DESCRIPTION)
+    save_model(path, classifier.state_dict(), DESCRIPTION)
     loaded, description = load_model_file(path)
     assert description == read_model_file(path) == DESCRIPTION
     place_model(loaded, CPU)  # the layout changes the last bits
@@ -78,7 +78,7 @@ def test_model_and_description_come_back_exactly(path: Path) -> None:
 def test_loaded_model_is_ready_for_use(path: Path) -> None:
     classifier = tiny().train()
     apply_freeze(classifier, [ParamRule("head", 1.0), FROZEN])
-    save_model(path, classifier, DESCRIPTION)
+    save_model(path, classifier.state_dict(), DESCRIPTION)
     loaded, _ = load_model_file(path)
     assert not any(module.training for module in loaded.modules())
     assert all(parameter.requires_grad for parameter in loaded.parameters())
@@ -108,7 +108,7 @@ def test_architecture_is_rebuilt_from_the_description(
         head=settings.model_dump(),
         preprocessing=Preprocessing(crop, crop),
     )
-    save_model(path, classifier, description)
+    save_model(path, classifier.state_dict(), description)
     loaded, _ = load_model_file(path)
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -124,7 +124,7 @@ def test_input_conversion_of_pretrained_inception_is_kept(path: Path) -> None:
             spec, num_classes=5, head=HeadConfig(), pretrained=pretrained
         ).eval()
         description = replace(DESCRIPTION, backbone="googlenet", pretrained_input=pretrained)
-        save_model(path, classifier, description)
+        save_model(path, classifier.state_dict(), description)
         loaded, _ = load_model_file(path)
         with torch.no_grad():
             outputs.append(loaded.forward_features(images))
@@ -256,7 +256,7 @@ def test_description_nested_too_deeply(path: Path) -> None:
 
 
 def test_the_description_says_how_images_are_read(path: Path) -> None:
-    save_model(path, tiny(), DESCRIPTION)
+    save_model(path, tiny().state_dict(), DESCRIPTION)
     stored = json.loads(read_metadata(path)["vtrain"])["preprocessing"]
     assert stored["background"] == [1, 2, 3]
     assert (stored["exif"], stored["alpha"]) == ("applied", "composited")
@@ -292,7 +292,7 @@ def test_tensors_of_another_model(path: Path, changes: dict[str, Any]) -> None:
 
 
 def test_flipped_bit_in_tensors_or_description(path: Path) -> None:
-    save_model(path, tiny(), DESCRIPTION)
+    save_model(path, tiny().state_dict(), DESCRIPTION)
     content = path.read_bytes()
     inside = content.index(b"simple_cnn")
     for position in (inside, len(content) // 2, len(content) - 1):
@@ -307,7 +307,7 @@ def test_weights_that_are_not_finite(path: Path) -> None:
     classifier = tiny()
     with torch.no_grad():
         next(classifier.head.parameters()).fill_(float("nan"))
-    save_model(path, classifier, DESCRIPTION)
+    save_model(path, classifier.state_dict(), DESCRIPTION)
     with pytest.raises(ModelError, match="holds NaN or infinity"):
         load_model_file(path)
 

@@ -31,7 +31,7 @@ BLOCK_ROWS = 1024
 BLOCK_BYTES = 64 * 2**20
 BLOCK_SECONDS = 30.0
 # Local file systems stamp changes with the kernel's clock, which ticks every 10 ms or faster.
-CLOCK_TICK_NS = 20_000_000
+KERNEL_TICK_NS = 20_000_000
 # Other machines may write here too: only what is as old as this has certainly been given up.
 ABANDONED_SECONDS = 6 * 3600.0
 _LOCK_NAME = "build.lock"
@@ -58,8 +58,8 @@ def identify_files(paths: Sequence[Path]) -> Identities:
         newest = max(newest, status.st_ctime_ns)
         facts.append((str(path.absolute()), *status[2:]))  # a device's number may change
     # What changes again within one tick of the clock would keep its times: let that tick pass.
-    wait = newest + CLOCK_TICK_NS - time.time_ns()
-    time.sleep(min(max(wait, 0), CLOCK_TICK_NS) / 1e9)
+    wait = newest + KERNEL_TICK_NS - time.time_ns()
+    time.sleep(min(max(wait, 0), KERNEL_TICK_NS) / 1e9)
     return np.array([_digest(each) for each in facts], dtype=f"S{IDENTITY_BYTES}")
 
 

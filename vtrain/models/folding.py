@@ -1,41 +1,13 @@
 """Batch norms folded into the convolutions before them: the same function with fewer layers."""
 
-import copy
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 FoldedPair = tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Folding:
-    """A folded copy, and what was done to it.
-
-    `pairs` are the (convolution, batch norm) that were folded, by their paths; `batch_norms` is the
-    number of batch norms that the module had before. No pairs and many batch norms: the module
-    cannot be traced, or each of its norms stands before its convolution.
-    """
-
-    module: nn.Module
-    pairs: tuple[FoldedPair, ...]
-    batch_norms: int
-
-
-def fold_batch_norms(module: nn.Module, *, keep: Collection[str] = ()) -> Folding:
-    """A copy of `module` in evaluation mode with the batch norms of `find_foldable` folded.
-
-    Each of them is an `nn.Identity` in the copy, so that all paths stay. A module that cannot be
-    traced gives a copy with nothing folded.
-    """
-    folded = copy.deepcopy(module).eval()
-    batch_norms = sum(isinstance(child, nn.BatchNorm2d) for child in folded.modules())
-    pairs = apply_folding(folded, keep=keep)
-    return Folding(folded, tuple(pairs), batch_norms)
 
 
 def apply_folding(module: nn.Module, *, keep: Collection[str] = ()) -> list[FoldedPair]:

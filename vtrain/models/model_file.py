@@ -47,12 +47,7 @@ class ModelFile:
     versions: dict[str, Any]
 
 
-def save_model(path: Path, classifier: Classifier, model_file: ModelFile) -> None:
-    """Write a classifier as it is now; see `save_model_state`."""
-    save_model_state(path, classifier.state_dict(), model_file)
-
-
-def save_model_state(path: Path, state: Mapping[str, Tensor], model_file: ModelFile) -> None:
+def save_model(path: Path, state: Mapping[str, Tensor], model_file: ModelFile) -> None:
     """Write the model file: safetensors, self-contained, whole or not at all.
 
     Raises:
