@@ -16,7 +16,7 @@ from vtrain.models.model_file import find_model_file, load_model_file
 from vtrain.models.weights import describe_weights, load_native_weights
 from vtrain.records import Preprocessing
 from vtrain.run_folder import MODEL_NAME, RUNS, find_newest_run
-from vtrain.runtime import seed_everything
+from vtrain.runtime import keep_freed_memory, seed_everything
 from vtrain.tensor_files import load_torch, save_torch
 from vtrain.training.inference import prepare_for_inference
 from vtrain.training.loop import TrainState
@@ -80,6 +80,7 @@ def load_model(
         UsageError: the backbone has no weights of that name, or the precision cannot run on the
             device.
     """
+    keep_freed_memory()
     choose_inference_precision(precision, device)  # what cannot run shall not wait for a download
     if model is None:
         loaded = _load_own(find_newest_run(runs) / MODEL_NAME, device, precision)

@@ -46,6 +46,7 @@ from vtrain.training.inference import (
     find_finite_rows,
     find_model_device,
 )
+from vtrain.training.streams import choose_streams, compute_in_order
 
 ROUND_BLOCKS = 4  # between two exchanges of progress among processes
 Forward = Callable[[Tensor], Tensor]
@@ -291,17 +292,23 @@ def _compute_blocks(
     shape: tuple[int, ...],
 ) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
     """Consecutive rows `[n, *shape]`, NaN where they failed, and why by the row's place in them."""
-    start = 0
     device = find_model_device(model.classifier)
-    for batch in batches:
+
+    def compute(batch: Batch) -> tuple[Tensor, Tensor]:
+        if not len(batch.positions):
+            return torch.empty(0, *shape), torch.empty(0, dtype=torch.bool)
+        features = compute_outputs(forward, batch.inputs, model.preprocessing, device)
+        finite = find_finite_rows(features).cpu()  # a CPU-GPU sync point, like the next copy
+        return features.cpu(), finite
+
+    start = 0
+    for batch, (features, finite) in compute_in_order(
+        batches, compute, streams=choose_streams(device)
+    ):
         failures = dict(batch.failures)
         block = torch.full((len(batch.positions) + len(failures), *shape), float("nan"))
-        if len(batch.positions):
-            features = compute_outputs(forward, batch.inputs, model.preprocessing, device)
-            finite = find_finite_rows(features).cpu()  # a CPU-GPU sync point, like the next copy
-            good = batch.positions[finite]
-            block[good - start] = features.cpu()[finite]
-            failures |= dict.fromkeys(batch.positions[~finite].tolist(), NOT_FINITE)
+        block[batch.positions[finite] - start] = features[finite]
+        failures |= dict.fromkeys(batch.positions[~finite].tolist(), NOT_FINITE)
         yield block.numpy(), {place - start: reason for place, reason in failures.items()}
         start += len(block)
 

@@ -23,6 +23,7 @@ from vtrain.training.inference import (
     find_top_classes,
 )
 from vtrain.training.metrics import ClassificationMetrics, cross_entropies
+from vtrain.training.streams import choose_streams, compute_in_order
 
 SCHEMA = 1
 NAMED_AT_MOST = 5
@@ -85,21 +86,25 @@ def evaluate_model(
     *,
     num_classes: int,
     device: torch.device,
+    streams: int = 1,
     on_batch: Callable[[int], object] | None = None,
 ) -> ModelEvaluation:
     """Gather what a model says of labelled batches.
 
     `compute_logits` turns a batch's inputs (on the CPU) into float32 logits `[B, C]` on `device`;
-    the model behind it is in evaluation mode. `on_batch` gets the number of images done since its
-    last call.
+    the model behind it is in evaluation mode. `streams` batches are computed at a time. `on_batch`
+    gets the number of images done since its last call.
     """
     metrics = ClassificationMetrics(num_classes, device)
     failures: list[tuple[int, str]] = []
     rows: list[tuple[Tensor, ...]] = []
-    for batch in batches:
+
+    def compute(batch: Batch) -> Tensor | None:
+        return compute_logits(batch.inputs) if len(batch.positions) else None
+
+    for batch, logits in compute_in_order(batches, compute, streams=streams):
         failures.extend(batch.failures)
-        if len(batch.positions):
-            logits = compute_logits(batch.inputs)
+        if logits is not None:
             labels = batch.labels.to(device, non_blocking=True)
             metrics.update(logits, labels)
             ranked, probabilities = find_top_classes(logits, 1)
@@ -183,6 +188,7 @@ def evaluate(
         batches,
         num_classes=len(model.classes),
         device=device,
+        streams=choose_streams(device),
         on_batch=counter.advance,
     )
     return build_result(evaluation, images), list_predictions(evaluation, images)

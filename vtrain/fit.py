@@ -27,7 +27,7 @@ from vtrain.run_folder import (
     lock_run,
     require_same_run,
 )
-from vtrain.runtime import StopRequest, explain_torch_error, find_device
+from vtrain.runtime import StopRequest, explain_torch_error, find_device, keep_freed_memory
 
 Value = TypeVar("Value")
 
@@ -55,6 +55,7 @@ def fit(
         raise UsageError(
             "--dry-run and --resume were both given", "leave one out: a plan is of a new run"
         )
+    keep_freed_memory()
     device = find_device(group.choose_device(loaded.config.train.device))
     with explained_errors(), group.joined(device), group.explained():
         if dry_run:

@@ -39,6 +39,7 @@ from vtrain.training.feature_cache import (
 )
 from vtrain.training.inference import compute_outputs, prepare_for_inference, prepare_module
 from vtrain.training.precision import Precision
+from vtrain.training.streams import choose_streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,10 +297,12 @@ class PhaseBuilder:
         if rows is None:
             batches = self._load_in_order(images, share)
             compute_logits = self._from_images(classifier, precision)
+            streams = choose_streams(plan.device)
         else:
             assert self._boundary is not None
             batches = iterate_rows(rows, images.labels, share, plan.batch_size)
             compute_logits = _from_activations(classifier, self._boundary, precision)
+            streams = 1  # what is left to do is too little to share
         with self.console.progress(len(share), label) as bar:
 
             def advance(count: int) -> None:
@@ -311,6 +314,7 @@ class PhaseBuilder:
                 batches,
                 num_classes=len(images.classes),
                 device=plan.device,
+                streams=streams,
                 on_batch=advance,
             )
         return merge_evaluations(plan.group.gather(own))

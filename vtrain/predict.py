@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -25,6 +26,7 @@ from vtrain.training.inference import (
     find_model_device,
     find_top_classes,
 )
+from vtrain.training.streams import choose_streams, compute_in_order
 
 SCHEMA = 1
 LOOK_AHEAD = 65  # inputs; fewer are read without workers
@@ -123,7 +125,8 @@ def predict(
     probabilities by some 1e-6.
 
     Inputs are taken as they are needed, so that the memory needed does not grow with their number:
-    a batch is full before it is computed, and workers read ahead (see `build_stream_loader`).
+    a batch is full before it is computed, and workers read ahead (see `build_stream_loader`), on a
+    CPU by as many batches more as are computed at a time.
     `auto` looks at the first 65 inputs to see whether workers are worth while.
 
     Raises:
@@ -147,23 +150,28 @@ def _answer(
         first = list(islice(inputs, LOOK_AHEAD))
         inputs, workers = chain(first, inputs), resolve_workers(workers, len(first))
     waiting: deque[PredictInput] = deque()
+    device = find_model_device(model.classifier)
     batches = build_stream_loader(
         _form_batches(inputs, waiting, batch_size),
         EvalTransform(model.preprocessing),
         workers=workers,
-        pin_memory=find_model_device(model.classifier).type == "cuda",
+        pin_memory=device.type == "cuda",
     )
     answered = 0
-    for batch in batches:
-        yield from _take_errors(waiting)
-        with worker_troubles():
-            answers = _answer_batch(batch, model, top_k)
-        for position in sorted(answers):
-            # An answer must never reach another input than its own.
-            assert position == answered, f"batch holds input {position}, expected {answered}"
-            answered += 1
-            yield replace(answers[position], path=waiting.popleft().path)
+    with worker_troubles():
+        for _, answers in compute_in_order(
+            batches,
+            partial(_answer_batch, model=model, top_k=top_k),
+            # Without workers a batch is answered before the next one is asked for.
+            streams=choose_streams(device) if workers else 1,
+        ):
             yield from _take_errors(waiting)
+            for position in sorted(answers):
+                # An answer must never reach another input than its own.
+                assert position == answered, f"batch holds input {position}, expected {answered}"
+                answered += 1
+                yield replace(answers[position], path=waiting.popleft().path)
+                yield from _take_errors(waiting)
     yield from _take_errors(waiting)
     assert not waiting, f"no answer for {len(waiting)} inputs"
 

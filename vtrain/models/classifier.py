@@ -183,7 +183,11 @@ def _find_stage(stages: Iterable[Stage], name: str) -> Stage | None:
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass as soon as the wanted output is there."""
+    """Ends a forward pass as soon as the wanted output is there, and carries it."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
 
 
 def _forward_until(model: nn.Module, path: str, images: Tensor) -> Tensor:
@@ -191,20 +195,19 @@ def _forward_until(model: nn.Module, path: str, images: Tensor) -> Tensor:
 
     Leaving at once also keeps the output from being changed by an in-place activation behind it.
     """
-    outputs: list[Tensor] = []
 
     def stop(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        outputs.append(output)
-        raise _ReachedError
+        # Threads that run the model together meet each other's hooks: each gets its own output.
+        raise _ReachedError(output)
 
     handle = model.get_submodule(path).register_forward_hook(stop)
     try:
         model(images)
-    except _ReachedError:
-        pass
+    except _ReachedError as reached:
+        return reached.output
     finally:
         handle.remove()
-    return outputs[0]
+    raise AssertionError(f"the model does not call {path}")
 
 
 def build_classifier(

@@ -39,6 +39,7 @@ from vtrain.runtime import find_version, mix_seed
 from vtrain.tensor_files import tensors_sha256
 from vtrain.training.inference import prepare_module
 from vtrain.training.precision import Precision
+from vtrain.training.streams import choose_streams, compute_in_order
 
 FORMAT = 1
 GIGABYTE = 10**9
@@ -54,6 +55,7 @@ class FrozenPart:
 
     boundary: str
     module: nn.Module
+    device: torch.device
     compute: Callable[[Tensor], Tensor]
     facts: dict[str, Any]
     row_bytes: int
@@ -102,7 +104,7 @@ def build_frozen_part(
             "pillow": PIL.__version__,
         },
     }
-    return FrozenPart(boundary, module, compute, facts, row.nbytes)
+    return FrozenPart(boundary, module, device, compute, facts, row.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,11 +250,16 @@ class FeatureCache:
             workers=self.workers,
             seeds=None if views.seed is None else _seeds(wanted, missing[:, 1], views.seed),
         )
+        batches = compute_in_order(
+            require_readable(loader, wanted),
+            lambda batch: part.compute(batch.inputs),
+            streams=choose_streams(part.device),
+        )
         writer = BlockWriter(store)
         with self.progress(len(wanted)) as advance:
             try:
-                for batch in require_readable(loader, wanted):
-                    writer.add(names[batch.positions.numpy()], part.compute(batch.inputs))
+                for batch, rows in batches:
+                    writer.add(names[batch.positions.numpy()], rows)
                     advance(len(batch))
             except BaseException:
                 with suppress(StoreError):
