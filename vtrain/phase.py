@@ -174,7 +174,11 @@ class PhaseBuilder:
                 "instead of a new one each epoch"
             )
         self._train_count = count
-        return self._provide(cache, part, plan.splits.train, views)
+        # Validation of this phase will want the same of its images: then all are one pass.
+        same = views.seed is None and plan.inference_precision == plan.precision
+        return self._provide(
+            cache, part, plan.splits.train, views, ahead=plan.splits.val if same else None
+        )
 
     def _choose_views(self, phase: Phase) -> Views | None:
         """The views to store; None where every epoch must see new ones."""
@@ -245,15 +249,22 @@ class PhaseBuilder:
             yield advance
 
     def _provide(
-        self, cache: FeatureCache, part: FrozenPart, images: LabelledImages, views: Views
+        self,
+        cache: FeatureCache,
+        part: FrozenPart,
+        images: LabelledImages,
+        views: Views,
+        *,
+        ahead: LabelledImages | None = None,
     ) -> StoredRows | None:
         started = time.perf_counter()
-        rows = cache.provide(part, images.paths, views)
+        rows = cache.provide(part, images.paths, views, ahead=ahead.paths if ahead else ())
         if rows is not None:
             seconds = format_duration(time.perf_counter() - started)
+            count = len(images) + (len(ahead) if ahead else 0)
             self.console.say(
-                f"feature cache: {describe_size(part, len(images) * views.count)} of "
-                f"{len(images):,} images in {seconds}"
+                f"feature cache: {describe_size(part, count * views.count)} of "
+                f"{count:,} images in {seconds}"
             )
         return rows
 

@@ -171,7 +171,7 @@ def test_what_a_run_stores_is_listed(
     assert_refused(refused, 2, "train.cache: features cannot be used", "data.augment=none")
     done = program(*probe, "train.cache=features")
     assert done.code == 0, done
-    assert "feature cache: 18 features" in done.err
+    assert "feature cache: 24 features" in done.err
     shown = json.loads(program("cache", "--json").out)
     (store,) = (entry for entry in shown["entries"] if entry["kind"] == "features")
     assert (store["facts"]["backbone"], store["facts"]["layer"]) == ("simple_cnn", "penultimate")

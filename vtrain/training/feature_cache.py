@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import PIL
@@ -154,21 +154,32 @@ class FeatureCache:
         """Whether `count` activations, all that a run stores, stay below the limit."""
         return count * part.row_bytes <= self.limit_gb * GIGABYTE
 
-    def provide(self, part: FrozenPart, paths: Sequence[Path], views: Views) -> StoredRows | None:
+    def provide(
+        self,
+        part: FrozenPart,
+        paths: Sequence[Path],
+        views: Views,
+        *,
+        ahead: Sequence[Path] = (),
+    ) -> StoredRows | None:
         """The activations `[N, K]` of all views; those that are not stored yet are computed.
 
+        So are those of the images `ahead`, in the same pass, for a call that will ask for them.
         None, after a warning, where the store cannot be written.
 
         Raises:
             DataError: an image cannot be read.
         """
         try:
-            return self._provide(part, paths, views)
+            return self._provide(part, paths, ahead, views)
         except StoreError as error:
             self.warn(f"feature cache: {error}; training without it: the same result, slower")
             return None
 
-    def _provide(self, part: FrozenPart, paths: Sequence[Path], views: Views) -> StoredRows:
+    def _provide(
+        self, part: FrozenPart, first: Sequence[Path], ahead: Sequence[Path], views: Views
+    ) -> StoredRows:
+        paths = _Chain(first, ahead)
         facts = {**part.facts, "view": views.facts()}
         with self._together():
             identities = _identify(paths, views)
@@ -185,7 +196,7 @@ class FeatureCache:
             # On machines that do not share the cache folder the others' shares are missing.
             if (store.find(identities) < 0).any():
                 self._build_alone(store, part, paths, views, identities)
-            return store.select(identities)
+            return store.select(identities[: len(first)])
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -266,6 +277,26 @@ class FeatureCache:
                     writer.flush()  # a resumed run goes on from here
                 raise
             writer.flush()
+
+
+class _Chain(Sequence[Path]):
+    """Two sequences of paths, one behind the other, without a list of them."""
+
+    def __init__(self, first: Sequence[Path], second: Sequence[Path]) -> None:
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    @overload
+    def __getitem__(self, index: int) -> Path: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Path]: ...
+    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        before = len(self._first)
+        return self._first[index] if index < before else self._second[index - before]
 
 
 def _identify(paths: Sequence[Path], views: Views) -> Identities:
