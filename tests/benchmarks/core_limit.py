@@ -40,7 +40,7 @@ from vtrain.models.backbones import eval_preprocessing
 from vtrain.runtime import find_device
 from vtrain.zoo import find_backbone
 
-PASSES = 3  # each rate is the best of these, after one that is not counted
+PASSES = 2  # each rate is the best of these, after one that is not counted
 READ_BATCH = 32  # where the config leaves it open
 READ_AT_LEAST = 1000  # images in one timed pass of the loader
 

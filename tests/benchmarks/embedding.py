@@ -44,7 +44,7 @@ def benchmark_s4(settings: Settings) -> Iterator[Row]:
     for case in S4:
         times = 1 if settings.quick else case.times
         repeated = repeat_images(images, times, settings.folder / f"times-{times}")
-        found = measure(case.backbone, repeated.root, settings, limit=True)
+        found = measure(case.backbone, repeated.root, settings, limit_of=images.root)
         ours, plain, limit = found["vtrain"], found["plain"], found["limit"]
         command = suite_command("S4", settings)
         what = f"embed, {case.backbone} at 224, {repeated.count} images ({repeated.name})"
@@ -84,7 +84,7 @@ def benchmark_s5(settings: Settings) -> Iterator[Row]:
     drawn, names = (2, 2) if settings.quick else (LARGE_DRAWN, LARGE_NAMES)
     folder = settings.folder / "large"
     draw_photographs(folder / "all", size=LARGE_SIZE, count=drawn, names=names)
-    found = measure(LARGE_BACKBONE, folder, settings, limit=False)
+    found = measure(LARGE_BACKBONE, folder, settings)
     ours, plain = found["vtrain"], found["plain"]
     yield Row(
         "S5",
@@ -99,15 +99,15 @@ def benchmark_s5(settings: Settings) -> Iterator[Row]:
 
 
 def measure(
-    backbone: str, folder: Path, settings: Settings, *, limit: bool
+    backbone: str, folder: Path, settings: Settings, *, limit_of: Path | None = None
 ) -> dict[str, dict[str, Sample]]:
-    """Rates of the pass alone, seconds of whole processes, and the core limit if asked for."""
+    """Rates of the pass alone, seconds of whole processes, and the core limit on a folder."""
     sides = {
         "vtrain": partial(run_vtrain, backbone, folder, settings.folder / "ours.npy"),
         "plain": partial(run_plain, backbone, folder, settings.folder / "plain.npy"),
     }
-    if limit:
-        sides["limit"] = partial(run_limit, backbone, folder)
+    if limit_of is not None:
+        sides["limit"] = partial(run_limit, backbone, limit_of)
     return alternate(sides, settings.rounds)
 
 
