@@ -363,8 +363,7 @@ def test_features_that_a_later_phase_cannot_have_are_refused_before_the_first() 
     with pytest.raises(ConfigError, match="phase finetune: nothing is frozen") as caught:
         run("freeze=lp-ft", "train.cache=features", "data.augment=none", "run_dir=runs/a")
     assert caught.value.exit_code == 2
-    assert not Path("runs/a/metrics.jsonl").exists()
-    assert not Path("runs/a/last.ckpt").exists()
+    assert not Path("runs/a").exists()
 
 
 def test_a_network_that_cannot_be_cut_is_trained_whole(monkeypatch: pytest.MonkeyPatch) -> None:

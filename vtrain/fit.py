@@ -15,6 +15,7 @@ from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.errors import UsageError, VtrainError
 from vtrain.files import sweep_temporaries
 from vtrain.fit_run import FitRun, describe_machine
+from vtrain.phase import PhaseBuilder
 from vtrain.plan import FitPlan, build_plan, data_facts, show_plan
 from vtrain.records import FitResult
 from vtrain.run_folder import (
@@ -114,6 +115,8 @@ def _plan(
             planned_batch=checkpoint.machine.get("batch_size") if checkpoint else None,
             group=group,
         )
+        # Before a run folder is made, and also for a plan that is only shown.
+        PhaseBuilder(plan, console, on_batch=lambda: None).check_phases()
     return plan.with_batch_size(min(group.gather(plan.batch_size)))
 
 

@@ -210,7 +210,6 @@ class FitRun:
 
     def train(self) -> None:
         """Run the epochs that are left."""
-        self.work.check_phases()
         with ExitStack() as stack:
             tensorboard = None
             if self.plan.config.train.tensorboard and self.is_main:

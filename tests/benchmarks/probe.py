@@ -65,7 +65,7 @@ def write_rows(
     )
     yield Row(
         "S1",
-        f"the same, epochs alone (other side: one epoch × {EPOCHS})",
+        f"the same, epochs alone, without the pass before them (other side: one epoch × {EPOCHS})",
         ours["epochs"].text("s"),
         plain["epochs"].text("s"),
         plain["epochs"].median / ours["epochs"].median,

@@ -167,8 +167,9 @@ def test_what_a_run_stores_is_listed(
 ) -> None:
     monkeypatch.setenv("VTRAIN_CACHE", str(folder / "cache"))
     probe = ["fit", "tiny.yaml", "model.weights=runs/tiny-001", "freeze=head"]
-    refused = program(*probe, "train.cache=features", "data.augment=light")
-    assert_refused(refused, 2, "train.cache: features cannot be used", "data.augment=none")
+    for dry in ([], ["--dry-run"]):
+        refused = program(*probe, *dry, "train.cache=features", "data.augment=light")
+        assert_refused(refused, 2, "train.cache: features cannot be used", "data.augment=none")
     done = program(*probe, "train.cache=features")
     assert done.code == 0, done
     assert "feature cache: 24 features" in done.err
