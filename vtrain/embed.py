@@ -26,6 +26,7 @@ from vtrain.data.transforms import EvalTransform
 from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.errors import DataError, InterruptedRunError, StoppedError, UsageError, VtrainError
 from vtrain.files import write_csv
+from vtrain.models.classifier import LOGITS, PENULTIMATE
 from vtrain.models.freezing import tensor_digest
 from vtrain.partial_array import (
     ArrayLayout,
@@ -122,7 +123,11 @@ def embed(
         start = group.broadcast(start)
         share = _choose_share(start.done, group)
         loader = _build_loader(job, model, share, workers, group)
-        blocks = _compute_blocks(loader, forward, model, job.layout.shape[1:])
+        # Other layers are found by hooks, which threads that share a model would confuse.
+        shareable = layer in (PENULTIMATE, LOGITS)
+        device = find_model_device(model.classifier)
+        streams = choose_streams(device) if shareable else 1
+        blocks = _compute_blocks(loader, forward, model, job.layout.shape[1:], streams)
         with _kept_for_resuming(job, start, group, notify):
             own = _write_share(job, start, share, blocks, group, notify, progress)
             failures = _join_failures([start.failures, *group.gather(own)])
@@ -290,6 +295,7 @@ def _compute_blocks(
     forward: Forward,
     model: LoadedModel,
     shape: tuple[int, ...],
+    streams: int,
 ) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
     """Consecutive rows `[n, *shape]`, NaN where they failed, and why by the row's place in them."""
     device = find_model_device(model.classifier)
@@ -302,9 +308,7 @@ def _compute_blocks(
         return features.cpu(), finite
 
     start = 0
-    for batch, (features, finite) in compute_in_order(
-        batches, compute, streams=choose_streams(device)
-    ):
+    for batch, (features, finite) in compute_in_order(batches, compute, streams=streams):
         failures = dict(batch.failures)
         block = torch.full((len(batch.positions) + len(failures), *shape), float("nan"))
         block[batch.positions[finite] - start] = features[finite]

@@ -92,8 +92,8 @@ def evaluate_model(
     """Gather what a model says of labelled batches.
 
     `compute_logits` turns a batch's inputs (on the CPU) into float32 logits `[B, C]` on `device`;
-    the model behind it is in evaluation mode. `streams` batches are computed at a time. `on_batch`
-    gets the number of images done since its last call.
+    the model behind it is in evaluation mode. `streams` batches are computed at a time, see
+    `compute_in_order`. `on_batch` gets the number of images done since its last call.
     """
     metrics = ClassificationMetrics(num_classes, device)
     failures: list[tuple[int, str]] = []

@@ -86,6 +86,7 @@ class PhaseBuilder:
     _val_rows: StoredRows | None = None
     _val_rows_known: bool = False
     _train_count: int = 0
+    _val_told: bool = False
     _used_stores: set[Path] = field(default_factory=set)
 
     @property
@@ -115,6 +116,7 @@ class PhaseBuilder:
         plan = self.plan
         self._boundary = find_frozen_boundary(plan.classifier)
         self._val_rows, self._val_rows_known, self._train_count = None, False, 0
+        self._val_told = False
         part = self._part = self._build_part(plan.classifier, plan.precision)
         if part is None:
             self._require_possible(phase, "nothing is frozen up from the input")
@@ -259,7 +261,9 @@ class PhaseBuilder:
     ) -> StoredRows | None:
         started = time.perf_counter()
         rows = cache.provide(part, images.paths, views, ahead=ahead.paths if ahead else ())
-        if rows is not None:
+        told = images is self.plan.splits.val and self._val_told
+        self._val_told |= any(each is self.plan.splits.val for each in (images, ahead))
+        if rows is not None and not told:
             seconds = format_duration(time.perf_counter() - started)
             count = len(images) + (len(ahead) if ahead else 0)
             self.console.say(

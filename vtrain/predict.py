@@ -162,8 +162,7 @@ def _answer(
         for _, answers in compute_in_order(
             batches,
             partial(_answer_batch, model=model, top_k=top_k),
-            # Without workers a batch is answered before the next one is asked for.
-            streams=choose_streams(device) if workers else 1,
+            streams=choose_streams(device),
         ):
             yield from _take_errors(waiting)
             for position in sorted(answers):

@@ -159,6 +159,11 @@ def place_model(model: nn.Module, device: torch.device) -> None:
     model.to(memory_format=torch.channels_last)
 
 
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def keep_freed_memory() -> None:
     """Make the C library keep freed memory for later, in pieces of up to 32 MiB.
 

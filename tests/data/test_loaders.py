@@ -605,7 +605,7 @@ def test_prefetching_on_the_cpu_changes_nothing() -> None:
 
 
 def test_processes_of_a_job_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtrain.data.loaders._count_cores", lambda: 12)
+    monkeypatch.setattr("vtrain.data.loaders.count_cores", lambda: 12)
     assert resolve_workers("auto", 1000) == 8
     assert resolve_workers("auto", 1000, processes=4) == 3
     assert resolve_workers("auto", 1000, processes=100) == 1

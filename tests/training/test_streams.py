@@ -48,6 +48,7 @@ def test_results_come_in_order(streams: int, count: int) -> None:
     found = list(compute_in_order(make_batches(count), compute, streams=streams))
     assert [result for _, result in found] == [2 * number for number in range(count)]
     assert [int(batch.positions[0]) for batch, _ in found] == [result for _, result in found]
+    assert all(batch.inputs.numel() == 0 for batch, _ in found)
 
 
 def test_streams_run_at_the_same_time_and_share_the_threads() -> None:
@@ -92,26 +93,48 @@ def test_error_of_a_stream_arrives_where_its_result_would() -> None:
     assert torch.get_num_threads() == 4
 
 
-@pytest.mark.parametrize("layer", ["penultimate", "conv2", "logits"])
-def test_layers_are_told_apart_when_threads_share_a_model(layer: str) -> None:
-    spec = find_backbone("simple_cnn")
-    stages = [stage.name for stage in spec.stages]
-    name = stages[1] if layer == "conv2" else layer
+def test_error_of_the_source_comes_after_what_came_before_it() -> None:
+    def read() -> Iterator[Batch]:
+        yield from make_batches(3)
+        raise ValueError("no more")
+
+    given = compute_in_order(read(), lambda batch: int(batch.positions[0]), streams=2)
+    assert [next(given)[1] for _ in range(3)] == [0, 2, 4]
+    with pytest.raises(ValueError, match="no more"):
+        next(given)
+
+
+@pytest.mark.parametrize("layer", ["penultimate", "logits"])
+@pytest.mark.parametrize("name", ["simple_cnn", "squeezenet1_1", "vit_b_32"])
+def test_threads_that_share_a_model_get_their_own_outputs(layer: str, name: str) -> None:
+    size = 32 if name == "vit_b_32" else 64
+    spec = find_backbone(name)
     torch.manual_seed(0)
-    model = build_pretrained_classifier(spec, num_classes=3).eval()
-    batches = make_batches(60, edge=32)
+    model = build_pretrained_classifier(spec, num_classes=3, image_size=size).eval()
+    batches = make_batches(12, edge=size)
 
     @torch.inference_mode()
     def compute(batch: Batch) -> torch.Tensor:
-        return model.forward_layer(batch.inputs, name)
+        return model.forward_layer(batch.inputs, layer)
 
     alone = [result for _, result in compute_in_order(batches, compute, streams=1)]
     shared = [result for _, result in compute_in_order(batches, compute, streams=4)]
-    assert all(map(torch.equal, alone, shared))
+    for one, other in zip(alone, shared, strict=True):
+        torch.testing.assert_close(one, other)
+    # The last layer of a new ViT is zero.
+    assert torch.equal(alone[0], alone[1]) == ((name, layer) == ("vit_b_32", "logits"))
 
 
-def test_streams_are_for_cpus() -> None:
+def test_streams_are_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vtrain.training.streams.count_cores", lambda: 4)
     assert choose_streams(CPU) == 4 == MAX_STREAMS
-    torch.set_num_threads(2)
-    assert choose_streams(CPU) == 2
+    found = {}
+    monkeypatch.setattr("vtrain.training.streams.count_cores", lambda: 16)
+    for threads in (1, 2, 3, 5, 6, 8, 10, 16):
+        torch.set_num_threads(threads)
+        found[threads] = choose_streams(CPU)
+    assert found == {1: 1, 2: 2, 3: 3, 5: 4, 6: 3, 8: 4, 10: 2, 16: 4}
     assert choose_streams(torch.device("cuda", 0)) == 1
+    monkeypatch.setattr("vtrain.training.streams.count_cores", lambda: 8)
+    torch.set_num_threads(9)  # more than the cores that this process is bound to
+    assert choose_streams(CPU) == 1

@@ -22,7 +22,7 @@ from vtrain.data.images import read_image
 from vtrain.data.transforms import ImageTransform
 from vtrain.errors import DataError, ImageError, ResourceError
 from vtrain.records import LabelledImages, PackedPaths
-from vtrain.runtime import mix_seed
+from vtrain.runtime import count_cores, mix_seed
 
 # A batch takes a worker well under 10 s even for large photographs on a network disk.
 WORKER_TIMEOUT_S = 300.0
@@ -192,7 +192,7 @@ def resolve_workers(value: int | Literal["auto"], num_images: int, *, processes:
         return value
     if num_images <= _SMALL_SET:
         return 0
-    return max(1, min(_count_cores() // processes, _MAX_AUTO_WORKERS))
+    return max(1, min(count_cores() // processes, _MAX_AUTO_WORKERS))
 
 
 def build_train_loader(
@@ -467,10 +467,6 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(state)
-
-
-def _count_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _set_up_worker(_: int) -> None:

@@ -183,11 +183,7 @@ def _find_stage(stages: Iterable[Stage], name: str) -> Stage | None:
 
 
 class _ReachedError(Exception):
-    """Ends a forward pass as soon as the wanted output is there, and carries it."""
-
-    def __init__(self, output: Tensor) -> None:
-        super().__init__()
-        self.output = output
+    """Ends a forward pass as soon as the wanted output is there."""
 
 
 def _forward_until(model: nn.Module, path: str, images: Tensor) -> Tensor:
@@ -195,19 +191,20 @@ def _forward_until(model: nn.Module, path: str, images: Tensor) -> Tensor:
 
     Leaving at once also keeps the output from being changed by an in-place activation behind it.
     """
+    outputs: list[Tensor] = []
 
     def stop(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        # Threads that run the model together meet each other's hooks: each gets its own output.
-        raise _ReachedError(output)
+        outputs.append(output)
+        raise _ReachedError
 
     handle = model.get_submodule(path).register_forward_hook(stop)
     try:
         model(images)
-    except _ReachedError as reached:
-        return reached.output
+    except _ReachedError:
+        pass
     finally:
         handle.remove()
-    raise AssertionError(f"the model does not call {path}")
+    return outputs[0]
 
 
 def build_classifier(

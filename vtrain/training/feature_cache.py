@@ -1,20 +1,23 @@
 """The frozen lower part of a network, run once over the images; training goes on from what it gave.
 
 The result is that of running it in every epoch: the frozen part has no randomness and does not
-change, and an image without augmentation is the same every time.
+change, and an image without augmentation is the same every time. In float32 the last bits can
+differ where it runs on another number of threads, see `choose_streams`.
 """
 
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
 import PIL
 import torch
 import torchvision
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vtrain.cache_folder import make_room
@@ -40,6 +43,8 @@ from vtrain.tensor_files import tensors_sha256
 from vtrain.training.inference import prepare_module
 from vtrain.training.precision import Precision
 from vtrain.training.streams import choose_streams, compute_in_order
+
+Missing: TypeAlias = NDArray[np.int64]  # [M, 2], numbers of images and of their views
 
 FORMAT = 1
 GIGABYTE = 10**9
@@ -185,7 +190,7 @@ class FeatureCache:
             identities = _identify(paths, views)
             store = FeatureStore.open(self.root, facts, notify=self.notify)
             self.used.add(store.folder)
-            missing = np.argwhere(store.find(identities) < 0)
+            missing = _find_missing(store, identities)
         # From here on some may write: all have seen the same rows missing.
         if self.group.world_size > 1:
             with self._together():
@@ -224,7 +229,7 @@ class FeatureCache:
     ) -> None:
         """One process builds; another that wants the same rows waits and reads them."""
         with store.building(self.on_wait):
-            missing = np.argwhere(store.find(identities) < 0)
+            missing = _find_missing(store, identities)
             self._build(store, part, paths, views, identities, missing)
         store.refresh()
 
@@ -245,7 +250,7 @@ class FeatureCache:
         paths: Sequence[Path],
         views: Views,
         identities: Identities,
-        missing: "np.ndarray[Any, np.dtype[np.int64]]",
+        missing: Missing,
     ) -> None:
         """Compute and store the (image, view) pairs `missing` `[M, 2]`."""
         if not len(missing):
@@ -288,6 +293,9 @@ class _Chain(Sequence[Path]):
     def __len__(self) -> int:
         return len(self._first) + len(self._second)
 
+    def __iter__(self) -> Iterator[Path]:
+        return chain(self._first, self._second)
+
     @overload
     def __getitem__(self, index: int) -> Path: ...
     @overload
@@ -295,8 +303,17 @@ class _Chain(Sequence[Path]):
     def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         before = len(self._first)
         return self._first[index] if index < before else self._second[index - before]
+
+
+def _find_missing(store: FeatureStore, identities: Identities) -> Missing:
+    """(image, view) of what is not stored; once, if it is asked for in two places."""
+    missing = np.argwhere(store.find(identities) < 0)
+    _, first = np.unique(identities[missing[:, 0], missing[:, 1]], return_index=True)
+    return missing[np.sort(first)]
 
 
 def _identify(paths: Sequence[Path], views: Views) -> Identities:

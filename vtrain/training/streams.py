@@ -3,11 +3,13 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 
 from vtrain.data.loaders import Batch
+from vtrain.runtime import count_cores
 
 Result = TypeVar("Result")
 
@@ -16,39 +18,75 @@ MAX_STREAMS = 4
 
 
 def choose_streams(device: torch.device) -> int:
-    """Batches to compute at a time: on a CPU one for each compute thread, at most four; else one.
+    """Batches to compute at a time: on a CPU two to four, which share its threads; else one.
 
     A layer that all threads share ends when the last of them has done its part, while the others
-    wait; batches of their own wait for nobody. Other devices keep their cores busy by themselves.
+    wait; batches of their own wait for nobody. It is the same for any number of batches, and all
+    get as many threads: float32 sums round differently with another number, and a batch shall give
+    the same bits in every command. Other devices keep their cores busy by themselves.
     """
-    return min(torch.get_num_threads(), MAX_STREAMS) if device.type == "cpu" else 1
+    threads = torch.get_num_threads()
+    # Threads bound to fewer cores than there are threads would all get the same ones.
+    if device.type != "cpu" or threads == 1 or count_cores() < threads:
+        return 1
+    choices = range(min(threads, MAX_STREAMS), 1, -1)
+    return max(choices, key=lambda streams: threads // streams * streams)  # the fewest left over
 
 
 def compute_in_order(
     batches: Iterable[Batch], compute: Callable[[Batch], Result], *, streams: int
 ) -> Iterator[tuple[Batch, Result]]:
-    """Each batch with what `compute` makes of it, in order; `streams` of them at a time.
+    """Each batch, without its inputs, and what `compute` makes of it; `streams` at a time.
 
-    The streams share torch's compute threads. With more than one, `compute` is called in threads
-    of their own, and up to `streams` batches beyond the one that is given have been asked for.
+    Each stream gets its share of torch's compute threads. With more than one, up to `streams`
+    batches beyond the one that is given have been asked for, and `compute` runs in threads of its
+    own, where neither the caller's gradient mode nor its autocast holds; it must bear running
+    several times at once. An error comes where the result would have, one of `batches` after what
+    came before.
     """
     if streams == 1:
         for batch in batches:
-            yield batch, compute(batch)
+            yield _drop_inputs(batch), compute(batch)
         return
     threads = torch.get_num_threads()
-    share = max(1, round(threads / streams))
+    share = max(1, threads // streams)
     pool = ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(share,))
-    pending: deque[tuple[Batch, Future[Result]]] = deque()
+    wait = True
     try:
-        for batch in batches:
-            pending.append((batch, pool.submit(compute, batch)))
-            if len(pending) > streams:
-                done, future = pending.popleft()
-                yield done, future.result()
-        while pending:
+        yield from _collect(batches, lambda batch: pool.submit(compute, batch), streams)
+    except KeyboardInterrupt:
+        wait = False  # a batch of a large network takes many seconds
+        raise
+    finally:
+        pool.shutdown(wait=wait, cancel_futures=True)
+        torch.set_num_threads(threads)  # the setting is partly one of the whole process
+
+
+def _collect(
+    batches: Iterable[Batch], submit: Callable[[Batch], Future[Result]], ahead: int
+) -> Iterator[tuple[Batch, Result]]:
+    """Results in order, of which up to `ahead` more have been submitted."""
+    pending: deque[tuple[Batch, Future[Result]]] = deque()
+    source = iter(batches)
+    trouble: Exception | None = None
+    ended = False
+    while pending or not ended:
+        while not ended and len(pending) <= ahead:
+            try:
+                batch = next(source)
+            except StopIteration:
+                ended = True
+            except Exception as error:
+                ended, trouble = True, error
+            else:
+                pending.append((_drop_inputs(batch), submit(batch)))
+        if pending:
             done, future = pending.popleft()
             yield done, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # the setting is partly one of the whole process
+    if trouble is not None:
+        raise trouble
+
+
+def _drop_inputs(batch: Batch) -> Batch:
+    """The batch without what is large, which may lie in shared memory and hold a descriptor."""
+    return replace(batch, inputs=torch.empty(0))
