@@ -388,11 +388,8 @@ def test_validation_features_are_shared_by_all_epochs(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(FeatureCache, "provide", note)
     run(*HEAD, "train.epochs=4")
-    assert provided == [
-        (18, 6),
-        (6, 0),
-        (6, 0),
-    ]  # training, every validation together, the final evaluation
+    # Training with what validation wants, every validation together, the final evaluation.
+    assert provided == [(18, 6), (6, 0), (6, 0)]
 
 
 @pytest.mark.parametrize("overrides", [(*HEAD, "train.ema=0.5"), UNTIL], ids=["ema", "until"])

@@ -9,9 +9,8 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias
 
 import numpy as np
 import PIL
@@ -184,10 +183,12 @@ class FeatureCache:
     def _provide(
         self, part: FrozenPart, first: Sequence[Path], ahead: Sequence[Path], views: Views
     ) -> StoredRows:
-        paths = _Chain(first, ahead)
+        def find_path(image: int) -> Path:
+            return first[image] if image < len(first) else ahead[image - len(first)]
+
         facts = {**part.facts, "view": views.facts()}
         with self._together():
-            identities = _identify(paths, views)
+            identities = np.concatenate([_identify(paths, views) for paths in (first, ahead)])
             store = FeatureStore.open(self.root, facts, notify=self.notify)
             self.used.add(store.folder)
             missing = _find_missing(store, identities)
@@ -195,12 +196,12 @@ class FeatureCache:
         if self.group.world_size > 1:
             with self._together():
                 share = np.array_split(missing, self.group.world_size)[self.group.rank]
-                self._build(store, part, paths, views, identities, share)
+                self._build(store, part, find_path, views, identities, share)
         with self._together():
             store.refresh()
             # On machines that do not share the cache folder the others' shares are missing.
             if (store.find(identities) < 0).any():
-                self._build_alone(store, part, paths, views, identities)
+                self._build_alone(store, part, find_path, views, identities)
             return store.select(identities[: len(first)])
 
     @contextmanager
@@ -223,14 +224,14 @@ class FeatureCache:
         self,
         store: FeatureStore,
         part: FrozenPart,
-        paths: Sequence[Path],
+        find_path: Callable[[int], Path],
         views: Views,
         identities: Identities,
     ) -> None:
         """One process builds; another that wants the same rows waits and reads them."""
         with store.building(self.on_wait):
             missing = _find_missing(store, identities)
-            self._build(store, part, paths, views, identities, missing)
+            self._build(store, part, find_path, views, identities, missing)
         store.refresh()
 
     def _make_room(self, part: FrozenPart, count: int) -> None:
@@ -247,7 +248,7 @@ class FeatureCache:
         self,
         store: FeatureStore,
         part: FrozenPart,
-        paths: Sequence[Path],
+        find_path: Callable[[int], Path],
         views: Views,
         identities: Identities,
         missing: Missing,
@@ -256,7 +257,7 @@ class FeatureCache:
         if not len(missing):
             return
         self._make_room(part, len(missing))
-        wanted = [paths[image] for image, _ in missing]
+        wanted = [find_path(image) for image in missing[:, 0].tolist()]
         names = identities[missing[:, 0], missing[:, 1]]
         loader = build_eval_loader(
             wanted,
@@ -282,31 +283,6 @@ class FeatureCache:
                     writer.flush()  # a resumed run goes on from here
                 raise
             writer.flush()
-
-
-class _Chain(Sequence[Path]):
-    """Two sequences of paths, one behind the other, without a list of them."""
-
-    def __init__(self, first: Sequence[Path], second: Sequence[Path]) -> None:
-        self._first, self._second = first, second
-
-    def __len__(self) -> int:
-        return len(self._first) + len(self._second)
-
-    def __iter__(self) -> Iterator[Path]:
-        return chain(self._first, self._second)
-
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Path]: ...
-    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        before = len(self._first)
-        return self._first[index] if index < before else self._second[index - before]
 
 
 def _find_missing(store: FeatureStore, identities: Identities) -> Missing:
