@@ -32,7 +32,7 @@ LAYERS = (
     ("config_model",),
     ("partial_array",),
     ("console", "tensor_files", "run_folder"),
-    ("runtime", "distributed", "files", "yaml12", "zoo", "cache_folder"),
+    ("runtime", "distributed", "files", "yaml12", "zoo", "cache_folder", "signals"),
     ("records",),
     ("errors",),
 )
@@ -40,7 +40,7 @@ LAYERS = (
 START_UP = (
     "__main__", "cli", "usage", "console", "config", "config_checks", "config_errors",
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
-    "run_folder", "records", "errors", "init", "cache_folder",
+    "run_folder", "records", "errors", "init", "cache_folder", "signals",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")

@@ -667,13 +667,3 @@ def test_memory_is_pinned_for_a_model_on_cuda_alone(
     with pytest.raises(InterruptedError):
         run(path, tmp_path / "a.npy", build_tiny_model(CLASSES))
     assert loader.call_args.kwargs["pin_memory"] is (device == "cuda")
-
-
-def test_a_worker_that_dies_while_the_model_computes_is_a_resource_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failure = RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed.")
-    monkeypatch.setattr("vtrain.embed.compute_outputs", Mock(side_effect=failure))
-    path = draw_image(tmp_path / "a.png")
-    with pytest.raises(ResourceError, match="a loader worker died"):
-        run(path, tmp_path / "a.npy", build_tiny_model(CLASSES))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.tiny import CPU, break_image, build_tiny_model, draw_image, draw_labelled, poison
 from vtrain.checkpoint import LoadedModel
 from vtrain.data.loaders import Batch
-from vtrain.errors import DataError, ModelError, ResourceError
+from vtrain.errors import DataError, ModelError
 from vtrain.evaluate import (
     ImagePrediction,
     ModelEvaluation,
@@ -309,13 +309,3 @@ def test_memory_is_pinned_for_a_model_on_cuda_alone(
     with pytest.raises(InterruptedError):
         evaluate(path.parent.parent, build_tiny_model(CLASSES), notify=lambda _: None)
     assert loader.call_args.kwargs["pin_memory"] is (device == "cuda")
-
-
-def test_a_worker_that_dies_while_the_model_computes_is_a_resource_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failure = RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed.")
-    monkeypatch.setattr("vtrain.evaluate.compute_outputs", Mock(side_effect=failure))
-    path = draw_image(tmp_path / "ant" / "a.png")
-    with pytest.raises(ResourceError, match="a loader worker died"):
-        evaluate(path.parent.parent, build_tiny_model(CLASSES), notify=lambda _: None)

@@ -356,7 +356,7 @@ def test_killed_between_saves_repeats_the_steps(monkeypatch: pytest.MonkeyPatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(FitRun, "_on_step", die)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(InterruptedRunError, match="checkpoint is of step"):
             run("run_dir=runs/parts", "train.save_every_steps=2")
     assert load_checkpoint(Path("runs/parts/last.ckpt")).state.step == 8
     resumed = run("run_dir=runs/parts", "train.save_every_steps=2", resume=True)

@@ -11,7 +11,7 @@ import torch
 from tests.tiny import CPU, break_image, build_tiny_model, draw_image, poison
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform, normalize_images
-from vtrain.errors import ResourceError, UsageError
+from vtrain.errors import UsageError
 from vtrain.predict import (
     FoundInputs,
     PredictInput,
@@ -256,16 +256,6 @@ def test_memory_is_pinned_for_a_model_on_cuda_alone(
     with pytest.raises(InterruptedError):
         list(predict(inputs_of(path), build_tiny_model(CLASSES), workers=0))
     assert loader.call_args.kwargs["pin_memory"] is (device == "cuda")
-
-
-def test_a_worker_that_dies_while_the_model_computes_is_a_resource_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failure = RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed.")
-    monkeypatch.setattr("vtrain.predict.compute_outputs", Mock(side_effect=failure))
-    path = draw_image(tmp_path / "a.png")
-    with pytest.raises(ResourceError, match="a loader worker died"):
-        list(predict(inputs_of(path), build_tiny_model(CLASSES), workers=0))
 
 
 def test_inputs_are_taken_as_they_are_needed(tmp_path: Path) -> None:

@@ -1,11 +1,6 @@
 """Devices, seeds, signals, and what torch's errors mean."""
 
-import os
-import signal
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 
 import pytest
 import torch
@@ -14,7 +9,6 @@ from torch import nn
 from tests.tiny import CPU
 from vtrain.errors import ExitCode, UsageError
 from vtrain.runtime import (
-    StopRequest,
     describe_environment,
     explain_torch_error,
     find_device,
@@ -176,66 +170,6 @@ def test_seeding_repeats_the_stream_and_parts_change_it() -> None:
     assert draw(0, 1) == first
     assert draw(1, 0) != first
     assert draw(0, 2) != first
-
-
-# --- signals -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def caught() -> Iterator[list[int]]:
-    """Signals that reach the handlers that were there before."""
-    numbers: list[int] = []
-
-    def note(number: int, _: FrameType | None) -> None:
-        numbers.append(number)
-
-    previous = {number: signal.signal(number, note) for number in StopRequest.SIGNALS}
-    yield numbers
-    for number, handler in previous.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_is_noted_and_said(caught: list[int], number: signal.Signals) -> None:
-    said: list[str] = []
-    with StopRequest(said.append) as stop:
-        assert stop.received is None
-        os.kill(os.getpid(), number)
-        assert stop.received == number
-    assert said == [f"{number.name} received: finishing this step, then saving"]
-    assert caught == []
-
-
-def test_second_signal_acts_at_once(caught: list[int]) -> None:
-    with StopRequest(lambda _: None) as stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.received == signal.SIGTERM
-        assert caught == [signal.SIGINT]
-
-
-def test_handlers_are_put_back(caught: list[int]) -> None:
-    before = [signal.getsignal(number) for number in StopRequest.SIGNALS]
-    with StopRequest(lambda _: None):
-        assert [signal.getsignal(number) for number in StopRequest.SIGNALS] != before
-    assert [signal.getsignal(number) for number in StopRequest.SIGNALS] == before
-    with pytest.raises(ZeroDivisionError), StopRequest(lambda _: None):
-        raise ZeroDivisionError
-    assert [signal.getsignal(number) for number in StopRequest.SIGNALS] == before
-
-
-def test_outside_the_main_thread_nothing_is_touched(caught: list[int]) -> None:
-    before = [signal.getsignal(number) for number in StopRequest.SIGNALS]
-    seen = []
-
-    def work() -> None:
-        with StopRequest(lambda _: None):
-            seen.append([signal.getsignal(number) for number in StopRequest.SIGNALS])
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [before]
 
 
 # --- torch's errors ------------------------------------------------------------------------------

@@ -5,8 +5,7 @@ import os
 import sys
 from typing import NoReturn
 
-from vtrain.cli import main
-from vtrain.console import flush_output
+from vtrain.signals import build_stop_error, exit_on_stop_signals, raise_on_stop_signals
 
 
 def run() -> NoReturn:
@@ -15,9 +14,18 @@ def run() -> NoReturn:
     Python takes a second to tear torch's modules down one by one. After its exit handlers have run
     and its output is out, nothing is left to do: the process ends there.
     """
-    code = main()
+    raise_on_stop_signals()
+    try:
+        from vtrain.cli import main
+
+        code = main()
+    except KeyboardInterrupt as error:  # while the command line is loaded, or as it ends
+        code = int(build_stop_error(error, "stopped").exit_code)
+    exit_on_stop_signals(code)
     if "torch" not in sys.modules:
         sys.exit(code)
+    from vtrain.console import flush_output
+
     atexit._run_exitfuncs()
     flush_output()
     os._exit(code)

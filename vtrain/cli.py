@@ -319,6 +319,12 @@ def predict(
     console = Console(quiet=quiet)
     inputs = FoundInputs(paths, sys.stdin.buffer, notify=console.say)
     loaded = load_model(model, device=find_device(device), precision=precision, notify=console.say)
+    work: dict[str, Any] = {
+        "top_k": top_k,
+        "batch_size": batch_size,
+        "workers": _workers(workers),
+        "notify": console.warn,
+    }
     if output is not None and form is not None:
         with console.counter("predicting") as progress:
             written = write_predictions(
@@ -326,18 +332,14 @@ def predict(
                 inputs,
                 loaded,
                 form=form,
-                top_k=top_k,
-                batch_size=batch_size,
-                workers=_workers(workers),
                 resume=resume,
                 progress=lambda done: progress(done, inputs.known),
+                **work,
             )
         print_line(f"{output}: {written.count:,} answers")
         _require_all_answered(written.failed, written.count)
         return
-    answers = run_predict(
-        inputs, loaded, top_k=top_k, batch_size=batch_size, workers=_workers(workers)
-    )
+    answers = run_predict(inputs, loaded, **work)
     show = _prediction_printer(as_json, as_csv, min(top_k, len(loaded.classes)))
     _print_predictions(answers, inputs, show, console)
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,11 +19,10 @@ from vtrain.data.loaders import (
     ImageLoader,
     build_eval_loader,
     resolve_workers,
-    worker_troubles,
 )
 from vtrain.data.transforms import EvalTransform
 from vtrain.distributed import ALONE, ProcessGroup
-from vtrain.errors import DataError, InterruptedRunError, StoppedError, UsageError, VtrainError
+from vtrain.errors import DataError, UsageError, VtrainError
 from vtrain.files import write_csv
 from vtrain.models.classifier import LOGITS, PENULTIMATE
 from vtrain.models.freezing import tensor_digest
@@ -40,7 +38,7 @@ from vtrain.partial_array import (
     publish_rows,
 )
 from vtrain.records import EmbedResult, SkippedFile, to_plain
-from vtrain.runtime import StopRequest
+from vtrain.signals import StopRequest, build_stop_error
 from vtrain.training.inference import (
     NOT_FINITE,
     compute_outputs,
@@ -68,7 +66,6 @@ class _Job:
     work: dict[str, Any]
 
 
-@worker_troubles()
 def embed(
     folder: Path,
     output: Path,
@@ -122,7 +119,7 @@ def embed(
             start = _start(job, notify, resume=resume) if group.is_main else None
         start = group.broadcast(start)
         share = _choose_share(start.done, group)
-        loader = _build_loader(job, model, share, workers, group)
+        loader = _build_loader(job, model, share, workers, group, notify)
         # Other layers are found by hooks, which threads that share a model would confuse.
         shareable = layer in (PENULTIMATE, LOGITS)
         device = find_model_device(model.classifier)
@@ -275,6 +272,7 @@ def _build_loader(
     share: np.ndarray,
     workers: int | Literal["auto"],
     group: ProcessGroup,
+    notify: Callable[[str], None],
 ) -> ImageLoader:
     paths: Sequence[Path] = job.paths
     if len(share) < job.layout.num_blocks:
@@ -287,6 +285,7 @@ def _build_loader(
         batch_size=job.layout.block_rows,
         workers=count,
         pin_memory=find_model_device(model.classifier).type == "cuda",
+        notify=notify,
     )
 
 
@@ -339,8 +338,8 @@ def _write_share(
             failures.extend(failed.items())
             rounds.add(len(values))
             if stop.received is not None:
-                kind = InterruptedRunError if stop.received == signal.SIGINT else StoppedError
-                raise kind(f"{stop.received.name} stopped embedding")
+                message = f"{stop.received.name} stopped embedding"
+                raise build_stop_error(stop.received, message)
         writer.commit()
         rounds.end()
     return failures
@@ -409,7 +408,7 @@ def _kept_for_resuming(
             raise
         hint = f"go on with the same command and --resume: {job.files.rows} has what is done"
         if isinstance(error, KeyboardInterrupt):
-            raise InterruptedRunError("interrupted", hint) from error
+            raise build_stop_error(error, "interrupted", hint) from error
         if isinstance(error, VtrainError) and error.hint is None:
             error.hint = hint
         else:

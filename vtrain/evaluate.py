@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vtrain.checkpoint import LoadedModel
 from vtrain.data.folders import describe_skipped, name_first_skipped, scan_labelled
-from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers, worker_troubles
+from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, ModelError
 from vtrain.files import write_csv
@@ -149,7 +149,6 @@ def merge_evaluations(parts: Sequence[ModelEvaluation]) -> ModelEvaluation:
     )
 
 
-@worker_troubles()
 def evaluate(
     folder: Path,
     model: LoadedModel,
@@ -180,6 +179,7 @@ def evaluate(
         batch_size=batch_size,
         workers=resolve_workers(workers, len(images)),
         pin_memory=find_model_device(model.classifier).type == "cuda",
+        notify=notify,
     )
     counter = _Counter(len(images), progress)
     device = find_model_device(model.classifier)

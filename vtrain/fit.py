@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from vtrain.checkpoint import Checkpoint, load_checkpoint
 from vtrain.config import LoadedConfig, flatten_config
 from vtrain.console import Console
-from vtrain.data.loaders import worker_troubles
 from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.errors import UsageError, VtrainError
 from vtrain.files import sweep_temporaries
@@ -28,7 +27,8 @@ from vtrain.run_folder import (
     lock_run,
     require_same_run,
 )
-from vtrain.runtime import StopRequest, explain_torch_error, find_device, keep_freed_memory
+from vtrain.runtime import explain_torch_error, find_device, keep_freed_memory
+from vtrain.signals import StopRequest, build_stop_error
 
 Value = TypeVar("Value")
 
@@ -58,7 +58,7 @@ def fit(
         )
     keep_freed_memory()
     device = find_device(group.choose_device(loaded.config.train.device))
-    with explained_errors(), group.joined(device), group.explained():
+    with _stopped_early(resume), explained_errors(), group.joined(device), group.explained():
         if dry_run:
             show_plan(_plan(loaded, console, group), console)
             return None
@@ -72,6 +72,16 @@ class _Job:
     console: Console
     group: ProcessGroup
     profile: bool
+
+
+@contextmanager
+def _stopped_early(resume: bool) -> Iterator[None]:
+    """Explain a stop outside of the run itself: while the images are checked, for instance."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        hint = "the same command continues" if resume else "the same command starts again"
+        raise build_stop_error(error, "stopped before training: nothing is lost", hint) from error
 
 
 def _fit(loaded: LoadedConfig, job: _Job, resume: bool) -> FitResult:
@@ -131,10 +141,9 @@ def _locked(run_dir: Path, console: Console, group: ProcessGroup) -> Iterator[No
 
 @contextmanager
 def explained_errors() -> Iterator[None]:
-    """Turn errors of torch and of its loader workers into ours, where the cause is known."""
+    """Turn errors of torch into ours, where the cause is known."""
     try:
-        with worker_troubles():
-            yield
+        yield
     except (RuntimeError, ValueError) as error:
         explained = explain_torch_error(error)
         if explained is None:
@@ -196,6 +205,7 @@ def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job)
         stack.enter_context(plan.group.explained())
         stop = stack.enter_context(StopRequest(console.say, once=plan.group.world_size == 1))
         run = FitRun(plan, run_dir, console, stop, profile=job.profile)
+        stack.enter_context(run.stopped_at_once())
         if checkpoint is None:
             run.write_description()
             show_plan(plan, console)

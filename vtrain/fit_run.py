@@ -3,8 +3,8 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,13 +19,7 @@ from vtrain.console import Console
 from vtrain.data.loaders import Batch, EpochBatchSampler
 from vtrain.data.transforms import build_batch_mix
 from vtrain.distributed import ProcessGroup
-from vtrain.errors import (
-    DivergedError,
-    InterruptedRunError,
-    ModelError,
-    StoppedError,
-    VtrainError,
-)
+from vtrain.errors import DivergedError, ModelError, VtrainError
 from vtrain.evaluate import ModelEvaluation, build_result, list_predictions, write_predictions_csv
 from vtrain.files import write_json, write_text
 from vtrain.models.classifier import Classifier
@@ -48,7 +42,8 @@ from vtrain.run_folder import (
     RESULT_NAME,
     save_result,
 )
-from vtrain.runtime import StopRequest, describe_environment, place_model
+from vtrain.runtime import describe_environment, place_model
+from vtrain.signals import StopRequest, build_stop_error
 from vtrain.tensor_files import find_non_finite, shorten_names
 from vtrain.training.ema import ModelEma
 from vtrain.training.loop import StepReport, TrainLoop, TrainState
@@ -124,6 +119,7 @@ class FitRun:
         self.frozen: dict[str, str] = {}
         self.best: BestModel | None = None
         self.saved: float | None = None  # when, in this process
+        self.saved_step: int | None = None
         self.vote = StopVote(plan.group, stop)
         self.stopwatch = Stopwatch(plan.device, enabled=profile)
         self.sampler = self._build_sampler()
@@ -346,15 +342,32 @@ class FitRun:
 
     def _stop(self) -> None:
         """Save and raise; only where the state is consistent."""
+        self.stop.finish()
         self._save()
         self.plan.group.barrier()  # torchrun ends all as soon as one has gone
         message = f"stopped at step {self.state.step}, saved in {self.run_dir}"
-        hint = "continue with the same command and --resume"
-        if self.plan.config.run_dir is None:
-            hint += f" run_dir={self.run_dir}"
-        if self.stop.received == signal.SIGINT:
-            raise InterruptedRunError(message, hint)
-        raise StoppedError(message, hint)
+        # Of several processes another may have got the signal.
+        raise build_stop_error(self.stop.received or signal.SIGTERM, message, self.resume_hint)
+
+    @property
+    def resume_hint(self) -> str:
+        """How to go on with this run."""
+        named = "" if self.plan.config.run_dir else f" run_dir={self.run_dir}"
+        return f"continue with the same command and --resume{named}"
+
+    @contextmanager
+    def stopped_at_once(self) -> Iterator[None]:
+        """Explain a stop that does not wait for the end of a step."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            kept = (
+                f"its checkpoint is of step {self.saved_step}"
+                if self.saved_step is not None
+                else "it has no checkpoint yet"
+            )
+            message = f"stopped {self.run_dir} at once: {kept}"
+            raise build_stop_error(error, message, self.resume_hint) from error
 
     def _end_epoch(self, metrics: EpochMetrics, stop_epoch: int) -> None:
         state = self.state
@@ -426,6 +439,7 @@ class FitRun:
         with self.stopwatch.section("saving"):
             self._write_state()
         self.saved = time.perf_counter()
+        self.saved_step = self.state.step
 
     def _write_state(self) -> None:
         self.state.seconds = self.seconds_before + time.perf_counter() - self.started
@@ -495,6 +509,7 @@ class FitRun:
         self.planned_epochs = checkpoint.planned_epochs
         self.seconds_before = checkpoint.state.seconds
         self.frozen = dict(checkpoint.frozen)
+        self.saved_step = self.state.step
         if self.is_main:
             (self.run_dir / RESULT_NAME).unlink(missing_ok=True)
             self._write_settings()

@@ -220,6 +220,7 @@ class PhaseBuilder:
             workers=plan.workers,
             seed=plan.config.seed,
             pin_memory=plan.device.type == "cuda",
+            notify=self.console.warn,
         )
         return _Readable(loader, plan.splits.train, plan.device)
 
@@ -351,6 +352,7 @@ class PhaseBuilder:
             batch_size=self.plan.batch_size,
             workers=self.plan.workers,
             pin_memory=self.plan.device.type == "cuda",
+            notify=self.console.warn,
         )
         for batch in require_readable(loader, own.paths):
             yield replace(batch, positions=batch.positions + share.start)

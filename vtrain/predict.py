@@ -2,6 +2,7 @@
 
 import glob
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from vtrain.checkpoint import LoadedModel
 from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
-from vtrain.data.loaders import Batch, build_stream_loader, resolve_workers, worker_troubles
+from vtrain.data.loaders import Batch, Notify, build_stream_loader, resolve_workers
 from vtrain.data.shards import find_status
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, UsageError
@@ -116,6 +117,7 @@ def predict(
     top_k: int = 5,
     batch_size: int = 32,
     workers: int | Literal["auto"] = "auto",
+    notify: Notify = warnings.warn,
 ) -> Iterator[Prediction]:
     """One `Prediction` per input, in their order, each as soon as its batch is done.
 
@@ -127,7 +129,8 @@ def predict(
     Inputs are taken as they are needed, so that the memory needed does not grow with their number:
     a batch is full before it is computed, and workers read ahead (see `build_stream_loader`), on a
     CPU by as many batches more as are computed at a time.
-    `auto` looks at the first 65 inputs to see whether workers are worth while.
+    `auto` looks at the first 65 inputs to see whether workers are worth while. `notify` is told of
+    workers that were lost.
 
     Raises:
         UsageError: `top_k` is below 1.
@@ -135,7 +138,7 @@ def predict(
     """
     if top_k < 1:
         raise UsageError(f"top-k is {top_k}, expected 1 or more")
-    return _answer(inputs, model, top_k, batch_size, workers)
+    return _answer(inputs, model, top_k, batch_size, workers, notify)
 
 
 def _answer(
@@ -144,6 +147,7 @@ def _answer(
     top_k: int,
     batch_size: int,
     workers: int | Literal["auto"],
+    notify: Notify,
 ) -> Iterator[Prediction]:
     inputs = iter(inputs)
     if workers == "auto":
@@ -156,21 +160,21 @@ def _answer(
         EvalTransform(model.preprocessing),
         workers=workers,
         pin_memory=device.type == "cuda",
+        notify=notify,
     )
     answered = 0
-    with worker_troubles():
-        for _, answers in compute_in_order(
-            batches,
-            partial(_answer_batch, model=model, top_k=top_k),
-            streams=choose_streams(device),
-        ):
+    for _, answers in compute_in_order(
+        batches,
+        partial(_answer_batch, model=model, top_k=top_k),
+        streams=choose_streams(device),
+    ):
+        yield from _take_errors(waiting)
+        for position in sorted(answers):
+            # An answer must never reach another input than its own.
+            assert position == answered, f"batch holds input {position}, expected {answered}"
+            answered += 1
+            yield replace(answers[position], path=waiting.popleft().path)
             yield from _take_errors(waiting)
-            for position in sorted(answers):
-                # An answer must never reach another input than its own.
-                assert position == answered, f"batch holds input {position}, expected {answered}"
-                answered += 1
-                yield replace(answers[position], path=waiting.popleft().path)
-                yield from _take_errors(waiting)
     yield from _take_errors(waiting)
     assert not waiting, f"no answer for {len(waiting)} inputs"
 

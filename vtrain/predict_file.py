@@ -3,6 +3,7 @@
 import csv
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from vtrain.checkpoint import LoadedModel
-from vtrain.errors import ExitCode, InterruptedRunError, UsageError
+from vtrain.data.loaders import Notify
+from vtrain.errors import ExitCode, UsageError
 from vtrain.files import format_csv_row, write_error
 from vtrain.partial_array import PartialFiles, lock_output
 from vtrain.predict import (
@@ -22,6 +24,7 @@ from vtrain.predict import (
     prediction_json,
 )
 from vtrain.records import ClassProbability, Prediction
+from vtrain.signals import build_stop_error
 
 FileForm = Literal["json", "csv"]
 FLUSH_SECONDS = 1.0
@@ -77,6 +80,7 @@ def write_predictions(
     workers: int | Literal["auto"] = "auto",
     resume: bool = False,
     progress: Callable[[int], object] | None = None,
+    notify: Notify = warnings.warn,
 ) -> WrittenPredictions:
     """Write one line (`json`) or row (`csv`) for each input to `output`, as `predict` gives them.
 
@@ -89,7 +93,7 @@ def write_predictions(
         UsageError: `output` cannot be written, or holds something else than the same work.
         ResourceError: the disk is full; or a loader worker died or hung.
         RunLockedError: another process writes to `output`.
-        InterruptedRunError: after Ctrl-C; the file can be resumed.
+        InterruptedRunError, StoppedError: after a signal; the file can be resumed.
     """
     _check_output(output)
     inputs = iter(inputs)
@@ -100,7 +104,12 @@ def write_predictions(
             part = _read_part(output, form, columns, inputs, batch_size)
         again = (each for each, _ in part.last_batch)
         answers = predict(
-            chain(again, inputs), model, top_k=top_k, batch_size=batch_size, workers=workers
+            chain(again, inputs),
+            model,
+            top_k=top_k,
+            batch_size=batch_size,
+            workers=workers,
+            notify=notify,
         )
         _require_same_answers(output, part, answers)
         with _appending(output, part.end) as stream:
@@ -160,7 +169,8 @@ def _appending(output: Path, end: int) -> Iterator[BinaryIO]:
     try:
         yield stream
     except KeyboardInterrupt as error:
-        raise InterruptedRunError(f"interrupted: {output} is not complete", GO_ON) from error
+        message = f"interrupted: {output} is not complete"
+        raise build_stop_error(error, message, GO_ON) from error
     finally:
         with _explained(output):
             stream.close()

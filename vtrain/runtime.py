@@ -1,15 +1,11 @@
-"""The machine a command runs on: device, precision support, seeds, signals, versions."""
+"""The machine a command runs on: device, precision support, seeds, versions."""
 
 import ctypes
 import os
 import platform
-import signal
 import sys
-import threading
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -177,45 +173,6 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
         mallopt(_M_TRIM_THRESHOLD, -1)  # never
-
-
-class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag that the training loop looks at.
-
-    A second signal acts at once: the handlers that were there before are back in place by then.
-    With `once=False` it does not: torchrun passes one on that the terminal has sent already.
-    Use as a context manager in the main thread; elsewhere it does nothing.
-    """
-
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-    def __init__(self, notify: Callable[[str], None], *, once: bool = True) -> None:
-        self.received: signal.Signals | None = None
-        self._once = once
-        self._notify = notify
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            for number in self.SIGNALS:
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _handle(self, number: int, _: FrameType | None) -> None:
-        if self.received is not None:
-            return
-        self.received = signal.Signals(number)
-        if self._once:
-            self._restore()
-        self._notify(f"{self.received.name} received: finishing this step, then saving")
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous.clear()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

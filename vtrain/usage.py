@@ -8,7 +8,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-from vtrain.errors import InterruptedRunError, ResourceError, UsageError, VtrainError
+from vtrain.errors import ResourceError, UsageError, VtrainError
+from vtrain.signals import TerminatedError, build_stop_error
 
 # Names that other tools give to our commands.
 OTHER_NAMES = {
@@ -65,7 +66,8 @@ def explain_error(error: BaseException, arguments: Sequence[str]) -> VtrainError
     if isinstance(error, typer.TyperException):
         return _explain_usage(error, arguments)
     if isinstance(error, KeyboardInterrupt):
-        return InterruptedRunError("interrupted")
+        name = f" by {error.number.name}" if isinstance(error, TerminatedError) else ""
+        return build_stop_error(error, f"interrupted{name}")
     if isinstance(error, MemoryError):
         return ResourceError("out of memory", "lower the batch size or the number of workers")
     from vtrain.files import find_disk_error
@@ -73,7 +75,7 @@ def explain_error(error: BaseException, arguments: Sequence[str]) -> VtrainError
     if failure := find_disk_error(error):
         return ResourceError(f"no space left: {failure}", "free some space, or write elsewhere")
     if isinstance(error, RuntimeError) and "torch" in sys.modules:
-        from vtrain.data.loaders import explain_worker_error
+        from vtrain.data.worker_troubles import explain_worker_error
         from vtrain.runtime import explain_torch_error
 
         if explained := explain_worker_error(error) or explain_torch_error(error):

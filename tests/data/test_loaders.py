@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import sys
 import time
@@ -12,7 +13,7 @@ from itertools import chain
 from multiprocessing import resource_sharer
 from multiprocessing.connection import Client
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -27,13 +28,14 @@ from vtrain.data.loaders import (
     SAMPLE_STREAM,
     Batch,
     EpochBatchSampler,
+    ImageLoader,
     build_eval_loader,
     build_train_loader,
     prefetch_to_device,
     resolve_workers,
-    worker_troubles,
 )
 from vtrain.data.transforms import EvalTransform, TrainTransform
+from vtrain.data.worker_troubles import worker_troubles
 from vtrain.errors import ResourceError
 from vtrain.plan import MODEL_STREAM
 from vtrain.records import LabelledImages, Preprocessing
@@ -368,8 +370,9 @@ def test_memory_is_pinned_only_when_asked_for(
         evaluation = build_eval_loader(
             images.paths, None, EvalTransform(SMALL), batch_size=4, workers=0, pin_memory=pin
         )
-        assert train.pin_memory is evaluation.pin_memory is pin
-    assert not build_eval_loader([], None, EvalTransform(SMALL), batch_size=4, workers=0).pin_memory
+        assert train._build().pin_memory is evaluation._build().pin_memory is pin
+    default = build_eval_loader([], None, EvalTransform(SMALL), batch_size=4, workers=0)
+    assert not default._build().pin_memory
 
 
 def test_pinning_a_batch_pins_images_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,19 +404,31 @@ class BrokenTransform(EvalTransform):
 
 
 class DeadlyTransform(EvalTransform):
-    """Kills the process that runs it."""
+    """Kills the process that runs it, at one image or, without `only`, at every one.
+
+    With `once`, a path, only where that does not exist yet.
+    """
+
+    def __init__(self, *, only: int | None = None, once: Path | None = None) -> None:
+        super().__init__(SMALL)
+        self._only, self._once = only, once
 
     def __call__(self, image: Image.Image) -> Tensor:
-        os.kill(os.getpid(), signal.SIGKILL)
+        if self._only in (None, image.width) and not (self._once and self._once.exists()):
+            if self._once is not None:
+                self._once.touch()
+            self.fail()
         return super().__call__(image)
 
+    def fail(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-class HangingTransform(EvalTransform):
+
+class HangingTransform(DeadlyTransform):
     """Does not come back."""
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def fail(self) -> None:
         time.sleep(600)
-        return super().__call__(image)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -426,32 +441,129 @@ def test_unpicklable_exceptions_are_records(images: LabelledImages, workers: int
     assert batch.failures == ((0, reason), (1, reason), (2, reason))
 
 
-def resource_error(
-    images: LabelledImages, transform: EvalTransform, timeout: float
-) -> ResourceError:
+def load_with_trouble(
+    images: LabelledImages, transform: EvalTransform, *, timeout: float = 20
+) -> tuple[list[Batch], list[str]]:
+    """Batches of four, and what was said meanwhile."""
+    said: list[str] = []
     loader = build_eval_loader(
-        images.paths, None, transform, batch_size=4, workers=1, timeout=timeout
+        images.paths,
+        images.labels,
+        transform,
+        batch_size=4,
+        workers=2,
+        timeout=timeout,
+        notify=said.append,
     )
-    with pytest.raises(ResourceError) as caught:
-        list(loader)
-    return caught.value
+    return list(loader), said
 
 
-def test_a_killed_worker_is_an_error_with_a_way_out(images: LabelledImages) -> None:
-    error = resource_error(images, DeadlyTransform(SMALL), 20)
-    assert error.message.startswith("a loader worker died (DataLoader worker")
-    assert error.hint is not None
-    assert "data.workers" in error.hint
+def undisturbed(images: LabelledImages) -> list[Batch]:
+    transform = EvalTransform(SMALL)
+    loader = build_eval_loader(images.paths, images.labels, transform, batch_size=4, workers=0)
+    return list(loader)
 
 
-def test_a_hung_worker_is_an_error_with_a_way_out(images: LabelledImages) -> None:
-    error = resource_error(images, HangingTransform(SMALL), 1)
-    for child in multiprocessing.active_children():  # else the loader waits 5 s for it
-        child.terminate()  # exits with 0; torch raises when a worker ends in another way
-        child.join(5)
-    assert error.message == "a loader worker hangs (DataLoader timed out after 1 seconds)"
-    assert error.hint is not None
-    assert "data.workers=0" in error.hint
+@pytest.fixture
+def marked(images: LabelledImages, tmp_path: Path) -> LabelledImages:
+    """A copy of the images, of which number 5 alone is 77 pixels wide."""
+    shutil.copytree(images.root, tmp_path / "marked")
+    copied = scan_labelled(tmp_path / "marked")
+    Image.new("RGB", (77, 20)).save(copied.paths[5])
+    return copied
+
+
+@pytest.mark.parametrize("kind", [DeadlyTransform, HangingTransform])
+def test_what_a_lost_worker_was_reading_is_read_again(
+    images: LabelledImages, tmp_path: Path, kind: type[DeadlyTransform]
+) -> None:
+    batches, said = load_with_trouble(images, kind(once=tmp_path / "happened"), timeout=1.5)
+    assert_same(batches, undisturbed(images))
+    assert len(said) == 1
+    assert said[0].startswith("a loader worker ")
+    assert said[0].endswith("what it was asked for is read again")
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (DeadlyTransform, "the process that decoded it died"),
+        (HangingTransform, "reading it takes more than 1.5 s"),
+    ],
+)
+def test_a_file_that_is_the_end_of_its_worker_is_a_failure(
+    marked: LabelledImages, kind: type[DeadlyTransform], reason: str
+) -> None:
+    batches, said = load_with_trouble(marked, kind(only=77), timeout=1.5)
+    assert [failure for batch in batches for failure in batch.failures] == [(5, reason)]
+    positions = [position for batch in batches for position in batch.positions.tolist()]
+    assert positions == [each for each in range(COUNT) if each != 5]
+    assert len(said) == (2 if kind is DeadlyTransform else 1)
+
+
+def test_a_lost_worker_changes_no_batch_of_training(images: LabelledImages, tmp_path: Path) -> None:
+    alone = train_batches(images, workers=0, epoch=1)
+    sampler = build_sampler()
+    sampler.set_epoch(1)
+    loader = build_train_loader(
+        images,
+        DeadlyTrain(tmp_path / "happened"),
+        sampler=sampler,
+        workers=2,
+        seed=0,
+        notify=lambda _: None,
+    )
+    assert_same(list(loader), alone)
+    sampler.set_epoch(2)
+    assert_same(list(loader), train_batches(images, workers=0, epoch=2))
+
+
+class DeadlyTrain(TrainTransform):
+    """Kills its process once."""
+
+    def __init__(self, marker: Path) -> None:
+        super().__init__(SMALL, preset="trivial", erasing=0.5)
+        self._marker = marker
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        transformed = super().__call__(image)
+        if not self._marker.exists():
+            self._marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return transformed
+
+
+def test_workers_that_die_for_no_file_are_an_error_with_a_way_out(
+    images: LabelledImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtrain.data.loaders.run_apart", lambda call, *, timeout: None)
+    with pytest.raises(ResourceError, match="a loader worker died") as caught:
+        load_with_trouble(images, DeadlyTransform())
+    assert "data.workers" in str(caught.value.hint)
+
+
+def test_a_worker_that_dies_interrupts_nothing_but_the_wait_for_it(
+    images: LabelledImages, tmp_path: Path
+) -> None:
+    transform = DeadlyTransform(once=tmp_path / "happened")
+    loader = build_eval_loader(
+        images.paths, None, transform, batch_size=1, workers=1, notify=lambda _: None
+    )
+    transform._once.touch()  # type: ignore[union-attr]
+    batches = iter(loader)
+    next(batches)
+    (worker,) = worker_processes(loader)
+    os.kill(worker.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while worker.is_alive():  # torch's handler of SIGCHLD would raise here
+        assert time.monotonic() < deadline
+    assert len(list(batches)) == COUNT - 1
+
+
+def worker_processes(loader: ImageLoader) -> list[Any]:
+    """The processes that a loader has started."""
+    assert loader._loader is not None
+    return list(loader._loader._iterator._workers)  # type: ignore[union-attr]
 
 
 def test_signals_to_the_whole_group_do_not_reach_the_workers(images: LabelledImages) -> None:
@@ -460,7 +572,7 @@ def test_signals_to_the_whole_group_do_not_reach_the_workers(images: LabelledIma
     )
     batches: Iterator[Batch] = iter(loader)
     next(batches)
-    (pid,) = [process.pid for process in loader._iterator._workers]  # type: ignore[union-attr]
+    (pid,) = [process.pid for process in worker_processes(loader)]
     # From a child of ours: the worker obeys a SIGTERM from its parent alone.
     if os.fork() == 0:
         for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM):
@@ -475,7 +587,7 @@ def test_a_sigterm_from_the_parent_ends_a_worker(images: LabelledImages) -> None
         images.paths, None, EvalTransform(SMALL), batch_size=1, workers=1, timeout=20
     )
     next(iter(loader))
-    (process,) = loader._iterator._workers  # type: ignore[union-attr]
+    (process,) = worker_processes(loader)
     process.terminate()
     process.join(5)
     assert process.exitcode == 0
@@ -508,7 +620,8 @@ def test_spawned_workers_give_the_same_batches(images: LabelledImages) -> None:
     transform = TrainTransform(SMALL, preset="light")
     sampler = build_sampler()
     loader = build_train_loader(images, transform, sampler=sampler, workers=1, seed=0)
-    loader.multiprocessing_context = "spawn"
+    loader._loader = loader._build()
+    loader._loader.multiprocessing_context = "spawn"
     alone = build_train_loader(images, transform, sampler=sampler, workers=0, seed=0)
     assert_same(list(loader), list(alone))
 
@@ -517,8 +630,8 @@ def test_datasets_and_batches_survive_pickling(images: LabelledImages) -> None:
     transform = TrainTransform(SMALL, preset="rand", erasing=0.2)
     loader = build_train_loader(images, transform, sampler=build_sampler(), workers=0, seed=0)
     keys = [(3, 11), (5, 12)]
-    batch = loader.dataset.__getitems__(keys)  # type: ignore[attr-defined]
-    copy = pickle.loads(pickle.dumps(loader.dataset)).__getitems__(keys)
+    batch = loader._dataset.__getitems__(keys)  # type: ignore[arg-type]
+    copy = pickle.loads(pickle.dumps(loader._dataset)).__getitems__(keys)
     assert_same([copy], [batch])
     assert_same([pickle.loads(pickle.dumps(batch))], [batch])
 

@@ -18,12 +18,13 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
-from vtrain.data.images import CHECK_RULES, check_images, ignore_interrupts
+from vtrain.data.images import CHECK_RULES, check_images
 from vtrain.data.manifest import Notify, is_settled, kept_file, say_not_kept
 from vtrain.data.shards import FileStatus, find_status
 from vtrain.errors import VtrainError
 from vtrain.files import atomic_write
 from vtrain.records import PackedPaths, SkippedFile
+from vtrain.signals import shield_worker, stop_signals_blocked
 
 # Files that each process checks before the results are written: what a kill loses.
 _PIECE_FILES = 1_024
@@ -175,8 +176,10 @@ def read_facts(paths: Sequence[Path], *, workers: int) -> FileFacts:
     blocks = ("\0".join(block) for block in iter(lambda: list(islice(texts, _BLOCK_FILES)), []))
     read = partial(_read_block, started_ns=started)
     if workers and len(paths) >= _MIN_PARALLEL:
-        with ProcessPoolExecutor(workers, initializer=ignore_interrupts) as pool:
-            content = b"".join(pool.map(read, blocks))
+        with ProcessPoolExecutor(workers, initializer=shield_worker) as pool:
+            with stop_signals_blocked():
+                contents = pool.map(read, blocks)
+            content = b"".join(contents)
     else:
         content = b"".join(map(read, blocks))
     columns = np.frombuffer(content, np.uint64).reshape(-1, 2)

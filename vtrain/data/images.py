@@ -1,7 +1,6 @@
 """The one way in which every command reads an image: hardened Pillow, upright 8-bit RGB."""
 
 import os
-import signal
 import stat
 import threading
 import warnings
@@ -21,6 +20,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from vtrain.data.shards import read_member
 from vtrain.errors import ImageError
 from vtrain.records import SkippedFile
+from vtrain.signals import shield_worker, stop_signals_blocked
 
 # Only these decoders ever see a file: an EPS named .jpg must not start Ghostscript.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF")
@@ -136,9 +136,10 @@ def _check_wave(
     """One pool, one wave: when a process dies, only this wave is looked at file by file."""
     chunks = [paths[i : i + _CHUNK_FILES] for i in range(0, len(paths), _CHUNK_FILES)]
     bad: list[SkippedFile] = []
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), initializer=ignore_interrupts)
+    pool = ProcessPoolExecutor(min(workers, len(chunks)), initializer=shield_worker)
     try:
-        futures = _submit_chunks(pool, chunks)
+        with stop_signals_blocked():
+            futures = _submit_chunks(pool, chunks)
         for chunk, future in zip(chunks, futures, strict=True):
             try:
                 reasons = future.result() if future else _find_faults_alone(chunk)
@@ -169,9 +170,11 @@ def _find_faults_alone(paths: Sequence[Path]) -> list[str | None]:
     """Faults of files of which one may kill its process: each gets a process of its own."""
     reasons: list[str | None] = []
     for path in paths:
-        with ProcessPoolExecutor(1, initializer=ignore_interrupts) as pool:
+        with ProcessPoolExecutor(1, initializer=shield_worker) as pool:
             try:
-                reasons += pool.submit(_find_faults, [path]).result()
+                with stop_signals_blocked():
+                    future = pool.submit(_find_faults, [path])
+                reasons += future.result()
             except BrokenProcessPool:
                 reasons.append("the process that decoded it died")
     return reasons
@@ -187,11 +190,6 @@ def _find_fault(path: Path) -> str | None:
     except ImageError as error:
         return error.message
     return None
-
-
-def ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole process group; the parent alone answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _open(file: BinaryIO) -> ImageFile.ImageFile:

@@ -1,17 +1,18 @@
 """Batches of images from worker processes, the same ones for any number of workers."""
 
-import errno
-import os
-import signal
+import multiprocessing
 import sys
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from multiprocessing import parent_process
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,44 +21,29 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vtrain.data.images import read_image
 from vtrain.data.transforms import ImageTransform
+from vtrain.data.worker_troubles import (
+    child_signals_kept,
+    find_trouble,
+    run_apart,
+    worker_troubles,
+)
 from vtrain.errors import DataError, ImageError, ResourceError
 from vtrain.records import LabelledImages, PackedPaths
 from vtrain.runtime import count_cores, mix_seed
+from vtrain.signals import shield_worker, stop_signals_blocked
 
 # A batch takes a worker well under 10 s even for large photographs on a network disk.
 WORKER_TIMEOUT_S = 300.0
+_LOOK_SECONDS = 2.0  # how long a worker may be dead before that is noticed
+_PROBE_SECONDS = 60.0
+_TIMED_OUT = "DataLoader timed out"
 _MAX_AUTO_WORKERS = 8
 _SMALL_SET = 64  # reading so few images takes less time than starting a process
 # These separate the streams here from the others that are drawn from a run's seed.
 ORDER_STREAM = 2
 SAMPLE_STREAM = 3
 
-# What torch's messages contain, what that means, what to do; the first match counts. Torch's
-# shared memory is in files named torch_…, which its messages quote as </torch_…>.
-_WORKER_TROUBLES = (
-    (
-        ("DataLoader timed out",),
-        "a loader worker hangs",
-        "look at the disk that the images are on, or read them without workers: data.workers=0",
-    ),
-    (
-        ("Too many open files", "items of ancdata"),
-        "no more files can be opened: every batch from a worker takes one",
-        "raise the limit (ulimit -n 4096), or use data.workers=0",
-    ),
-    (
-        ("Bus error", "</torch_", "shared memory(shm)", "shared memory object"),
-        "shared memory is full: batches from workers go through /dev/shm",
-        "make it larger (docker run --shm-size=8g), or use a smaller data.batch_size or "
-        "data.workers=0",
-    ),
-    (
-        ("DataLoader worker (pid", "EOFError", "ConnectionResetError", "ConnectionRefusedError"),
-        "a loader worker died",
-        "if the machine ran out of memory, use fewer data.workers or a smaller data.batch_size",
-    ),
-)
-
+Notify: TypeAlias = Callable[[str], object]
 SampleKey: TypeAlias = tuple[int, int | None]  # index, seed of its augmentation
 Failure: TypeAlias = tuple[int, str]  # position in the input list, reason
 
@@ -204,12 +190,14 @@ def build_train_loader(
     seed: int,
     pin_memory: bool = False,
     timeout: float = WORKER_TIMEOUT_S,
+    notify: Notify = warnings.warn,
 ) -> "ImageLoader":
     """Batches in the order of `sampler`, the same bits for any number of workers.
 
     Call `sampler.set_epoch` before each pass. `pin_memory` is for batches that go to a CUDA device:
     they can then travel while it computes. A worker that gives nothing for `timeout` seconds
-    counts as hung. See `ImageLoader` for what is raised.
+    counts as hung. `notify` is told of workers that were lost. See `ImageLoader` for what is
+    raised.
     """
     return ImageLoader(
         _ImageDataset(images.paths, images.labels, transform),
@@ -218,6 +206,7 @@ def build_train_loader(
         seed=seed,
         pin_memory=pin_memory,
         timeout=timeout,
+        notify=notify,
     )
 
 
@@ -231,11 +220,12 @@ def build_eval_loader(
     seeds: Sequence[int] | None = None,
     pin_memory: bool = False,
     timeout: float = WORKER_TIMEOUT_S,
+    notify: Notify = warnings.warn,
 ) -> "ImageLoader":
     """Every image once, in order; those that cannot be read are in the batches' failures.
 
-    `seeds` are those of each image's augmentation, for a transform that has any. `pin_memory` and
-    `timeout` are as for `build_train_loader`.
+    `seeds` are those of each image's augmentation, for a transform that has any. `pin_memory`,
+    `timeout` and `notify` are as for `build_train_loader`.
     """
     return ImageLoader(
         _ImageDataset(paths, labels, transform),
@@ -244,6 +234,7 @@ def build_eval_loader(
         seed=0,
         pin_memory=pin_memory,
         timeout=timeout,
+        notify=notify,
     )
 
 
@@ -269,6 +260,7 @@ def build_stream_loader(
     workers: int,
     pin_memory: bool = False,
     timeout: float = WORKER_TIMEOUT_S,
+    notify: Notify = warnings.warn,
 ) -> "ImageLoader":
     """As `build_eval_loader`, for batches of paths that are made on the way and may never end.
 
@@ -283,6 +275,7 @@ def build_stream_loader(
         seed=0,
         pin_memory=pin_memory,
         timeout=timeout,
+        notify=notify,
     )
 
 
@@ -310,13 +303,18 @@ def prefetch_to_device(batches: Iterable[Batch], device: torch.device) -> Iterat
         yield coming
 
 
-class ImageLoader(DataLoader[Batch]):
-    """A DataLoader of `Batch`es that tells in vtrain's terms what went wrong with its workers.
+class ImageLoader:
+    """`Batch`es in order, the same ones whatever becomes of the workers.
+
+    What a worker that died was asked for is asked for again, of new ones. If that ends in the same
+    way, or a worker hangs, the files are tried one by one, each in a process of its own: one that
+    kills its process, or takes more than a minute, is a failure of its batch.
 
     Its randomness is its own: neither making nor using one touches torch's global generator.
 
     Raises:
-        ResourceError: while iterating: a worker died or hung, or shared memory is full.
+        ResourceError: while iterating: workers die or hang by no file's fault, or shared memory
+            is full.
     """
 
     def __init__(
@@ -328,23 +326,152 @@ class ImageLoader(DataLoader[Batch]):
         seed: int,
         pin_memory: bool,
         timeout: float,
+        notify: Notify,
     ) -> None:
-        super().__init__(
-            dataset,
-            batch_sampler=batches,
-            num_workers=workers,
+        self._dataset = dataset
+        self._asked = _Asked(batches)
+        self._workers = workers
+        self._seed = seed
+        self._pin_memory = pin_memory
+        self._timeout = timeout
+        self._notify = notify
+        self._loader: DataLoader[Batch] | None = None
+        self._processes: list[Any] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._asked.begin()
+        lost_at = -1
+        while True:
+            try:
+                with worker_troubles():
+                    for batch in self._run():
+                        self._asked.came_back()
+                        yield batch
+                return
+            except ResourceError as error:
+                self._recover(error, again=lost_at == self._asked.done)
+            lost_at = self._asked.done
+
+    def _recover(self, error: ResourceError, *, again: bool) -> None:
+        """Make ready for another pass after a worker was lost, `again` at the same batch.
+
+        Raises:
+            ResourceError: `error`, where another pass would end in the same way.
+        """
+        trouble = find_trouble(error.__cause__)
+        if trouble is None or not trouble.lost or not self._workers:
+            raise error
+        self._drop_workers(error.__cause__)
+        # One that died may have been chosen by the kernel, for lack of memory.
+        deadly = self._find_deadly() if again or trouble.hangs else {}
+        if again and not deadly:
+            raise error
+        self._dataset.refused.update(deadly)
+        self._notify(f"{error.message}: what it was asked for is read again")
+
+    def _drop_workers(self, cause: BaseException | None) -> None:
+        """End the workers that are left, now and here, not in a process that is forked later."""
+        for process in self._processes:
+            process.kill()  # they would be waited for
+        self._processes.clear()
+        self._loader = None
+        if cause is not None:  # it holds on to torch's iterator
+            traceback.clear_frames(cause.__traceback__)
+
+    def _run(self) -> Iterator[Batch]:
+        """One pass over what was not given yet; ends with torch's error where a worker is lost."""
+        iterator = self._start()
+        waited_from = time.monotonic()
+        while True:
+            try:
+                batch = next(iterator, None)
+            except RuntimeError as error:
+                # Torch looks after its workers only when it has waited for so long as this.
+                if not str(error).startswith(_TIMED_OUT):
+                    raise
+                if (seconds := time.monotonic() - waited_from) >= self._timeout:
+                    raise RuntimeError(f"{_TIMED_OUT} after {seconds:.0f} seconds") from error
+                continue
+            if batch is None:
+                return
+            yield batch
+            waited_from = time.monotonic()
+
+    def _start(self) -> Iterator[Batch]:
+        others = set(multiprocessing.active_children())
+        try:
+            return self._start_workers()
+        finally:
+            self._processes += [
+                each for each in multiprocessing.active_children() if each not in others
+            ]
+
+    def _start_workers(self) -> Iterator[Batch]:
+        with child_signals_kept(), stop_signals_blocked():
+            if self._loader is not None:
+                # Workers of an earlier pass may be gone by now, or too busy to answer.
+                with suppress(RuntimeError):
+                    return iter(self._loader)
+            self._loader = self._build()
+            return iter(self._loader)
+
+    def _build(self) -> DataLoader[Batch]:
+        return DataLoader(
+            self._dataset,
+            batch_sampler=self._asked,
+            num_workers=self._workers,
             collate_fn=_keep_batch,  # type: ignore[arg-type]  # __getitems__ gives a Batch
             # An iterator draws a base seed when it is made: from here, not from the global one.
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch.Generator().manual_seed(self._seed),
             worker_init_fn=_set_up_worker,
-            persistent_workers=workers > 0,
-            timeout=timeout if workers else 0,
-            pin_memory=pin_memory,
+            persistent_workers=self._workers > 0,
+            timeout=min(self._timeout, _LOOK_SECONDS) if self._workers else 0,
+            pin_memory=self._pin_memory,
         )
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        with worker_troubles():
-            yield from super().__iter__()
+    def _find_deadly(self) -> dict[int, str]:
+        """Position and reason of the files that end or hold up the process that reads them.
+
+        Of the first batch that has any: others will be found in their turn.
+        """
+        timeout = min(self._timeout, _PROBE_SECONDS)
+        for keys in self._asked.waiting:
+            if run_apart(partial(self._dataset.__getitems__, keys), timeout=timeout) is None:
+                continue
+            reasons = {
+                key[0]: run_apart(partial(self._dataset.__getitems__, [key]), timeout=timeout)
+                for key in keys
+            }
+            if deadly := {key: reason for key, reason in reasons.items() if reason is not None}:
+                return deadly
+        return {}
+
+
+class _Asked:
+    """Batches of keys, of which those that have not come back can be asked for again."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._batches = batches
+        self._source: Iterator[Any] = iter(())
+        self.waiting: deque[Any] = deque()
+        self.done = 0
+
+    def begin(self) -> None:
+        """Start from the first batch."""
+        self._source = iter(self._batches)
+        self.waiting.clear()
+        self.done = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from list(self.waiting)
+        for keys in self._source:
+            self.waiting.append(keys)
+            yield keys
+
+    def came_back(self) -> None:
+        """The first of those that are waited for has come."""
+        self.waiting.popleft()
+        self.done += 1
 
 
 class _ImageDataset(Dataset[Batch]):
@@ -361,6 +488,7 @@ class _ImageDataset(Dataset[Batch]):
         )
         self._labels = np.full(len(paths), -1) if labels is None else np.array(labels, np.int64)
         self._transform = transform
+        self.refused: dict[int, str] = {}  # positions that must not be read, and why
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -382,6 +510,8 @@ class _ImageDataset(Dataset[Batch]):
 
     def _load(self, position: int, seed: int | None) -> Tensor | str:
         """One transformed image, or why there is none."""
+        if position in self.refused:
+            return self.refused[position]
         try:
             image = read_image(
                 self._paths[position],
@@ -421,11 +551,13 @@ class _StreamDataset(Dataset[Batch]):
 
     def __init__(self, transform: ImageTransform) -> None:
         self._transform = transform
+        self.refused: dict[int, str] = {}
 
     def __getitems__(self, keys: Sequence[tuple[int, Path]]) -> Batch:
         here = _ImageDataset([path for _, path in keys], None, self._transform)
-        batch = here.__getitems__([(index, None) for index in range(len(keys))])
         first = keys[0][0] if keys else 0
+        here.refused = {position - first: reason for position, reason in self.refused.items()}
+        batch = here.__getitems__([(index, None) for index in range(len(keys))])
         failures = tuple((first + index, reason) for index, reason in batch.failures)
         return Batch(batch.inputs, batch.labels, batch.positions + first, failures)
 
@@ -470,15 +602,10 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def _set_up_worker(_: int) -> None:
-    """One compute thread; signals for the whole process group are the parent's to answer."""
+    """One compute thread; signals are the parent's to answer."""
+    shield_worker()
     torch.set_num_threads(1)
     sys.excepthook = _report_unless_disconnected
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_await_termination, daemon=True).start()
 
 
 def _report_unless_disconnected(
@@ -491,50 +618,3 @@ def _report_unless_disconnected(
     """
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
-
-
-def _await_termination() -> None:
-    """End this worker on a SIGTERM from its parent; ignore one sent to the process group.
-
-    A worker that a group-wide SIGTERM kills makes the parent fail in the middle of a step that it
-    would have finished and saved.
-    """
-    parent = parent_process()
-    while parent is not None:
-        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent.pid:
-            os._exit(0)
-
-
-@contextmanager
-def worker_troubles() -> Iterator[None]:
-    """Turn what a DataLoader raises about its workers into a ResourceError with a way out.
-
-    Iterating over an `ImageLoader` does this by itself. But torch learns of a dead worker from a
-    signal, and raises in whatever the main thread is doing: put the body of the loop inside too.
-    Other errors pass through, such as a full disk.
-    """
-    try:
-        yield
-    except (RuntimeError, EOFError, OSError) as error:
-        explained = explain_worker_error(error)
-        if explained is None:
-            raise
-        raise explained from error
-
-
-def explain_worker_error(error: Exception) -> ResourceError | None:
-    """What torch's error says about its loader workers, None where it is about something else."""
-    signature = _describe_trouble(error)
-    for signs, message, hint in _WORKER_TROUBLES:
-        if any(sign in signature for sign in signs):
-            reason = str(error) or type(error).__name__
-            return ResourceError(f"{message} ({reason.splitlines()[0]})", hint)
-    return None
-
-
-def _describe_trouble(error: Exception) -> str:
-    """What to look for signs in; of the operating system's errors not the paths they quote."""
-    name = type(error).__name__
-    if not isinstance(error, OSError):
-        return f"{name}: {error}"
-    return "Too many open files" if error.errno == errno.EMFILE else name

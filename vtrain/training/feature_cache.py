@@ -266,6 +266,7 @@ class FeatureCache:
             batch_size=self.batch_size,
             workers=self.workers,
             seeds=None if views.seed is None else _seeds(wanted, missing[:, 1], views.seed),
+            notify=self.warn,
         )
         batches = compute_in_order(
             require_readable(loader, wanted),

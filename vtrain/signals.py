@@ -1,0 +1,180 @@
+"""Signals that ask a command to end: when they act, and in which process."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+from vtrain.errors import InterruptedRunError, StoppedError
+
+# Ctrl-C; kill, and the end of a job's time; a terminal that closes; SLURM's early warning.
+STOP_SIGNALS = tuple(
+    signal.Signals[name]
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
+)
+# Job schedulers kill 10 s and more after their first signal. A step that takes longer than this is
+# given up: the last checkpoint is all that an exact resume needs.
+GRACE_SECONDS = 7.0
+# torchrun passes on a signal that the terminal, or the scheduler, has sent to every process.
+_ECHO_SECONDS = 2.0
+_PARENT_CHECK_SECONDS = 1.0
+
+_arrived: list[signal.Signals] = []
+
+
+class TerminatedError(KeyboardInterrupt):
+    """What another signal than SIGINT raises, wherever the main thread is.
+
+    As KeyboardInterrupt it passes through `except Exception`: nothing may take it for a damaged
+    file.
+    """
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.number = number
+
+
+def build_stop_error(
+    number: signal.Signals | KeyboardInterrupt, message: str, hint: str | None = None
+) -> StoppedError | InterruptedRunError:
+    """The error that a signal ends a command with: exit code 130 after Ctrl-C, else 75."""
+    if isinstance(number, KeyboardInterrupt):
+        number = number.number if isinstance(number, TerminatedError) else signal.SIGINT
+    kind = InterruptedRunError if number == signal.SIGINT else StoppedError
+    return kind(message, hint)
+
+
+def raise_on_stop_signals() -> None:
+    """From now on each signal raises KeyboardInterrupt or TerminatedError in the main thread.
+
+    Signals that the parent process has set to be ignored, as `nohup` does, stay so.
+    """
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _raise)
+
+
+def exit_on_stop_signals(code: int) -> None:
+    """From now on a signal ends the process at once, with the exit code it was to have anyway."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda *_: os._exit(code))
+
+
+def _raise(number: int, _: FrameType | None) -> NoReturn:
+    _arrived.append(signal.Signals(number))
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise TerminatedError(signal.Signals(number))
+
+
+class StopRequest:
+    """Turns the first signal into a flag that a loop looks at, where its state is consistent.
+
+    A second signal acts at once: the handlers that were there before are back in place by then.
+    So does the time: `GRACE_SECONDS` after the first one they are called, unless `finish` was.
+    Use as a context manager in the main thread; elsewhere it does nothing.
+
+    Args:
+        notify: is told of the first signal.
+        once: whether a signal reaches this process once. Otherwise more of them in the next
+            two seconds count as the same.
+    """
+
+    def __init__(self, notify: Callable[[str], None], *, once: bool = True) -> None:
+        self.received: signal.Signals | None = None
+        self._once = once
+        self._notify = notify
+        self._since = 0.0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._handle)
+            if hasattr(signal, "SIGALRM"):
+                self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
+            if _arrived:
+                # Raised earlier, and swallowed by code that catches everything.
+                self.received = _arrived[0]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def finish(self) -> None:
+        """Let what is being done take its time, such as the last save."""
+        if hasattr(signal, "SIGALRM"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is None:
+            self.received = signal.Signals(number)
+            self._since = time.monotonic()
+            if hasattr(signal, "SIGALRM"):
+                signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+            self._notify(f"{self.received.name} received: finishing this step, then saving")
+        elif self._once or time.monotonic() - self._since > _ECHO_SECONDS:
+            self._act(signal.Signals(number), frame)
+
+    def _give_up(self, _: int, frame: FrameType | None) -> None:
+        assert self.received is not None
+        self._act(self.received, frame)
+
+    def _act(self, number: signal.Signals, frame: FrameType | None) -> None:
+        previous = self._previous.get(number)
+        if callable(previous):
+            previous(int(number), frame)
+        elif previous == signal.SIG_DFL:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+@contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """For starting processes: until they are shielded, a signal for all must not act in them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def shield_worker() -> None:
+    """Leave signals for the whole process group to the parent, and end when it ends.
+
+    To be called in a process that was started for a part of the work. A worker that such a signal
+    kills makes its parent fail in the middle of a step that it would have finished and saved; one
+    that outlives its parent holds on to the lock of the run.
+    """
+    if not hasattr(signal, "sigtimedwait"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    from multiprocessing import parent_process  # not for commands that start no process
+
+    parent = parent_process()
+    if parent is not None:
+        arguments = (parent.pid, os.getppid())
+        threading.Thread(target=_await_end, args=arguments, daemon=True).start()
+
+
+def _await_end(parent: int, origin: int) -> None:
+    """End on a SIGTERM from the parent, or when `origin`, which started this process, is gone."""
+    while os.getppid() == origin:
+        found = signal.sigtimedwait({signal.SIGTERM}, _PARENT_CHECK_SECONDS)
+        if found is not None and found.si_pid == parent:
+            break
+    os._exit(0)
