@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtrain.errors import ModelError, UsageError
+from vtrain.errors import ModelError, NewerFormatError, UsageError
 from vtrain.models.backbones import pretrained_classes
 from vtrain.models.classifier import Classifier, build_pretrained_classifier
 from vtrain.models.model_file import find_model_file, load_model_file
 from vtrain.models.weights import describe_weights, load_native_weights
 from vtrain.records import Preprocessing
-from vtrain.run_folder import MODEL_NAME, RUNS, find_newest_run
+from vtrain.run_folder import CHECKPOINT_NAME, MODEL_NAME, PREVIOUS_NAME, RUNS, find_newest_run
 from vtrain.runtime import keep_freed_memory, seed_everything
 from vtrain.tensor_files import load_torch, save_torch
 from vtrain.training.inference import prepare_for_inference
@@ -24,6 +24,7 @@ from vtrain.training.precision import Precision, choose_inference_precision
 from vtrain.zoo import backbone_names, find_backbone
 
 CHECKPOINT_FORMAT = 1
+NO_CHECKPOINT_HINT = "start a new run: without --resume, and with another run_dir if it is set"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +161,47 @@ def _load_native(
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `last.ckpt`, whole or not at all.
+    """Write `last.ckpt`, whole or not at all; the one before stays beside it as `previous.ckpt`.
 
     Raises:
         ResourceError: no space left; the earlier checkpoint is intact.
     """
     content = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
     content["state"] = asdict(checkpoint.state)
-    save_torch(path, {"format": CHECKPOINT_FORMAT, **content})
+    previous = path.with_name(PREVIOUS_NAME)
+    save_torch(path, {"format": CHECKPOINT_FORMAT, **content}, previous=previous)
+
+
+def load_last_checkpoint(run_dir: Path, *, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The checkpoint of a run: its last, or the one before where that is missing or damaged.
+
+    `warn` is told of the latter, and `previous.ckpt` becomes `last.ckpt`. None where there never
+    was one.
+
+    Raises:
+        ModelError: none of the two is usable; or the last is from a newer version.
+    """
+    last, previous = run_dir / CHECKPOINT_NAME, run_dir / PREVIOUS_NAME
+    if not (last.exists() or previous.exists()):
+        return None
+    try:
+        return load_checkpoint(last)
+    except NewerFormatError:
+        raise
+    except ModelError as error:
+        if not previous.exists():
+            raise ModelError(error.message, NO_CHECKPOINT_HINT) from error
+        try:
+            checkpoint = load_checkpoint(previous)
+        except ModelError as second:
+            both = f"{error.message}; {second.message}"
+            raise ModelError(both, NO_CHECKPOINT_HINT) from second
+        warn(
+            f"{error.message}: going on from the checkpoint before it, "
+            f"of step {checkpoint.state.step}"
+        )
+    previous.replace(last)
+    return checkpoint
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -181,7 +215,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ModelError(f"{path} is not a vtrain checkpoint")
     found = content.pop("format")
     if found > CHECKPOINT_FORMAT:
-        raise ModelError(
+        raise NewerFormatError(
             f"{path} has checkpoint format {found}, this vtrain reads up to {CHECKPOINT_FORMAT}",
             "update vtrain: pip install --upgrade vtrain",
         )

@@ -37,7 +37,7 @@ from vtrain.errors import (
     StoppedError,
     UsageError,
 )
-from vtrain.usage import PlainCommand, explain_error
+from vtrain.usage import RESUME_AUTO, FitCommand, PlainCommand, explain_error
 
 COMPLETE_VARIABLE = "_VTRAIN_COMPLETE"  # what Typer's shell scripts set
 NAMED_AT_MOST = 20  # unreadable inputs that an error names
@@ -147,13 +147,19 @@ def start(
         raise UsageError("no command was given", "start with: vtrain init FOLDER")
 
 
-@command()
+@app.command(cls=FitCommand)
 def fit(
     config: Config,
     overrides: Overrides = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run exactly where its checkpoint was.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the run exactly where its checkpoint was; `--resume auto` starts one "
+            "where there is none.",
+        ),
     ] = False,
+    resume_auto: Annotated[bool, typer.Option(RESUME_AUTO, hidden=True)] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be trained, and stop.")
     ] = False,
@@ -189,7 +195,12 @@ def fit(
     console = Console(quiet=quiet or not group.is_main)
     with _told_once(group):
         result = run_fit(
-            loaded, resume=resume, dry_run=dry_run, profile=profile, console=console, group=group
+            loaded,
+            resume="auto" if resume_auto else resume,
+            dry_run=dry_run,
+            profile=profile,
+            console=console,
+            group=group,
         )
     if result is not None and group.is_main:
         _show_fit(result, console)

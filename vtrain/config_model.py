@@ -463,6 +463,14 @@ class TrainConfig(ConfigPart):
         default=False,
         description="torch.compile the model: faster steps after a wait of about a minute.",
     )
+    on_nan: Literal["stop", "rollback"] = Field(
+        default="stop",
+        description=(
+            "What a loss that is not finite does. stop: it ends the run; the last checkpoint is "
+            "intact. rollback: the run goes back to that checkpoint and leaves the batch of that "
+            "step out, up to ten times."
+        ),
+    )
     save_every_steps: int | None = Field(
         default=None,
         ge=1,

@@ -6,6 +6,7 @@ VtrainError                     1   unexpected
 ├── DataError                   3   images or folders unusable
 │   └── ImageError              3   one image unreadable
 ├── ModelError                  4   model, weights or checkpoint unusable
+│   └── NewerFormatError        4   written by a newer vtrain
 ├── ResourceError               5   out of disk, memory or shared memory
 ├── DivergedError               6   loss no longer finite
 ├── RunLockedError              7   run folder in use by another process
@@ -70,6 +71,10 @@ class ModelError(VtrainError):
     """A model file, weights file or checkpoint is missing, damaged, foreign or does not fit."""
 
     exit_code = ExitCode.MODEL
+
+
+class NewerFormatError(ModelError):
+    """The file was written by a newer vtrain; nothing is wrong with it."""
 
 
 class ResourceError(VtrainError):

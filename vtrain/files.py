@@ -26,12 +26,15 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, *, previous: Path | None = None) -> Iterator[BinaryIO]:
     """A stream for the new content of `path`, which takes its place when the block ends well.
 
     The content goes to a temporary file in the same folder, reaches the disk, and is then renamed,
     so that at any moment `path` holds its old content or its new one, also after `kill -9` or on a
     full disk. A symbolic link is followed. The stream can be read and sought as well.
+
+    `previous`, in the same folder, then holds the old content, if there was any. On a file system
+    without hard links there is a moment in which it alone exists.
 
     Raises:
         ResourceError: the disk or quota is full, or the file system failed.
@@ -39,14 +42,14 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     target = _find_target(path)
     # The random part keeps threads, containers and hosts that share a pid apart.
-    temporary = target.with_name(f".{target.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _temporary_name(target)
     try:
         stream = temporary.open("x+b")
     except OSError as error:
         raise write_error(path, error) from error
     try:
         yield stream
-        _commit(stream, temporary, target)
+        _commit(stream, temporary, target, previous)
     except BaseException as error:
         written = _discard(stream, temporary)
         if failure := find_disk_error(error):
@@ -159,18 +162,52 @@ def _find_target(path: Path) -> Path:
     return target
 
 
-def _commit(stream: BinaryIO, temporary: Path, target: Path) -> None:
+def _temporary_name(target: Path) -> Path:
+    return target.with_name(f".{target.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def _commit(stream: BinaryIO, temporary: Path, target: Path, previous: Path | None) -> None:
     """Bring the content to the disk, then give it its name, then bring the name to the disk."""
     try:
         stream.flush()
         os.fsync(stream.fileno())
         stream.close()
+        if previous is not None and target.exists():
+            _keep_as(target, previous)
         temporary.replace(target)
         sync_folder(target.parent)
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise
         raise write_error(target, error) from error
+
+
+def _keep_as(path: Path, previous: Path) -> None:
+    """Give a file a second name, in place of what has that name."""
+    link = _temporary_name(previous)
+    try:
+        link.hardlink_to(path)
+    except OSError:  # not on this file system
+        path.replace(previous)
+    else:
+        link.replace(previous)
+
+
+def require_space(folder: Path, needed: int, purpose: str) -> None:
+    """Find out in time that a disk is too full.
+
+    Raises:
+        ResourceError: fewer than `needed` bytes are free for `purpose`.
+    """
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:  # no file system that would tell
+        return
+    if free < needed:
+        raise ResourceError(
+            f"{purpose} need {needed:,} bytes in {folder}, and {free:,} are free",
+            "free some space, or choose a folder on another disk",
+        )
 
 
 def sync_folder(folder: Path) -> None:

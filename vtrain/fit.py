@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from vtrain.checkpoint import Checkpoint, load_checkpoint
+from vtrain.checkpoint import Checkpoint, load_last_checkpoint
 from vtrain.config import LoadedConfig, flatten_config
 from vtrain.console import Console
 from vtrain.distributed import ALONE, ProcessGroup
@@ -18,11 +18,11 @@ from vtrain.phase import PhaseBuilder
 from vtrain.plan import FitPlan, build_plan, data_facts, show_plan
 from vtrain.records import FitResult
 from vtrain.run_folder import (
-    CHECKPOINT_NAME,
     LOG_NAME,
     choose_run_dir,
     claim_run_dir,
     find_changes,
+    has_run,
     load_result,
     lock_run,
     require_same_run,
@@ -31,18 +31,21 @@ from vtrain.runtime import explain_torch_error, find_device, keep_freed_memory
 from vtrain.signals import StopRequest, build_stop_error
 
 Value = TypeVar("Value")
+Resume = bool | Literal["auto"]
 
 
 def fit(
     loaded: LoadedConfig,
     *,
-    resume: bool = False,
+    resume: Resume = False,
     dry_run: bool = False,
     profile: bool = False,
     console: Console,
     group: ProcessGroup = ALONE,
 ) -> FitResult | None:
     """Train what the config describes into a run folder; with `dry_run` only show the plan.
+
+    `resume` goes on with an earlier run; `auto` does so where there is one.
 
     `profile` measures where the time goes, says so at the end, and writes `profile.json`.
 
@@ -75,7 +78,7 @@ class _Job:
 
 
 @contextmanager
-def _stopped_early(resume: bool) -> Iterator[None]:
+def _stopped_early(resume: Resume) -> Iterator[None]:
     """Explain a stop outside of the run itself: while the images are checked, for instance."""
     try:
         yield
@@ -84,14 +87,20 @@ def _stopped_early(resume: bool) -> Iterator[None]:
         raise build_stop_error(error, "stopped before training: nothing is lost", hint) from error
 
 
-def _fit(loaded: LoadedConfig, job: _Job, resume: bool) -> FitResult:
+def _fit(loaded: LoadedConfig, job: _Job, resume: Resume) -> FitResult:
     console, group = job.console, job.group
     # Also before the plan is made, which can take long: nobody should wait for a wrong name.
     config = loaded.config
-    run_dir = _first_alone(
-        group, lambda: choose_run_dir(config.run_dir, loaded.name, resume=resume)
-    )
-    if resume:
+
+    def choose() -> Path | None:
+        """The run to go on with, None where a new one is to be started."""
+        going_on = has_run(config.run_dir, loaded.name) if resume == "auto" else resume
+        chosen = choose_run_dir(config.run_dir, loaded.name, resume=going_on)
+        return chosen if going_on else None
+
+    earlier = _first_alone(group, choose)
+    if earlier is not None:
+        run_dir = earlier
         with _locked(run_dir, console, group):
             return _resume(loaded, run_dir, job)
     plan = _plan(loaded, console, group)
@@ -153,7 +162,7 @@ def explained_errors() -> Iterator[None]:
 
 def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
     console, group = job.console, job.group
-    checkpoint, finished = _first_alone(group, lambda: _read_run(run_dir))
+    checkpoint, finished = _first_alone(group, lambda: _read_run(run_dir, console))
     if checkpoint is None:
         console.say(f"{run_dir} holds no checkpoint yet: starting from the beginning")
         return _run(_plan(loaded, console, group), run_dir, None, job)
@@ -183,10 +192,9 @@ def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
     return _run(plan, run_dir, checkpoint, job)
 
 
-def _read_run(run_dir: Path) -> tuple[Checkpoint | None, dict[str, Any] | None]:
+def _read_run(run_dir: Path, console: Console) -> tuple[Checkpoint | None, dict[str, Any] | None]:
     """The checkpoint of a run and, where it has finished, its result."""
-    path = run_dir / CHECKPOINT_NAME
-    return (load_checkpoint(path) if path.exists() else None), load_result(run_dir)
+    return load_last_checkpoint(run_dir, warn=console.warn), load_result(run_dir)
 
 
 def _already_finished(run_dir: Path, result: dict[str, Any]) -> FitResult:
@@ -211,6 +219,8 @@ def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job)
             show_plan(plan, console)
         else:
             run.restore(checkpoint)
+        with plan.group.together():
+            run.require_disk_space()
         run.train()
         return run.finish()
 

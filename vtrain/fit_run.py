@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from vtrain.checkpoint import Checkpoint, save_checkpoint
+from vtrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vtrain.config import dump_config, flatten_config
 from vtrain.console import Console
 from vtrain.data.loaders import Batch, EpochBatchSampler
@@ -38,24 +38,32 @@ from vtrain.run_folder import (
     CHECKPOINT_NAME,
     CONFIG_NAME,
     MODEL_NAME,
+    PREVIOUS_NAME,
     RESOLVED_NAME,
     RESULT_NAME,
+    require_disk_space,
     save_result,
 )
 from vtrain.runtime import describe_environment, place_model
 from vtrain.signals import StopRequest, build_stop_error
-from vtrain.tensor_files import find_non_finite, shorten_names
+from vtrain.tensor_files import find_non_finite, load_tensors, shorten_names
 from vtrain.training.ema import ModelEma
-from vtrain.training.loop import StepReport, TrainLoop, TrainState
+from vtrain.training.loop import NotFiniteError, StepReport, TrainLoop, TrainState
 from vtrain.training.losses import balanced_class_weights, build_loss
 from vtrain.training.metric_log import TensorBoardLog, write_metrics
-from vtrain.training.optim import build_optimizer, build_schedule, head_learning_rate
+from vtrain.training.optim import (
+    build_optimizer,
+    build_schedule,
+    head_learning_rate,
+    optimizer_bytes,
+)
 from vtrain.training.precision import Precision
 from vtrain.training.stopwatch import Stopwatch
 
 # Epochs on stored features take milliseconds: a checkpoint after each would take longer. What a
 # kill loses is computed again, to the same bits.
 SAVE_SECONDS = 10.0
+MOST_LEFT_OUT = 10  # steps of a run whose loss was not finite
 
 
 def describe_machine(plan: FitPlan) -> dict[str, Any]:
@@ -204,6 +212,22 @@ class FitRun:
 
     # --- phases and epochs -------------------------------------------------------------------
 
+    def require_disk_space(self) -> None:
+        """Find out before training whether everything can be saved.
+
+        Raises:
+            ResourceError: the disk is too full.
+        """
+        if not self.is_main:
+            return
+        model = sum(tensor.nbytes for tensor in self.plan.classifier.state_dict().values())
+        copies = 1 if self.loop.ema is None else 2
+        require_disk_space(
+            self.run_dir,
+            checkpoint_bytes=copies * model + optimizer_bytes(self.loop.optimizer),
+            model_bytes=model,
+        )
+
     def train(self) -> None:
         """Run the epochs that are left."""
         with ExitStack() as stack:
@@ -212,13 +236,60 @@ class FitRun:
                 tensorboard = TensorBoardLog(self.run_dir, purge_step=self.state.epoch + 1)
                 stack.callback(tensorboard.close)
             try:
-                self._run_phases(tensorboard)
+                self._run_to_the_end(tensorboard)
             except (VtrainError, RuntimeError):
                 # What diverges, or misses an image, has not yet written the best of short epochs.
                 if self.best is not None and self.is_main:
                     with suppress(VtrainError):  # the first error is the one to tell
                         self._save_best(self.best)
                 raise
+
+    def _run_to_the_end(self, tensorboard: TensorBoardLog | None) -> None:
+        """Run the phases; where a loss is not finite, and that is wanted, go back and on."""
+        if self.plan.config.train.on_nan == "rollback" and self.saved_step is None:
+            self._save()
+        while True:
+            try:
+                return self._run_phases(tensorboard)
+            except NotFiniteError as error:
+                self._name_images(error)
+                if not self._can_leave_out(error.step):
+                    raise
+                step, message = error.step, error.message
+            self._roll_back(step)
+            self.console.warn(
+                f"{message}: going on from step {self.state.step}, leaving step {step} out"
+            )
+
+    def _name_images(self, error: NotFiniteError) -> None:
+        """Add the images of the step to the message, and all of them to the log."""
+        paths = [str(self.plan.splits.train.paths[each]) for each in error.positions]
+        if paths:
+            error.message += f", whose images are {shorten_names(paths, limit=5)}"
+            self.console.log_only(f"images of step {error.step}: {', '.join(paths)}")
+
+    def _can_leave_out(self, step: int) -> bool:
+        wanted = self.plan.config.train.on_nan == "rollback"
+        # An epoch without a single step has no loss.
+        epoch = [
+            each for each in self.state.left_out if self._epoch_of(each) == self._epoch_of(step)
+        ]
+        room = len(epoch) + 1 < self.steps_per_epoch
+        return wanted and room and len(self.state.left_out) < MOST_LEFT_OUT
+
+    def _epoch_of(self, step: int) -> int:
+        return (step - 1) // self.steps_per_epoch
+
+    def _roll_back(self, step: int) -> None:
+        """Go back to the last checkpoint, to come to this point again without `step`."""
+        group, checkpoint = self.plan.group, None
+        with group.together():
+            if self.is_main:
+                checkpoint = load_checkpoint(self.run_dir / CHECKPOINT_NAME)
+        left_out = sorted({*self.state.left_out, step})
+        self.best = None
+        self._load_state(group.broadcast(checkpoint))
+        self.state.left_out = left_out
 
     def _run_phases(self, tensorboard: TensorBoardLog | None) -> None:
         first = 0
@@ -373,9 +444,6 @@ class FitRun:
         state = self.state
         # A tie in accuracy is decided by the loss.
         best = (metrics.val_top1, -metrics.val_loss) > (state.best_top1, -state.best_loss)
-        if best:
-            state.best_top1, state.best_loss = metrics.val_top1, metrics.val_loss
-            state.best_epoch = metrics.epoch
         state.epoch, state.batch = metrics.epoch, 0
         state.loss_sum, state.image_count = 0.0, 0
         state.history.append(to_plain(metrics))
@@ -384,7 +452,7 @@ class FitRun:
             self._verify_frozen()
         due = is_last or self.saved is None or time.perf_counter() - self.saved >= SAVE_SECONDS
         if best:
-            self._keep_best(metrics, copy=not due)
+            self._note_best(metrics, copy=not due)
         if due:
             self._save()
         self.console.say_epoch(metrics, self.plan.config.train.epochs, best=best)
@@ -422,7 +490,10 @@ class FitRun:
 
     # --- saving and restoring ----------------------------------------------------------------
 
-    def _keep_best(self, metrics: EpochMetrics, *, copy: bool) -> None:
+    def _note_best(self, metrics: EpochMetrics, *, copy: bool) -> None:
+        """Take the weights as they are now for the best so far; they are written with the rest."""
+        self.state.best_top1, self.state.best_loss = metrics.val_top1, metrics.val_loss
+        self.state.best_epoch = metrics.epoch
         state = self._best_candidate.state_dict()
         if names := find_non_finite(state):
             raise DivergedError(
@@ -492,6 +563,25 @@ class FitRun:
         Raises:
             ModelError: the checkpoint does not fit the model.
         """
+        self._load_state(checkpoint)
+        self._require_best()
+        self.planned_epochs = checkpoint.planned_epochs
+        self.seconds_before = checkpoint.state.seconds
+        if self.is_main:
+            (self.run_dir / RESULT_NAME).unlink(missing_ok=True)
+            self._write_settings()
+            write_metrics(self.run_dir, self.state.history)
+        self.console.say(
+            f"resumed {self.run_dir} after epoch {self.state.epoch}, batch {self.state.batch} "
+            f"(step {self.state.step})"
+        )
+        if self._stopped_early():
+            self.console.say(
+                f"the run stopped early after epoch {self.state.epoch}; raise train.early_stop to "
+                "train on"
+            )
+
+    def _load_state(self, checkpoint: Checkpoint) -> None:
         loop = self.loop
         try:
             self.plan.classifier.load_state_dict(checkpoint.model)
@@ -506,23 +596,27 @@ class FitRun:
                 "start a new run with another run_dir",
             ) from error
         self.state = loop.state = checkpoint.state
-        self.planned_epochs = checkpoint.planned_epochs
-        self.seconds_before = checkpoint.state.seconds
         self.frozen = dict(checkpoint.frozen)
         self.saved_step = self.state.step
-        if self.is_main:
-            (self.run_dir / RESULT_NAME).unlink(missing_ok=True)
-            self._write_settings()
-            write_metrics(self.run_dir, self.state.history)
-        self.console.say(
-            f"resumed {self.run_dir} after epoch {self.state.epoch}, batch {self.state.batch} "
-            f"(step {self.state.step})"
+
+    def _require_best(self) -> None:
+        """Make up for a best model whose file is missing or damaged, as far as that can be done."""
+        state, problem = self.state, None
+        if self.is_main and state.best_epoch:
+            try:
+                load_tensors(self.run_dir / MODEL_NAME)
+            except ModelError as error:
+                problem = error.message
+        problem = self.plan.group.broadcast(problem)
+        if problem is None:
+            return
+        state.best_epoch, state.best_top1, state.best_loss = 0, -1.0, math.inf
+        if state.batch == 0:  # these are the weights that the last row of metrics is about
+            self._note_best(EpochMetrics(**state.history[-1]), copy=True)
+        self.console.warn(
+            f"the best model so far is lost ({problem}): the best from epoch "
+            f"{state.epoch + (state.batch > 0)} on is kept"
         )
-        if self._stopped_early():
-            self.console.say(
-                f"the run stopped early after epoch {self.state.epoch}; raise train.early_stop to "
-                "train on"
-            )
 
     # --- the end -----------------------------------------------------------------------------
 
@@ -546,6 +640,7 @@ class FitRun:
         )
         if self.is_main:
             save_result(self.run_dir, result)
+            (self.run_dir / PREVIOUS_NAME).unlink(missing_ok=True)
             self._report_profile()
         return result
 

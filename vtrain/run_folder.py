@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vtrain.errors import ModelError, RunLockedError, UsageError
-from vtrain.files import write_error, write_json
+from vtrain.files import require_space, write_error, write_json
 from vtrain.records import FitResult, to_plain
 
 RUNS = Path("runs")
@@ -22,6 +22,7 @@ LOCK_NAME = "run.lock"
 RESULT_NAME = "result.json"
 MODEL_NAME = "model.safetensors"
 CHECKPOINT_NAME = "last.ckpt"
+PREVIOUS_NAME = "previous.ckpt"  # the one before, should the last one turn out to be damaged
 # Forked loader workers inherit the lock and outlive a killed parent by some seconds.
 LOCK_WAIT_SECONDS = 15.0
 # What a resumed run may change; a change of epochs may only extend it.
@@ -77,12 +78,21 @@ def choose_run_dir(run_dir: str | None, name: str, *, resume: bool) -> Path:
     return path
 
 
+def has_run(run_dir: str | None, name: str) -> bool:
+    """Whether there is something to resume: a folder with anything in it, or a numbered run."""
+    if run_dir is None:
+        return any(True for _ in _run_numbers(name))
+    path = Path(run_dir)
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def _require_run(path: Path) -> None:
     """Raise UsageError unless `path` is the folder of a run, or of one that was just starting."""
     if not path.is_dir():
         raise UsageError(f"nothing to resume: {path} does not exist", "start without --resume")
     names = {each.name for each in path.iterdir()}
-    if not names & {RESOLVED_NAME, CHECKPOINT_NAME} and names - {LOCK_NAME, LOG_NAME, CONFIG_NAME}:
+    known = {RESOLVED_NAME, CHECKPOINT_NAME, PREVIOUS_NAME}
+    if not names & known and names - {LOCK_NAME, LOG_NAME, CONFIG_NAME}:
         raise UsageError(
             f"nothing to resume: {path} is not the folder of a run",
             "choose another run_dir; what is there stays as it is",
@@ -175,6 +185,21 @@ def require_same_run(
             "undo the change, or start a new run with another run_dir",
         )
     return [change for change in config if change.name != "run_dir"]
+
+
+def require_disk_space(run_dir: Path, *, checkpoint_bytes: int, model_bytes: int) -> None:
+    """Find out before training whether the disk has room for what the run will save.
+
+    That is two checkpoints and a model, and at times a third and a second one while they are
+    written. What the run has saved already does not count.
+
+    Raises:
+        ResourceError: it has not.
+    """
+    kept = [CHECKPOINT_NAME, PREVIOUS_NAME, MODEL_NAME]
+    existing = sum((run_dir / name).stat().st_size for name in kept if (run_dir / name).exists())
+    needed = 3 * checkpoint_bytes + 2 * model_bytes - existing
+    require_space(run_dir, needed, "the checkpoints of this run")
 
 
 def save_result(run_dir: Path, result: FitResult) -> None:

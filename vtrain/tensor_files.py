@@ -138,13 +138,15 @@ def read_metadata(path: Path) -> dict[str, str]:
     return metadata
 
 
-def save_torch(path: Path, value: Any) -> None:
+def save_torch(path: Path, value: Any, *, previous: Path | None = None) -> None:
     """`torch.save`, atomically, with the SHA-256 of the whole file as the archive's comment.
+
+    An earlier file becomes `previous`.
 
     Raises:
         ResourceError, UsageError: see `vtrain.files.atomic_write`.
     """
-    with atomic_write(path) as stream:
+    with atomic_write(path, previous=previous) as stream:
         # To an open file: a full disk is then an OSError, and the bytes do not hold the name.
         torch.save(value, stream)
         size = stream.seek(0, 2)

@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 from vtrain.errors import ResourceError, UsageError, VtrainError
 from vtrain.signals import TerminatedError, build_stop_error
 
+RESUME_AUTO = "--resume-auto"  # what `--resume auto` becomes
 # Names that other tools give to our commands.
 OTHER_NAMES = {
     "train": "fit",
@@ -57,6 +58,21 @@ class PlainCommand(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+
+class FitCommand(PlainCommand):
+    """Takes `--resume auto` besides `--resume`: an option with a value that may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Click would take a CONFIG or KEY=VALUE after `--resume` for its value."""
+        joined: list[str] = []
+        for each in args:
+            if each == "auto" and joined[-1:] == ["--resume"]:
+                joined[-1] = RESUME_AUTO
+            else:
+                joined.append(RESUME_AUTO if each == "--resume=auto" else each)
+        parsed: list[str] = super().parse_args(ctx, joined)
+        return parsed
 
 
 def explain_error(error: BaseException, arguments: Sequence[str]) -> VtrainError:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from torch import Tensor
 
 from vtrain.config import HeadConfig
-from vtrain.errors import ModelError, UsageError
+from vtrain.errors import ModelError, NewerFormatError, UsageError
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.records import Interpolation, Preprocessing, to_plain
 from vtrain.run_folder import CHECKPOINT_NAME, MODEL_NAME
@@ -76,7 +76,7 @@ def read_model_file(path: Path) -> ModelFile:
         if not _is_whole(found, 1):
             raise ValueError(f"format is {found!r:.80}")
         if found > MODEL_FORMAT:
-            raise ModelError(
+            raise NewerFormatError(
                 f"{path} has model format {found}, this vtrain reads up to {MODEL_FORMAT}",
                 "update vtrain: pip install --upgrade vtrain",
             )

@@ -34,6 +34,7 @@ class TrainState:
     `epoch` counts finished epochs, `batch` the batches of the current one, `step` optimiser steps
     since the start of the run. `loss_sum` and `image_count` belong to the current epoch. `splits`
     is the number of parts that a batch is computed in, above 1 where memory was too small.
+    `left_out` are steps (the first is 1) that change nothing: their loss was not finite.
     """
 
     epoch: int = 0
@@ -46,7 +47,24 @@ class TrainState:
     best_loss: float = math.inf
     seconds: float = 0.0
     splits: int = 1
+    left_out: list[int] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class NotFiniteError(DivergedError):
+    """The loss or its gradient is not finite; `step` is the first such one, counted from 1.
+
+    `positions` are those of the step's images in the training set, as far as they are known.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(
+            f"the training loss or its gradient is not finite at step {step}",
+            "lower optim.lr and optim.backbone_lr, lengthen optim.warmup_epochs, "
+            "or set train.precision=fp32 or train.on_nan=rollback",
+        )
+        self.step = step
+        self.positions: list[int] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +113,24 @@ class TrainLoop:
     schedule: Schedule | None = None
     first_step: int = 0
     watch: "LossWatch | None" = None
+    recent: dict[int, list[Tensor]] = field(default_factory=dict)
+    buffers: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def sync(self) -> None:
         """Bring `state.loss_sum` up to date before the state is saved; a CPU-GPU sync point.
 
         Raises:
-            DivergedError: the loss is no longer finite.
+            NotFiniteError: the loss is no longer finite.
         """
-        if self.watch is not None:
+        if self.watch is None:
+            return
+        try:
             self.state.loss_sum = self.watch.look()
+        except NotFiniteError as error:
+            own = torch.cat(self.recent.get(error.step, [torch.empty(0)])).tolist()
+            error.positions = [int(each) for part in self.group.gather(own) for each in part]
+            raise
+        self.recent.clear()
 
     def run_epoch(
         self,
@@ -118,7 +145,7 @@ class TrainLoop:
         waiting for data.
 
         Raises:
-            DivergedError: the loss is no longer finite.
+            NotFiniteError: the loss is no longer finite.
         """
         state, waited, started = self.state, 0.0, time.perf_counter()
         self.classifier.train()
@@ -129,22 +156,37 @@ class TrainLoop:
             waited += wait
             window.append(batch)
             sizes = batch_sizes[self._window(batch_sizes, state.batch)]
-            loss = self._add_gradients(window, sizes)
-            watch.update(loss, len(batch.labels), state.step + 1)
-            state.image_count += batch_sizes[state.batch]
-            state.batch += 1
+            if left_out := state.step + 1 in state.left_out:
+                state.batch += 1
+            else:
+                self._learn(window, sizes, watch)
             if len(window) < len(sizes):
                 continue
             window.clear()
-            with self.stopwatch.section("optimizer"):
-                self._optimizer_step(parameters)
+            if left_out:
+                state.step += 1
+            else:
+                with self.stopwatch.section("optimizer"):
+                    self._optimizer_step(parameters)
             loss_now = None
             if self._looks_now(len(batch_sizes)):
                 self.sync()
-                loss_now = state.loss_sum / state.image_count
+                loss_now = state.loss_sum / max(1, state.image_count)  # 0 where all were left out
             on_step(self._report(loss_now, waited / (time.perf_counter() - started)))
         self.watch = None  # the last step has looked
+        self.recent.clear()
         return waited
+
+    def _learn(self, window: Sequence[Batch], sizes: Sequence[int], watch: "LossWatch") -> None:
+        """Add the last batch of a window to the gradients and to what is known of the epoch."""
+        state, batch, step = self.state, window[-1], self.state.step + 1
+        if len(window) == 1 and self.precision.name == "fp16":
+            self.buffers = [(buffer, buffer.clone()) for buffer in self.classifier.buffers()]
+        loss = self._add_gradients(window, sizes)
+        watch.update(loss, len(batch.labels), step)
+        self.recent.setdefault(step, []).append(batch.positions)
+        state.image_count += sizes[len(window) - 1]
+        state.batch += 1
 
     def _add_gradients(self, window: Sequence[Batch], sizes: Sequence[int]) -> Tensor:
         """Add the gradients of the last batch of a window; its mean loss, a scalar on the device.
@@ -225,8 +267,11 @@ class TrainLoop:
         set_learning_rates(self.optimizer, self.phase, factor)
         norm = self.precision.step(self.optimizer, parameters, clip_norm=self.clip_norm)
         self.state.step += 1
-        if self.watch is not None and self.precision.name != "fp16":
-            # In fp16 the scaler leaves such a step out.
+        if self.precision.name == "fp16":
+            # The scaler leaves such a step out; BatchNorm's statistics have seen it already.
+            for buffer, before in self.buffers:
+                buffer.copy_(torch.where(torch.isfinite(norm), buffer, before))
+        elif self.watch is not None:
             self.watch.check(norm, self.state.step)
         if self.ema is not None:
             self.ema.update(self.classifier, self.state.step)
@@ -272,18 +317,14 @@ class LossWatch:
         """The sum so far, over all processes; a CPU-GPU sync point.
 
         Raises:
-            DivergedError: a loss or the norm of its gradient was not finite.
+            NotFiniteError: a loss or the norm of its gradient was not finite.
         """
         seen = [(int(self.bad_step.item()), float(self.total.item()))]
         if self._group.world_size > 1:
             seen = self._group.gather(seen[0])
         bad_steps = [step for step, _ in seen if step]
         if bad_steps:
-            raise DivergedError(
-                f"the training loss or its gradient is not finite at step {min(bad_steps)}",
-                "lower optim.lr and optim.backbone_lr, lengthen optim.warmup_epochs, "
-                "or set train.precision=fp32",
-            )
+            raise NotFiniteError(min(bad_steps))
         return math.fsum(total for _, total in seen)
 
 

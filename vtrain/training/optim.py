@@ -48,3 +48,10 @@ def head_learning_rate(optimizer: torch.optim.Optimizer) -> float:
     """The rate of the head's groups now, or the highest of all where the head is frozen."""
     rates = [group["lr"] for group in optimizer.param_groups if group["stage"] == "head"]
     return float(max(rates or [group["lr"] for group in optimizer.param_groups]))
+
+
+def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """What the state of an optimiser will take once every parameter has been stepped."""
+    copies = 2 if isinstance(optimizer, torch.optim.AdamW) else 1  # two moments, or the momentum
+    parameters = (each for group in optimizer.param_groups for each in group["params"])
+    return copies * sum(int(parameter.nbytes) for parameter in parameters)
