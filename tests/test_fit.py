@@ -10,9 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.runs import (
+    CONFIG,
+    assert_same_run,
+    draw_tiny_data,
+    load,
+    read_model,
+    read_rows,
+    run,
+    run_until,
+)
 from tests.tiny import break_image, draw_labelled
 from vtrain.checkpoint import load_checkpoint, save_checkpoint
-from vtrain.config import LoadedConfig, load_config
+from vtrain.config import load_config
 from vtrain.console import Console
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import (
@@ -30,79 +40,15 @@ from vtrain.fit import fit
 from vtrain.fit_run import FitRun
 from vtrain.models.freezing import verify_frozen
 from vtrain.models.model_file import load_model_file, save_model
-from vtrain.records import FitResult
 from vtrain.run_folder import claim_run_dir, lock_run
-from vtrain.tensor_files import load_tensors
-
-TIMES = ("images_per_second", "data_wait", "seconds")
-CONFIG = """
-model: {backbone: simple_cnn, weights: none, options: {width_mult: 0.25}}
-freeze: none
-data: {train: images/train, val: images/val, image_size: 32, batch_size: 4, workers: 0}
-optim: {lr: 3e-3, backbone_lr: 3e-3}
-train: {epochs: 2, device: cpu, precision: fp32}
-"""
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with 18 training and 6 validation images of three classes."""
+    """A working directory with tiny data and a config."""
     monkeypatch.chdir(tmp_path)
-    draw_labelled(Path("images/train"), {"ant": 6, "bee": 7, "cow": 5})
-    draw_labelled(Path("images/val"), {"ant": 2, "bee": 2, "cow": 2})
-    Path("tiny.yaml").write_text(CONFIG, encoding="utf-8")
+    draw_tiny_data()
     return tmp_path
-
-
-def load(*overrides: str) -> LoadedConfig:
-    return load_config(Path("tiny.yaml"), overrides)
-
-
-def run(*overrides: str, resume: bool = False) -> FitResult:
-    result = fit(load(*overrides), resume=resume, console=Console(quiet=True))
-    assert result is not None
-    return result
-
-
-def run_until(
-    monkeypatch: pytest.MonkeyPatch, step: int, *overrides: str, number: int = signal.SIGTERM
-) -> None:
-    """Train and get a real signal during optimiser step `step`."""
-    original = FitRun._on_step
-
-    def interrupt(self: FitRun, report: Any, bar: Any) -> None:
-        if self.state.step == step:
-            os.kill(os.getpid(), number)
-        original(self, report, bar)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FitRun, "_on_step", interrupt)
-        expected = InterruptedRunError if number == signal.SIGINT else StoppedError
-        with pytest.raises(expected, match=f"stopped at step {step}, saved in"):
-            run(*overrides)
-
-
-def read_rows(run_dir: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
-
-
-def read_model(run_dir: Path) -> dict[str, Tensor]:
-    return load_tensors(run_dir / "model.safetensors")[0]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    """Same bits in the best model and the last one, same metrics, same predictions."""
-    assert read_rows(one) == read_rows(other)
-    for before, after in (
-        (read_model(one), read_model(other)),
-        (load_checkpoint(one / "last.ckpt").model, load_checkpoint(other / "last.ckpt").model),
-    ):
-        assert before.keys() == after.keys()
-        for name, tensor in before.items():
-            assert torch.equal(tensor, after[name]), name
-    for name in ("predictions-val.csv", "data.json"):
-        assert (one / name).read_bytes() == (other / name).read_bytes()
 
 
 # --- a run and its folder ------------------------------------------------------------------------

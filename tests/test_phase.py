@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.test_fit import CONFIG, assert_same_run, load, read_model, read_rows, run_until
+from tests.runs import CONFIG, assert_same_run, load, read_model, read_rows, run_until
 from tests.tiny import draw_image, draw_labelled
 from vtrain.console import Console
 from vtrain.data import feature_store
