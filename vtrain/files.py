@@ -191,6 +191,7 @@ def _keep_as(path: Path, previous: Path) -> None:
         path.replace(previous)
     else:
         link.replace(previous)
+        link.unlink(missing_ok=True)  # it stays where both were names of one file already
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:

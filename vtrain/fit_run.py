@@ -639,8 +639,8 @@ class FitRun:
             seconds=self.seconds_before + time.perf_counter() - self.started,
         )
         if self.is_main:
-            save_result(self.run_dir, result)
             (self.run_dir / PREVIOUS_NAME).unlink(missing_ok=True)
+            save_result(self.run_dir, result)
             self._report_profile()
         return result
 

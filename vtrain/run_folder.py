@@ -91,8 +91,8 @@ def _require_run(path: Path) -> None:
     if not path.is_dir():
         raise UsageError(f"nothing to resume: {path} does not exist", "start without --resume")
     names = {each.name for each in path.iterdir()}
-    known = {RESOLVED_NAME, CHECKPOINT_NAME, PREVIOUS_NAME}
-    if not names & known and names - {LOCK_NAME, LOG_NAME, CONFIG_NAME}:
+    # The lock comes first in a new folder, the checkpoint is what matters in one that was copied.
+    if names and not names & {LOCK_NAME, CHECKPOINT_NAME, PREVIOUS_NAME}:
         raise UsageError(
             f"nothing to resume: {path} is not the folder of a run",
             "choose another run_dir; what is there stays as it is",

@@ -39,5 +39,6 @@ SUITES: dict[str, Suite] = {
         Suite("R6f", "mutated configs", "tests.faults.mutated_configs"),
         Suite("R7", "folders with surprises", "tests.faults.folders"),
         Suite("R7n", "hostile class and file names", "tests.faults.names"),
+        Suite("E5", "kill -9 of training, then resume: same bits", "tests.faults.kills"),
     )
 }
