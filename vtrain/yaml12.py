@@ -18,9 +18,11 @@ from vtrain.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
 
-MAX_BYTES = 1_000_000
+# Generous for a person, and little enough that the slowest text at the limit takes under a second.
+MAX_BYTES = 250_000
 MAX_DEPTH = 32
-MAX_NODES = 10_000  # aliases count each time they are used, so that a few lines cannot grow to GB
+MAX_INT_BITS = 1024  # as floats; Python refuses to write integers of many digits
+MAX_NODES = 5_000  # aliases count each time they are used, so that a few lines cannot grow to GB
 
 _TAG = "tag:yaml.org,2002:"
 _CORE_TAGS = tuple(_TAG + kind for kind in ("null", "bool", "int", "float", "str"))
@@ -168,10 +170,11 @@ def parse_yaml(text: str, *, source: str) -> Document:
     except yaml.MarkedYAMLError as error:
         position, problem = _describe_syntax_error(error, loader)
         where = f"{source}:{position.line}:{position.column}"
-        raise ConfigError(f"{where}: not valid YAML: {problem}") from error
+        raise ConfigError(f"{where}: not valid YAML: {one_line(problem, 300)}") from error
     except Exception as error:  # PyYAML lets ValueError, AttributeError and others through
         line, column = (loader.line + 1, loader.column + 1) if loader else (1, 1)
-        raise ConfigError(f"{source}:{line}:{column}: not valid YAML: {error}") from error
+        problem = one_line(str(error), 300)
+        raise ConfigError(f"{source}:{line}:{column}: not valid YAML: {problem}") from error
 
 
 def parse_value(text: str) -> Document:
@@ -343,6 +346,13 @@ def clip(text: str, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def one_line(text: str, width: int) -> str:
+    """`text` without anything that a terminal acts on, its middle left out where it is longer."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    half = width // 2
+    return line if len(line) <= width else f"{line[:half]} ... {line[-half:]}"
+
+
 def _convert_scalar(kind: str, text: str) -> str | float | bool | None:
     """The value of a scalar.
 
@@ -361,7 +371,10 @@ def _convert_scalar(kind: str, text: str) -> str | float | bool | None:
     if kind == "bool":
         return text.lower() == "true"
     if kind == "int":
-        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        number = int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        if number.bit_length() > MAX_INT_BITS:
+            raise ValueError(kind)
+        return number
     return float(text.replace(".", "", 1) if text.lower().endswith(("inf", "nan")) else text)
 
 
