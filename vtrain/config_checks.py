@@ -4,6 +4,7 @@ Each check is a small function over a config that is valid in itself; `CHECKS` l
 keys they read, and a check is left out when one of its keys is already known to be wrong.
 """
 
+import os
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from vtrain.zoo import (
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
 MODEL_FILE = "model.safetensors"
+MAX_NAME_BYTES = 255  # of one file or folder, on every usual file system
 _NO_HOME = "write out the home folder, ~ is not expanded"
 
 
@@ -76,6 +78,9 @@ def _check_run_dir(config: FitConfig) -> Iterator[Finding]:
         yield Finding(("run_dir",), text + r"; in double quotes \ begins an escape")
     if (problem := _describe_unreachable(path)) is not None:
         yield Finding(("run_dir",), problem)
+    for part in path.parts:
+        if len(os.fsencode(part)) > MAX_NAME_BYTES:
+            yield Finding(("run_dir",), f"{clip(part)} is longer than {MAX_NAME_BYTES} bytes")
     for each in (path, *path.parents):
         if _exists(each) and not each.is_dir():
             yield Finding(("run_dir",), f"{each} is a file, expected a folder to write to")
