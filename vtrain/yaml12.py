@@ -33,6 +33,8 @@ _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
     r"|[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN"
 )
+_LINE_END = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # as PyYAML counts lines
+_TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 _NO_COLON = "expected 'key: value'; is a colon or the space after it missing?"
 # PyYAML's wording → what the user should look for.
 _HELP = {
@@ -41,6 +43,7 @@ _HELP = {
     ),
     "found character '\\t' that cannot start any token": "a tab; YAML is indented with spaces",
     "could not find expected ':'": _NO_COLON,
+    "second occurrence": "an anchor of this name stands above already",
     "but found another document": "a second document begins here; one config per file",
     "expected <block end>, but found '<block mapping start>'": (
         "the indentation does not match the lines above"
@@ -108,15 +111,18 @@ class _Loader(yaml.SafeLoader):
         if last_line > start.line + 1 and not self.buffer[first - start.column : first].strip(" -"):
             self.long_plain = _position(start), last_line
 
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803  # PyYAML's name
+        # The scanner reads far ahead of `compose_node`, more slowly with every open bracket.
+        if self.flow_level >= MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth += 1
         self.count += 1
         if self.depth > MAX_DEPTH or self.count > MAX_NODES:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            deep = self.depth > MAX_DEPTH
-            what = (
-                f"nested more than {MAX_DEPTH} levels deep" if deep else f"over {MAX_NODES} values"
-            )
+            what = _TOO_DEEP if self.depth > MAX_DEPTH else f"over {MAX_NODES} values"
             raise yaml.MarkedYAMLError(problem=what, problem_mark=mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -143,9 +149,10 @@ def load_yaml(path: Path, *, source: str) -> tuple[Document, str]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line, column = _line_column(content[: error.start].decode("utf-8", "replace"))
+        # A byte order mark is not part of what was decoded.
+        line, column = _line_column(bytes(error.object[: error.start]).decode("utf-8"))
         raise ConfigError(
-            f"{source}:{line}:{column}: byte 0x{content[error.start]:02x} is not UTF-8; "
+            f"{source}:{line}:{column}: byte 0x{error.object[error.start]:02x} is not UTF-8; "
             "this is not a text file, or saved in another encoding"
         ) from error
     return parse_yaml(text, source=source), text
@@ -246,7 +253,8 @@ def _escape(character: str) -> str:
 
 def _line_column(before: str) -> tuple[int, int]:
     """Position of the character that follows `before`."""
-    return before.count("\n") + 1, len(before) - before.rfind("\n")
+    *above, line = _LINE_END.split(before)
+    return len(above) + 1, len(line) + 1
 
 
 def _position(mark: yaml.Mark | None) -> Position:

@@ -124,7 +124,7 @@ SPECIAL = [
     whole(
         "40,000 braces",
         b"{a: " * 40_000,
-        "error: c.yaml:1:126: not valid YAML: nested more than 32 levels deep",
+        "error: c.yaml:1:129: not valid YAML: nested more than 32 levels deep",
     ),
     whole(
         "staircase",
@@ -134,6 +134,21 @@ SPECIAL = [
     whole("empty file", b"", *MISSING),
     whole("UTF-16", "seed: 1\n".encode("utf-16"), f"error: c.yaml:1:1: byte 0xff {NOT_UTF_8}"),
     whole("Latin-1", "# Größe\n".encode("latin-1"), f"error: c.yaml:1:5: byte 0xf6 {NOT_UTF_8}"),
+    whole(
+        "Latin-1 behind a byte order mark",
+        b"\xef\xbb\xbfseed: 1\n# Gr\xf6\xdfe\n",
+        f"error: c.yaml:2:5: byte 0xf6 {NOT_UTF_8}",
+    ),
+    whole(
+        "Latin-1 behind line ends of old Macs",
+        b"seed: 1\r# Gr\xf6\xdfe\r",
+        f"error: c.yaml:2:5: byte 0xf6 {NOT_UTF_8}",
+    ),
+    whole(
+        "control character behind line ends of old Macs",
+        b"seed: 1\rrun_dir: \x01\r",
+        "error: c.yaml:2:10: character U+0001 is not allowed in YAML",
+    ),
     whole("PNG", b"\x89PNG\r\n\x1a\n\0\0", f"error: c.yaml:1:1: byte 0x89 {NOT_UTF_8}"),
     whole("overlong UTF-8", b"seed: \xc0\xaf\n", f"error: c.yaml:1:7: byte 0xc0 {NOT_UTF_8}"),
     whole(
