@@ -239,7 +239,7 @@ def test_file_that_is_not_text(tmp_path: Path) -> None:
 def test_file_too_large(tmp_path: Path) -> None:
     path = tmp_path / "big.yaml"
     path.write_bytes(b"#" * (MAX_BYTES + 1))
-    with pytest.raises(ConfigError, match=r"shown: larger than 1,000,000 bytes"):
+    with pytest.raises(ConfigError, match=rf"shown: larger than {MAX_BYTES:,} bytes"):
         load_yaml(path, source="shown")
 
 

@@ -4,6 +4,8 @@ Each check is a small function over a config that is valid in itself; `CHECKS` l
 keys they read, and a check is left out when one of its keys is already known to be wrong.
 """
 
+import os
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,6 +27,7 @@ from vtrain.zoo import (
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
 MODEL_FILE = "model.safetensors"
+MAX_NAME_BYTES = 255  # of one file or folder, on every usual file system
 _NO_HOME = "write out the home folder, ~ is not expanded"
 
 
@@ -70,6 +73,14 @@ def _check_run_dir(config: FitConfig) -> Iterator[Finding]:
     path = Path(config.run_dir)
     if config.run_dir.startswith("~"):
         yield Finding(("run_dir",), f"got {config.run_dir}; {_NO_HOME}")
+    if any(unicodedata.category(char) == "Cc" for char in config.run_dir):
+        text = f"got {config.run_dir!r}, with a control character"
+        yield Finding(("run_dir",), text + r"; in double quotes \ begins an escape")
+    if (problem := _describe_unreachable(path)) is not None:
+        yield Finding(("run_dir",), problem)
+    for part in path.parts:
+        if len(os.fsencode(part)) > MAX_NAME_BYTES:
+            yield Finding(("run_dir",), f"{clip(part)} is longer than {MAX_NAME_BYTES} bytes")
     for each in (path, *path.parents):
         if _exists(each) and not each.is_dir():
             yield Finding(("run_dir",), f"{each} is a file, expected a folder to write to")
@@ -91,6 +102,8 @@ def _check_weights_path(config: FitConfig) -> Iterator[Finding]:
         problem = describe_missing(path, "file or run folder")
         if problem is None and path.is_dir() and not (path / MODEL_FILE).is_file():
             problem = f"{path} has no {MODEL_FILE}; it is not the folder of a finished run"
+        elif problem is None and not path.is_dir() and not path.is_file():
+            problem = f"{path} is not a regular file"  # a pipe would be waited for
         if problem is not None:
             yield Finding(key, problem)
 
@@ -123,15 +136,11 @@ def looks_like_path(weights: str) -> bool:
 
 def describe_missing(path: Path, what: str) -> str | None:
     """Why there is nothing at `path`, and what stands where its first missing part should be."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        text = f"no such {what}: {path}"
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        return f"{clip(str(path))} cannot be read: {str(reason).lower()}"
-    else:
+    if _exists(path):
         return None
+    if (unreachable := _describe_unreachable(path)) is not None:
+        return unreachable
+    text = f"no such {what}: {path}"
     if path.parts and path.parts[0].startswith("~"):
         return f"{text}; {_NO_HOME}"
     missing = next(part for part in (*reversed(path.parents), path) if not _exists(part))
@@ -145,6 +154,18 @@ def describe_missing(path: Path, what: str) -> str | None:
     if missing != path:
         return f"{text}; {missing} does not exist"
     return f"{text}; paths are relative to the working directory"
+
+
+def _describe_unreachable(path: Path) -> str | None:
+    """Why one cannot even ask whether there is something at `path`: links in a loop, for one."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return f"{clip(str(path))} cannot be read: {str(reason).lower()}"
+    return None
 
 
 def _exists(path: Path) -> bool:
@@ -244,9 +265,12 @@ def _check_folder(config: FitConfig, *, name: str) -> Iterator[Finding]:
         return
     problem = describe_missing(Path(value), "folder")
     is_source = value.lower().endswith((TAR_SUFFIX, *LIST_SUFFIXES))
-    if problem is None and not Path(value).is_dir() and not is_source:
-        others = f"a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})"
-        problem = f"{value} is a file, expected a folder of class folders, {others}"
+    if problem is None and not Path(value).is_dir():
+        is_file = Path(value).is_file()
+        if not (is_source and is_file):
+            kind = "a file" if is_file else "neither a folder nor a file"
+            others = f"a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})"
+            problem = f"{value} is {kind}, expected a folder of class folders, {others}"
     if problem is not None:
         yield Finding(("data", name), problem)
 

@@ -17,7 +17,10 @@ from vtrain.config_schema import (
 )
 from vtrain.config_source import SECTIONS, ConfigSource, Mistake, dotted
 from vtrain.errors import ConfigError
-from vtrain.yaml12 import KeyPath, clip, format_scalar, is_string
+from vtrain.yaml12 import KeyPath, clip, format_scalar, is_string, one_line
+
+MAX_LINES = 100  # of a report: nobody mends more at once, and generated files can have thousands
+MAX_LINE = 600  # characters
 
 # Names that other tools give to our keys.
 OTHER_NAMES = {
@@ -196,6 +199,8 @@ def _suggest_key(path: KeyPath, schema: Schema) -> str:
         ]
         elsewhere = [key for key in keys if key.rsplit(".", 1)[-1] == name]
     close = get_close_matches(name, siblings, n=1)
+    if name == "<<":
+        return "; YAML 1.2 has no merge keys, write out what it stands for"
     if name in siblings:
         return f"; did you mean {name}?"
     if not parents and "." in name and name in keys:
@@ -221,7 +226,9 @@ def raise_report(source: ConfigSource) -> None:
     first = {(mistake.place, mistake.key): mistake for mistake in reversed(source.mistakes)}
     mistakes = sorted(first.values(), key=lambda mistake: (mistake.place, mistake.key))
     count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
-    lines = [f"{count} in {source.name}", *(_format_mistake(each) for each in mistakes)]
+    lines = [f"{count} in {source.name}", *map(_format_mistake, mistakes[:MAX_LINES])]
+    if len(mistakes) > MAX_LINES:
+        lines.append(f"and {len(mistakes) - MAX_LINES} more")
     raise ConfigError(
         "\n".join(lines), "vtrain schema lists every key with its default and meaning"
     )
@@ -231,5 +238,5 @@ def _format_mistake(mistake: Mistake) -> str:
     key, label = clip(mistake.key), mistake.place.label
     known = not key or label.startswith(f"command line: {key}=")
     line = f"{label}: {mistake.text}" if known else f"{label}: {key}: {mistake.text}"
-    # Keys and paths can hold anything, but a mistake is one line.
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    # Keys, names and paths can hold anything of any length, but a mistake is one line.
+    return one_line(line, MAX_LINE)

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from vtrain.errors import ConfigError
-from vtrain.yaml12 import Document, KeyPath, Position, clip, load_yaml, parse_value, walk_paths
+from vtrain.yaml12 import (
+    Document,
+    KeyPath,
+    Position,
+    clip,
+    load_yaml,
+    one_line,
+    parse_value,
+    walk_paths,
+)
 
 SUFFIXES = (".yaml", ".yml")
 SECTIONS = ("model", "data", "optim", "train")
@@ -86,7 +95,8 @@ def load_source(path: Path, overrides: Sequence[str]) -> ConfigSource:
 
 def _shown_path(path: Path) -> str:
     absolute, here = path.absolute(), Path.cwd()
-    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(path)
+    shown = absolute.relative_to(here) if absolute.is_relative_to(here) else path
+    return one_line(str(shown), 1000)  # it starts every line of a report
 
 
 def _require_file(path: Path, name: str) -> None:
@@ -95,10 +105,11 @@ def _require_file(path: Path, name: str) -> None:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(f"{name}: no such file", _hint_missing(path, name)) from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{clip(name)}: cannot be read: {error}") from error
+        reason = (error.strerror or error) if isinstance(error, OSError) else error
+        raise ConfigError(f"{clip(name)}: cannot be read: {reason}") from error
     if stat.S_ISDIR(mode):
         inside = [each for each in list_names(path) if each.endswith(SUFFIXES)]
-        hint = f"did you mean {Path(name) / inside[0]}?" if inside else None
+        hint = f"did you mean {one_line(str(Path(name) / inside[0]), 1000)}?" if inside else None
         raise ConfigError(f"{name}: is a folder, expected a config file", hint)
     if not stat.S_ISREG(mode):
         raise ConfigError(f"{name}: is not a regular file")
@@ -108,7 +119,7 @@ def _hint_missing(path: Path, name: str) -> str:
     candidates = [each for each in list_names(path.parent) if each.endswith(SUFFIXES)]
     close = get_close_matches(path.name, candidates, n=1, cutoff=0.5)
     if close:
-        return f"did you mean {Path(name).with_name(close[0])}?"
+        return f"did you mean {one_line(str(Path(name).with_name(close[0])), 1000)}?"
     return "write a config for a folder of images with: vtrain init FOLDER"
 
 
@@ -148,7 +159,7 @@ def _file_place(name: str, position: Position) -> Place:
 
 
 def _apply_override(source: ConfigSource, override: str, index: int) -> None:
-    place = Place((1, index, 0), f"command line: {override}", "command line")
+    place = Place((1, index, 0), f"command line: {clip(override, 100)}", "command line")
     match = _OVERRIDE.fullmatch(override)
     if not match:
         text = "expected key=value, such as train.epochs=5"

@@ -18,9 +18,11 @@ from vtrain.errors import ConfigError
 
 KeyPath = tuple[str | int, ...]
 
-MAX_BYTES = 1_000_000
+# Generous for a person, and little enough that the slowest text at the limit takes under a second.
+MAX_BYTES = 250_000
 MAX_DEPTH = 32
-MAX_NODES = 10_000  # aliases count each time they are used, so that a few lines cannot grow to GB
+MAX_INT_BITS = 1024  # as floats; Python refuses to write integers of many digits
+MAX_NODES = 5_000  # aliases count each time they are used, so that a few lines cannot grow to GB
 
 _TAG = "tag:yaml.org,2002:"
 _CORE_TAGS = tuple(_TAG + kind for kind in ("null", "bool", "int", "float", "str"))
@@ -31,6 +33,8 @@ _FLOAT = re.compile(
     r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
     r"|[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN"
 )
+_LINE_END = re.compile("\r\n|[\r\n\x85\u2028\u2029]")  # as PyYAML counts lines
+_TOO_DEEP = f"nested more than {MAX_DEPTH} levels deep"
 _NO_COLON = "expected 'key: value'; is a colon or the space after it missing?"
 # PyYAML's wording → what the user should look for.
 _HELP = {
@@ -39,6 +43,7 @@ _HELP = {
     ),
     "found character '\\t' that cannot start any token": "a tab; YAML is indented with spaces",
     "could not find expected ':'": _NO_COLON,
+    "second occurrence": "an anchor of this name stands above already",
     "but found another document": "a second document begins here; one config per file",
     "expected <block end>, but found '<block mapping start>'": (
         "the indentation does not match the lines above"
@@ -106,15 +111,18 @@ class _Loader(yaml.SafeLoader):
         if last_line > start.line + 1 and not self.buffer[first - start.column : first].strip(" -"):
             self.long_plain = _position(start), last_line
 
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803  # PyYAML's name
+        # The scanner reads far ahead of `compose_node`, more slowly with every open bracket.
+        if self.flow_level >= MAX_DEPTH:
+            raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.depth += 1
         self.count += 1
         if self.depth > MAX_DEPTH or self.count > MAX_NODES:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            deep = self.depth > MAX_DEPTH
-            what = (
-                f"nested more than {MAX_DEPTH} levels deep" if deep else f"over {MAX_NODES} values"
-            )
+            what = _TOO_DEEP if self.depth > MAX_DEPTH else f"over {MAX_NODES} values"
             raise yaml.MarkedYAMLError(problem=what, problem_mark=mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
@@ -141,9 +149,10 @@ def load_yaml(path: Path, *, source: str) -> tuple[Document, str]:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line, column = _line_column(content[: error.start].decode("utf-8", "replace"))
+        # A byte order mark is not part of what was decoded.
+        line, column = _line_column(bytes(error.object[: error.start]).decode("utf-8"))
         raise ConfigError(
-            f"{source}:{line}:{column}: byte 0x{content[error.start]:02x} is not UTF-8; "
+            f"{source}:{line}:{column}: byte 0x{error.object[error.start]:02x} is not UTF-8; "
             "this is not a text file, or saved in another encoding"
         ) from error
     return parse_yaml(text, source=source), text
@@ -168,10 +177,11 @@ def parse_yaml(text: str, *, source: str) -> Document:
     except yaml.MarkedYAMLError as error:
         position, problem = _describe_syntax_error(error, loader)
         where = f"{source}:{position.line}:{position.column}"
-        raise ConfigError(f"{where}: not valid YAML: {problem}") from error
+        raise ConfigError(f"{where}: not valid YAML: {one_line(problem, 300)}") from error
     except Exception as error:  # PyYAML lets ValueError, AttributeError and others through
         line, column = (loader.line + 1, loader.column + 1) if loader else (1, 1)
-        raise ConfigError(f"{source}:{line}:{column}: not valid YAML: {error}") from error
+        problem = one_line(str(error), 300)
+        raise ConfigError(f"{source}:{line}:{column}: not valid YAML: {problem}") from error
 
 
 def parse_value(text: str) -> Document:
@@ -243,7 +253,8 @@ def _escape(character: str) -> str:
 
 def _line_column(before: str) -> tuple[int, int]:
     """Position of the character that follows `before`."""
-    return before.count("\n") + 1, len(before) - before.rfind("\n")
+    *above, line = _LINE_END.split(before)
+    return len(above) + 1, len(line) + 1
 
 
 def _position(mark: yaml.Mark | None) -> Position:
@@ -343,6 +354,13 @@ def clip(text: str, width: int = 60) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def one_line(text: str, width: int) -> str:
+    """`text` without anything that a terminal acts on, its middle left out where it is longer."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    half = width // 2
+    return line if len(line) <= width else f"{line[:half]} ... {line[-half:]}"
+
+
 def _convert_scalar(kind: str, text: str) -> str | float | bool | None:
     """The value of a scalar.
 
@@ -361,7 +379,10 @@ def _convert_scalar(kind: str, text: str) -> str | float | bool | None:
     if kind == "bool":
         return text.lower() == "true"
     if kind == "int":
-        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        number = int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        if number.bit_length() > MAX_INT_BITS:
+            raise ValueError(kind)
+        return number
     return float(text.replace(".", "", 1) if text.lower().endswith(("inf", "nan")) else text)
 
 

@@ -35,7 +35,7 @@ SUITES: dict[str, Suite] = {
         Suite("R3", "hostile or damaged files", "tests.faults.hostile_files", limit=2.0),
         Suite("R4", "image kinds, the same in every command", "tests.faults.image_kinds"),
         Suite("R5", "mutated images", "tests.faults.mutated_images"),
-        Suite("R6", "wrong configs", "tests.faults.wrong_configs"),
+        Suite("R6", "wrong configs", "tests.faults.wrong_configs", limit=0.35),
         Suite("R6f", "mutated configs", "tests.faults.mutated_configs"),
         Suite("R7", "folders with surprises", "tests.faults.folders"),
         Suite("R7n", "hostile class and file names", "tests.faults.names"),
