@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.faults.case import Case
-from tests.faults.child import kill_at
+from tests.faults.command import kill_at
 from tests.faults.processes import run_to_end, started
 from tests.faults.training import RECIPES, Recipe, build_fit, require_same, undisturbed
 

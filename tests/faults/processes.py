@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.faults.child import Command, run
+from tests.faults.command import Command, run
 
 # Before torch is loaded here or there: the networks are tiny.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -103,7 +103,7 @@ def run_to_end(command: Command) -> tuple[int, str]:
 @cache
 def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.child"])
+    context.set_forkserver_preload(["tests.faults.command"])
     return context
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.faults.child import Command
+from tests.faults.command import Command
 from tests.faults.processes import make_shared_folder, run_to_end
 from tests.tiny import draw_labelled
 from vtrain.checkpoint import Checkpoint, load_checkpoint
