@@ -4,7 +4,7 @@ import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -189,8 +189,9 @@ def _check_output(output: Path) -> Path:
 
 
 def _find_images(folder: Path, notify: Callable[[str], None]) -> Sequence[Path]:
-    if folder.is_file() and not is_source(folder):
-        return [folder]
+    with suppress(OSError):  # the scan says why it cannot be reached
+        if folder.is_file() and not is_source(folder):
+            return [folder]
     paths, skipped = scan_images(folder, notify=notify)
     if not paths:
         raise DataError(f"{folder} holds no images{name_first_skipped(skipped)}")

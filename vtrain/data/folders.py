@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vtrain.config_checks import explain_missing
 from vtrain.data.lists import read_list
 from vtrain.data.manifest import Notify
 from vtrain.data.naming import (
@@ -336,8 +337,7 @@ def _require_source(root: Path, name: str, *, files: bool) -> int:
     try:
         mode = root.stat().st_mode
     except FileNotFoundError as error:
-        hint = "paths are relative to the working directory"
-        raise DataError(f"{name}: there is no folder {root}", hint) from error
+        raise DataError(f"{name}: there is no folder {root}", explain_missing(root)) from error
     except (OSError, ValueError) as error:
         raise DataError(f"{name}: {root} {describe_error(error)}") from error
     if stat.S_ISDIR(mode):
@@ -346,7 +346,8 @@ def _require_source(root: Path, name: str, *, files: bool) -> int:
         raise compressed_error(root)
     if not files or not stat.S_ISREG(mode) or not is_source(root):
         others = f", a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})" if files else ""
-        raise DataError(f"{name}: {root} is a file, expected a folder{others}")
+        kind = "a file" if stat.S_ISREG(mode) else "not a regular file"
+        raise DataError(f"{name}: {root} is {kind}, expected a folder{others}")
     return mode
 
 
