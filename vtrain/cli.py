@@ -21,13 +21,13 @@ from vtrain.console import (
     format_bytes,
     format_duration,
     is_output_closed,
+    one_line,
     open_missing_streams,
     print_csv_row,
     print_json,
     print_line,
     print_table,
     print_text,
-    printable,
 )
 from vtrain.errors import (
     DataError,
@@ -771,10 +771,7 @@ def _require_all_readable(failures: Sequence[Any], total: int) -> None:
     """Exit 3 where an image could not be read; every other one has been answered."""
     if not failures:
         return
-    lines = [
-        f"  {printable(str(each.path), keep='')}: {each.reason}"
-        for each in failures[:NAMED_AT_MOST]
-    ]
+    lines = [f"  {one_line(each.path)}: {each.reason}" for each in failures[:NAMED_AT_MOST]]
     if len(failures) > NAMED_AT_MOST:
         lines.append(f"  and {len(failures) - NAMED_AT_MOST} more")
     raise DataError(

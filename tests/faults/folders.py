@@ -22,7 +22,7 @@ from tests.cli.program import Outcome
 from tests.faults.case import Case, NotPossible
 from tests.faults.commands import draw_png, place, run, write_config, write_model
 from vtrain import embed, evaluate, predict
-from vtrain.data import splits, walk
+from vtrain.data import checked, walk
 from vtrain.data.folders import scan_images, scan_labelled
 from vtrain.data.manifest import Listing
 from vtrain.fit_run import FitRun
@@ -43,7 +43,8 @@ class Surprise:
     `train` and `val` are the images of each class, `skipped` the files below `train` that are not
     used and why. `code` is what `fit` ends with, `said` parts of what it says. `codes` are those of
     other commands where they differ: only `fit` looks at `val`, and to `fit` a wrong path is a
-    mistake in its config. `words` are parts of what the others that fail have to say. `settings` go to `fit`. `{data}` stands for the folder.
+    mistake in its config. `words` are parts of what the others that fail have to say. `settings`
+    go to `fit`. `{data}` stands for the folder.
     """
 
     name: str
@@ -91,7 +92,12 @@ def put(*names: str, content: bytes | None = None) -> Callable[[Path], object]:
 
 def steps(*each: Callable[[Path], object]) -> Callable[[Path], object]:
     """One change after another."""
-    return lambda data: [step(data) for step in each]
+
+    def prepare(data: Path) -> None:
+        for step in each:
+            step(data)
+
+    return prepare
 
 
 def remove(name: str) -> Callable[[Path], object]:
@@ -164,7 +170,7 @@ NO_CLASS_FOLDERS = "{data}/train has no class folders"
 
 SURPRISES = (
     Surprise("nothing unusual", lambda data: None),
-    # --- links ---------------------------------------------------------------------------------
+    # --- links -----------------------------------------------------------------------------------
     Surprise(
         "loops of links",
         steps(
@@ -218,7 +224,7 @@ SURPRISES = (
         skipped={"cat": "is a broken link"},
         said=("{data}/train/cat (is a broken link)",),
     ),
-    # --- what is no regular file ---------------------------------------------------------------
+    # --- what is no regular file -----------------------------------------------------------------
     Surprise(
         "named pipe and socket in a class",
         make_odd_files,
@@ -231,7 +237,7 @@ SURPRISES = (
         put("train/ant/0.png.d/5.png", "train/ant/x.png/6.png"),
         train={"ant": 6, "bee": 4},
     ),
-    # --- what systems leave behind -------------------------------------------------------------
+    # --- what systems leave behind ---------------------------------------------------------------
     Surprise(
         "files of macOS and Jupyter",
         put(
@@ -528,7 +534,7 @@ SURPRISES = (
         steps(put("[a]*?/"), move("train", "[a]*?/[!b]"), link("a", "train")),
         settings=("data.train={data}/[a]*?/[!b]",),
     ),
-    # --- tars and lists ----------------------------------------------------------------------------
+    # --- tars and lists --------------------------------------------------------------------------
     Surprise("tar of class folders", write_tar(*TARRED), settings=FROM_TAR, codes=NO_FOLDER),
     Surprise(
         "tar with members outside of classes",
@@ -579,11 +585,12 @@ SURPRISES = (
         write_list(LISTED, encoding="utf-16"),
         settings=FROM_LIST,
         code=3,
+        said=("no images in {data}/train.csv",),
     ),
 )
 
 
-# --- what a surprise has to come to ----------------------------------------------------------------
+# --- what a surprise has to come to --------------------------------------------------------------
 
 
 def handle(surprise: Surprise, folder: Path) -> None:
@@ -693,6 +700,12 @@ def read_column(content: bytes, column: int) -> list[str]:
 
 # --- without permission --------------------------------------------------------------------------
 
+
+def forbid_writing(data: Path) -> None:
+    for path in (*data.glob("*/*"), *data.glob("*"), data):
+        path.chmod(0o555)
+
+
 LOCKED = (
     Surprise(
         "class folder without permission",
@@ -730,7 +743,7 @@ LOCKED = (
     ),
     Surprise(
         "data that cannot be written",
-        lambda data: [path.chmod(0o555) for path in (*data.glob("*/*"), *data.glob("*"), data)],
+        forbid_writing,
     ),
 )
 
@@ -752,7 +765,7 @@ def handle_locked(surprise: Surprise, folder: Path) -> None:
                     place_.chmod(0o755)
 
 
-# --- folders that change ---------------------------------------------------------------------------
+# --- folders that change -------------------------------------------------------------------------
 
 
 def vanish_during_scan(folder: Path) -> None:
@@ -796,13 +809,13 @@ def vanish_before_check(folder: Path) -> None:
     make_plain(data)
     gone = data / "train/ant/0.png"
     config = write_config(folder, {"train": str(data / "train"), "val": str(data / "val")})
-    truly_check = splits.check_unknown
+    truly_check = checked.check_unknown
 
     def check(*arguments: Any, **named: Any) -> Any:
         gone.unlink(missing_ok=True)
         return truly_check(*arguments, **named)
 
-    with mock.patch.object(splits, "check_unknown", check):
+    with mock.patch("vtrain.data.splits.check_unknown", check):
         done = run(folder, "fit", config, "--dry-run")
         check_words(done, 3, ("1 of 12 images cannot be read", f"  {gone}: does not exist"))
         place(gone)
@@ -916,7 +929,7 @@ def change_other_commands(change: Callable[[Path], object], folder: Path) -> Non
         restore(image)
 
 
-# --- where and how many ----------------------------------------------------------------------------
+# --- where and how many --------------------------------------------------------------------------
 
 
 def work_in_the_folder(folder: Path) -> None:

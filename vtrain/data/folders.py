@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtrain.config_checks import explain_missing
+from vtrain.console import one_line
 from vtrain.data.lists import read_list
 from vtrain.data.manifest import Notify
 from vtrain.data.naming import (
@@ -213,13 +214,14 @@ def _match_splits(root: Path, folders: Sequence[str]) -> SplitFolders | None:
 
 def name_first_skipped(skipped: Sequence[SkippedFile]) -> str:
     """What follows "no images": the first file that is not used and why, or nothing."""
-    return f"; skipped {skipped[0].path}: {skipped[0].reason}" if skipped else ""
+    return f"; skipped {one_line(skipped[0].path)}: {skipped[0].reason}" if skipped else ""
 
 
 def describe_skipped(root: Path | str, skipped: Sequence[SkippedFile]) -> str:
     """How many files below `root` are not used, and the first of them (there is at least one)."""
     first = skipped[0]
-    return f"{root}: {len(skipped)} skipped, the first is {first.path}: {first.reason}"
+    where = f"the first is {one_line(first.path)}: {first.reason}"
+    return f"{one_line(root)}: {len(skipped)} skipped, {where}"
 
 
 def _is_list(root: Path, name: str) -> bool:
@@ -322,8 +324,8 @@ def _list_classes(source: _OpenFolder, name: str) -> dict[str, str]:
         if class_name in folders:
             twins = f"{Path(folders[class_name]).name!a} and {folder!a}"
             raise DataError(
-                f"{name}: two folders in {root} are both the class '{class_name}' in Unicode's "
-                f"normal form: {twins}",
+                f"{name}: two folders in {root} are both the class {enumerate_names([class_name])} "
+                f"in Unicode's normal form: {twins}",
                 "merge them into one folder",
             )
         folders[class_name] = prefix + folder
@@ -359,14 +361,15 @@ def _require_classes(root: Path, folders: dict[str, str], name: str) -> None:
     if not folders:
         raise DataError(f"{name}: {root} has no class folders", layout)
     if len(folders) == 1:
-        (only,) = folders
-        raise DataError(f"{name}: {root} has one class folder only, '{only}'", layout)
+        only = enumerate_names(list(folders))
+        raise DataError(f"{name}: {root} has one class folder only, {only}", layout)
 
 
 def _require_two(root: Path, classes: Sequence[str], found: _Found, name: str) -> None:
     if len(classes) == 1:
         raise DataError(
-            f"{name}: {root} has one class only, '{classes[0]}'", f"expected {found.layout}"
+            f"{name}: {root} has one class only, {enumerate_names(classes)}",
+            f"expected {found.layout}",
         )
 
 
@@ -400,7 +403,7 @@ def _require_images(root: Path, found: _Found, name: str, *, each_class: bool) -
     if not each_class or not empty:
         return
     causes = [
-        f"{relative} {reason}"
+        f"{one_line(relative)} {reason}"
         for relative, reason in ((s.path.relative_to(root), s.reason) for s in found.skipped)
         if relative.parts and compose(relative.parts[0]) == empty[0]
     ]
