@@ -202,7 +202,7 @@ def _show_fit(result: Any, console: Console) -> None:
         else f"took {format_duration(result.seconds)}"
     )
     console.say(
-        f"{result.run_dir} {took}: best epoch {result.best_epoch}, "
+        f"{one_line(result.run_dir)} {took}: best epoch {result.best_epoch}, "
         f"val top-1 {result.val_top1:.4f}, macro F1 {result.val_macro_f1:.4f}"
         + (f", test top-1 {result.test_top1:.4f}" if result.test_top1 is not None else "")
     )
@@ -764,7 +764,7 @@ def _workers(given: int | None) -> Any:
 def _quote(path: Path) -> str:
     from shlex import quote
 
-    return quote(str(path))
+    return one_line(quote(str(path)))
 
 
 def _require_all_readable(failures: Sequence[Any], total: int) -> None:

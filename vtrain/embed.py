@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vtrain.checkpoint import LoadedModel
+from vtrain.console import one_line
 from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
 from vtrain.data.loaders import (
     Batch,
@@ -194,7 +195,7 @@ def _find_images(folder: Path, notify: Callable[[str], None]) -> Sequence[Path]:
             return [folder]
     paths, skipped = scan_images(folder, notify=notify)
     if not paths:
-        raise DataError(f"{folder} holds no images{name_first_skipped(skipped)}")
+        raise DataError(f"{one_line(folder)} holds no images{name_first_skipped(skipped)}")
     if skipped:
         notify(describe_skipped(folder, skipped))
     return paths

@@ -204,7 +204,7 @@ def _scan(folder: Path, classes: Sequence[str], notify: Callable[[str], None]) -
     labels = tuple(numbers[names[label]] for label in found.labels)
     if not labels:
         raise DataError(
-            f"{folder} holds no images in folders named like the model's classes"
+            f"{one_line(folder)} holds no images in folders named like the model's classes"
             f"{name_first_skipped(found.skipped)}"
         )
     return LabelledImages(folder, tuple(classes), found.paths, labels, found.skipped)
@@ -237,7 +237,7 @@ def describe_match(images: LabelledImages) -> list[str]:
         named = ": " + ", ".join(map(one_line, missing)) if len(missing) <= NAMED_AT_MOST else ""
         messages.append(
             f"{len(missing)} of the model's {len(images.classes)} classes have no images "
-            f"in {images.root}{named}; they can still be predicted"
+            f"in {one_line(images.root)}{named}; they can still be predicted"
         )
     if images.skipped:
         messages.append(describe_skipped(images.root, images.skipped))
@@ -256,9 +256,8 @@ def build_result(evaluation: ModelEvaluation, images: LabelledImages) -> Evaluat
     )
     if not len(evaluation.positions):
         first = [f", the first is {one_line(each.path)}: {each.reason}" for each in failures[:1]]
-        raise DataError(
-            f"none of the {len(images)} images in {images.root} can be read{''.join(first)}"
-        )
+        root = one_line(images.root)
+        raise DataError(f"none of the {len(images)} images in {root} can be read{''.join(first)}")
     if evaluation.non_finite:
         raise ModelError(
             f"the model's output is not finite for {len(evaluation.non_finite)} of "

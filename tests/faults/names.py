@@ -487,6 +487,10 @@ def check_strange_folder(folder: Path, name: str) -> None:
     config = folder / "init.yaml"
     done = run(folder, "init", data, "-o", config)
     check_shown(done.err)
+    lost = run(folder, "evaluate", data / "a", "-m", folder / "model.safetensors")
+    assert lost.code == 3, lost
+    check_shown(lost.err)
+    assert len(lost.talk) == 3
     try:
         str(data).encode("utf-8")
     except UnicodeEncodeError:
@@ -497,6 +501,10 @@ def check_strange_folder(folder: Path, name: str) -> None:
     assert done.code == 0, done
     check_shown(read_file(config))
     assert load_config(config, []).config.data.train == str(data)
+    others = run(folder, "evaluate", data, "-m", write_model(folder, ("a", "b", "c")))
+    assert others.code == 0, others
+    check_shown(others.err)
+    assert len(others.talk) == 2
     done = run(folder, "config", config)
     check_shown(done.out)
     resolved = place(folder / "resolved.yaml", done.out.encode("utf-8"))
@@ -567,6 +575,25 @@ def answer_by_foreign_model(folder: Path) -> None:
     assert len(read_csv(read_file(folder / "o.csv"))) == 2
 
 
+def resume_predictions(form: str, folder: Path) -> None:
+    """A file of answers that was cut off anywhere is gone on with: its names are recognised."""
+    outputs = train_on_folders()
+    names = sorted({*map(as_file, FILES)})
+    for name in names:
+        place(folder / "images" / name)
+    output = folder / f"o.{form}"
+    command = ("predict", "-m", outputs.run, "-o", output, "--batch-size", "8")
+    with chdir(folder / "images"):
+        done = run(folder, *command, "--", *names)
+        assert (done.code, done.out) == (0, f"{output}: {len(names)} answers\n"), done
+        content = output.read_bytes()
+        for end in range(len(content) // 7, len(content), len(content) // 3):
+            output.write_bytes(content[:end])
+            done = run(folder, *command, "--resume", "--", *names)
+            assert done.code == 0, done
+            assert output.read_bytes() == content
+
+
 def log_to_tensorboard(folder: Path) -> None:
     """Class names are no tags."""
     if importlib.util.find_spec("tensorboard") is None:
@@ -586,6 +613,8 @@ def cases(full: bool) -> Iterator[Case]:
     yield Case("all class folders in lines", partial(show_lines, train_on_folders))
     yield Case("all listed classes in lines", partial(show_lines, train_on_lists))
     yield Case("all damaged files in lines", show_damages)
+    for form in ("csv", "jsonl"):
+        yield Case(f"all files in predictions as {form}", partial(resume_predictions, form))
     yield Case("all classes on a terminal", show_on_terminal)
     yield Case("all classes in a new config", name_classes_in_comment)
     yield Case("class names that are no text", answer_by_foreign_model)

@@ -167,14 +167,15 @@ def _require_images(splits: dict[str, LabelledImages]) -> None:
     for name, images in splits.items():
         if not len(images):
             raise DataError(
-                f"data.{name}: no readable image is left in {images.root}",
+                f"data.{name}: no readable image is left in {one_line(images.root)}",
                 "check the folder, or choose another one",
             )
     train = splits["train"]
     for label, count in zip(train.classes, train.class_counts(), strict=True):
         if count == 0:
+            root = one_line(train.root)
             raise DataError(
-                f"data.train: no readable image of class {label!r} is left in {train.root}",
+                f"data.train: no readable image of class {label!r} is left in {root}",
                 "repair its images, or remove the class folder",
             )
 
