@@ -1,6 +1,7 @@
 """Runs commands for fault suites: in this process, in no particular folder, without fixtures."""
 
 import io
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ IMAGE_SIZE = 32
 TRAINING = f"""
 model: {{backbone: simple_cnn, weights: none, options: {{width_mult: 0.25}}}}
 freeze: none
-data: {{image_size: {IMAGE_SIZE}, batch_size: 4, workers: 0, augment: none}}
+data: {{DATA, image_size: {IMAGE_SIZE}, batch_size: 4, workers: 0, augment: none}}
 train: {{epochs: 1, device: cpu, precision: fp32}}
 """
 
@@ -65,20 +66,13 @@ def place(path: Path, content: bytes | None = None) -> Path:
     return path
 
 
-def write_config(folder: Path, data: Mapping[str, object]) -> Path:
-    """A config of a tiny training in `folder`; what `data` says goes to its section `data`."""
-    import json
-
-    lines = TRAINING.replace("data: {", "data: {" + _join(json.dumps(dict(data))))
+def write_config(folder: Path, data: Mapping[str, str]) -> Path:
+    """A config of a tiny training in `folder`, with `data` in its section `data`."""
+    entries = ", ".join(f"{key}: {json.dumps(value)}" for key, value in data.items())
     path = folder / "config.yaml"
-    path.write_text(f"run_dir: {json.dumps(str(folder / 'run'))}\n{lines}", encoding="utf-8")
+    run_dir = json.dumps(str(folder / "run"))
+    path.write_text(f"run_dir: {run_dir}\n{TRAINING.replace('DATA', entries)}", encoding="utf-8")
     return path
-
-
-def _join(mapping: str) -> str:
-    """The inside of a JSON object, ready for more to follow."""
-    inside = mapping[1:-1]
-    return f"{inside}, " if inside else ""
 
 
 def write_model(folder: Path, classes: Sequence[str]) -> Path:
