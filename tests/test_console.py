@@ -18,6 +18,7 @@ from vtrain.console import (
     format_epoch,
     format_json,
     format_table,
+    one_line,
     print_csv_row,
     print_json,
     print_line,
@@ -88,6 +89,7 @@ def test_printable(raw: str, shown: str) -> None:
 
 def test_printable_as_one_line() -> None:
     assert printable("a\nerror: b\tc", keep="") == "a\\nerror: b\\tc"
+    assert one_line(Path("a\nerror: b")) == printable(one_line("a\nerror: b")) == "a\\nerror: b"
 
 
 def test_every_character_is_safe() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 import math
 import os
@@ -16,7 +17,17 @@ from pathlib import Path
 import pytest
 
 from vtrain.errors import ExitCode, ResourceError, UsageError
-from vtrain.files import atomic_write, sweep_temporaries, write_csv, write_json, write_text
+from vtrain.files import (
+    atomic_write,
+    encode_text,
+    format_csv_row,
+    format_json_line,
+    read_csv_cell,
+    sweep_temporaries,
+    write_csv,
+    write_json,
+    write_text,
+)
 from vtrain.records import SkippedFile
 
 
@@ -237,12 +248,35 @@ def test_text_keeps_the_bytes_of_odd_file_names(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").read_bytes() == b"caf\xe9 \xc3\xa9\n"
 
 
-@pytest.mark.parametrize("cell", ["=1+1", "+cmd", "-x", "@SUM(A1)", "\tx", "\r=x", "-1 cat"])
+FORMULAS = ["=1+1", "+cmd", "-x", "@SUM(A1)", "\tx", "\r=x", "\n=x", "-1 cat", "'=1", "''@x", "'-1"]
+
+
+@pytest.mark.parametrize("cell", FORMULAS)
 def test_csv_cells_cannot_become_formulas(tmp_path: Path, cell: str) -> None:
     path = tmp_path / "a.csv"
     write_csv(path, ["path"], [[cell]])
     with path.open(newline="") as stream:
         assert list(csv.reader(stream)) == [["path"], ["'" + cell]]
+
+
+@pytest.mark.parametrize("text", [*FORMULAS, "plain", "'", "''x", "-1", "1e3", "", "'tis"])
+def test_csv_cells_tell_what_they_were_written_for(text: str) -> None:
+    ((cell, _),) = csv.reader(io.StringIO(format_csv_row([text, ""]), newline=""))
+    assert read_csv_cell(cell) == text
+
+
+def test_text_that_no_encoding_takes_is_escaped() -> None:
+    odd = "\ud800 \udc7f \udd00 \udfff"
+    assert encode_text(odd) == b"\\ud800 \\udc7f \\udd00 \\udfff"
+    assert encode_text("\udc80\udcff é") == b"\x80\xff \xc3\xa9"
+
+
+def test_json_holds_nothing_that_a_terminal_obeys(tmp_path: Path) -> None:
+    names = {char: f"a{char}b" for char in "\x1b\x7f\x9b\u202e\u2028\ufeff\udcff\U000e0001\n"}
+    write_json(tmp_path / "a.json", names)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert json.loads(text) == json.loads(format_json_line(names)) == names
+    assert all(line.isprintable() for line in (*text.splitlines(), format_json_line(names)))
 
 
 def test_csv_keeps_numbers_and_quotes_what_needs_it(tmp_path: Path) -> None:

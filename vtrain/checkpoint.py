@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtrain.console import one_line
 from vtrain.errors import ModelError, NewerFormatError, UsageError
 from vtrain.models.backbones import pretrained_classes
 from vtrain.models.classifier import Classifier, build_pretrained_classifier
@@ -93,7 +94,7 @@ def load_model(
             message = f"no model {model!r}: no such path, and no such backbone"
             raise ModelError(message, _suggest(model))
         loaded = _load_native(name, weights or "DEFAULT", device, precision, notify)
-    notify(f"model: {loaded.source}, {loaded.precision}")
+    notify(one_line(f"model: {loaded.source}, {loaded.precision}"))
     return loaded
 
 

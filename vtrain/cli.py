@@ -21,13 +21,13 @@ from vtrain.console import (
     format_bytes,
     format_duration,
     is_output_closed,
+    one_line,
     open_missing_streams,
     print_csv_row,
     print_json,
     print_line,
     print_table,
     print_text,
-    printable,
 )
 from vtrain.errors import (
     DataError,
@@ -213,7 +213,7 @@ def _show_fit(result: Any, console: Console) -> None:
         else f"took {format_duration(result.seconds)}"
     )
     console.say(
-        f"{result.run_dir} {took}: best epoch {result.best_epoch}, "
+        f"{one_line(result.run_dir)} {took}: best epoch {result.best_epoch}, "
         f"val top-1 {result.val_top1:.4f}, macro F1 {result.val_macro_f1:.4f}"
         + (f", test top-1 {result.test_top1:.4f}" if result.test_top1 is not None else "")
     )
@@ -777,17 +777,14 @@ def _workers(given: int | None) -> Any:
 def _quote(path: Path) -> str:
     from shlex import quote
 
-    return quote(str(path))
+    return one_line(quote(str(path)))
 
 
 def _require_all_readable(failures: Sequence[Any], total: int) -> None:
     """Exit 3 where an image could not be read; every other one has been answered."""
     if not failures:
         return
-    lines = [
-        f"  {printable(str(each.path), keep='')}: {each.reason}"
-        for each in failures[:NAMED_AT_MOST]
-    ]
+    lines = [f"  {one_line(each.path)}: {each.reason}" for each in failures[:NAMED_AT_MOST]]
     if len(failures) > NAMED_AT_MOST:
         lines.append(f"  and {len(failures) - NAMED_AT_MOST} more")
     raise DataError(

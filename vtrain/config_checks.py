@@ -140,20 +140,26 @@ def describe_missing(path: Path, what: str) -> str | None:
         return None
     if (unreachable := _describe_unreachable(path)) is not None:
         return unreachable
-    text = f"no such {what}: {path}"
+    return f"no such {what}: {path}; {explain_missing(path)}"
+
+
+def explain_missing(path: Path) -> str:
+    """What stands where the first missing part of `path` should be."""
     if path.parts and path.parts[0].startswith("~"):
-        return f"{text}; {_NO_HOME}"
-    missing = next(part for part in (*reversed(path.parents), path) if not _exists(part))
+        return _NO_HOME
+    missing = next((part for part in (*reversed(path.parents), path) if not _exists(part)), path)
+    if missing.is_symlink():
+        return f"{missing} is a broken link to {missing.readlink()}"
     close = get_close_matches(missing.name, list_names(missing.parent), n=1, cutoff=0.5)
     if close:
         guess = missing.with_name(close[0])
         whole = guess / path.relative_to(missing)
-        return f"{text}; did you mean {whole if _exists(whole) else guess}?"
+        return f"did you mean {whole if _exists(whole) else guess}?"
     if _exists(missing.parent) and not missing.parent.is_dir():
-        return f"{text}; {missing.parent} is a file"
+        return f"{missing.parent} is a file"
     if missing != path:
-        return f"{text}; {missing} does not exist"
-    return f"{text}; paths are relative to the working directory"
+        return f"{missing} does not exist"
+    return "paths are relative to the working directory"
 
 
 def _describe_unreachable(path: Path) -> str | None:
@@ -265,12 +271,11 @@ def _check_folder(config: FitConfig, *, name: str) -> Iterator[Finding]:
         return
     problem = describe_missing(Path(value), "folder")
     is_source = value.lower().endswith((TAR_SUFFIX, *LIST_SUFFIXES))
-    if problem is None and not Path(value).is_dir():
-        is_file = Path(value).is_file()
-        if not (is_source and is_file):
-            kind = "a file" if is_file else "neither a folder nor a file"
-            others = f"a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})"
-            problem = f"{value} is {kind}, expected a folder of class folders, {others}"
+    is_file = problem is None and Path(value).is_file()
+    if problem is None and not Path(value).is_dir() and not (is_file and is_source):
+        kind = "a file" if is_file else "not a regular file"
+        others = f"a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})"
+        problem = f"{value} is {kind}, expected a folder of class folders, {others}"
     if problem is not None:
         yield Finding(("data", name), problem)
 

@@ -1,7 +1,6 @@
 """Everything that vtrain prints: talk goes to stderr, data to stdout; nothing heavy is imported."""
 
 import contextlib
-import json
 import os
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from vtrain.errors import ResourceError, VtrainError
+from vtrain.files import escape_surrogates, format_csv_row, format_json_line
 from vtrain.records import EpochMetrics
 
 REFRESH_SECONDS = 0.1
@@ -39,6 +39,11 @@ def printable(text: str, *, keep: str = "\n\t") -> str:
         else char.encode("unicode_escape").decode()
         for char in text
     )
+
+
+def one_line(name: object) -> str:
+    """A path or a name as part of a message that may have several lines."""
+    return printable(str(name), keep="")
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -283,15 +288,13 @@ def print_text(text: str) -> None:
 
 def print_json(value: Any, *, indent: bool = True) -> None:
     """One JSON value on stdout, ASCII only, so that no file name can break it."""
-    text = format_json(value) if indent else json.dumps(value, allow_nan=False)
+    text = format_json(value) if indent else format_json_line(value)
     _write_stdout(text + "\n")
 
 
 def print_csv_row(cells: Iterable[object]) -> None:
     """One CSV row on stdout; off a terminal file names keep their bytes, as in files."""
-    from vtrain.files import format_csv_row
-
-    row = format_csv_row(cells)
+    row = escape_surrogates(format_csv_row(cells))
     if sys.stdout.isatty():
         row = printable(row)
     _write_stdout(row + "\n", errors="surrogateescape")
@@ -377,7 +380,7 @@ def format_json(value: Any, *, indent: str = "") -> str:
     inner = indent + "  "
     if isinstance(value, dict) and value:
         items = [
-            f"{json.dumps(str(key))}: {format_json(each, indent=inner)}"
+            f"{format_json_line(str(key))}: {format_json(each, indent=inner)}"
             for key, each in value.items()
         ]
         braces = "{}"
@@ -385,7 +388,7 @@ def format_json(value: Any, *, indent: str = "") -> str:
         items = [format_json(each, indent=inner) for each in value]
         braces = "[]"
     else:
-        return json.dumps(value, allow_nan=False)
+        return format_json_line(value)
     lines = f",\n{inner}".join(items)
     return f"{braces[0]}\n{inner}{lines}\n{indent}{braces[1]}"
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vtrain.checkpoint import LoadedModel
+from vtrain.console import one_line
 from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
 from vtrain.data.loaders import (
     Batch,
@@ -186,11 +187,12 @@ def _check_output(output: Path) -> Path:
 
 
 def _find_images(folder: Path, notify: Callable[[str], None]) -> Sequence[Path]:
-    if folder.is_file() and not is_source(folder):
-        return [folder]
+    with suppress(OSError):  # the scan says why it cannot be reached
+        if folder.is_file() and not is_source(folder):
+            return [folder]
     paths, skipped = scan_images(folder, notify=notify)
     if not paths:
-        raise DataError(f"{folder} holds no images{name_first_skipped(skipped)}")
+        raise DataError(f"{one_line(folder)} holds no images{name_first_skipped(skipped)}")
     if skipped:
         notify(describe_skipped(folder, skipped))
     return paths

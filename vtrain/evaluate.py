@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vtrain.checkpoint import LoadedModel
+from vtrain.console import one_line
 from vtrain.data.folders import describe_skipped, name_first_skipped, scan_labelled
 from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers
 from vtrain.data.transforms import EvalTransform
@@ -203,7 +204,7 @@ def _scan(folder: Path, classes: Sequence[str], notify: Callable[[str], None]) -
     labels = tuple(numbers[names[label]] for label in found.labels)
     if not labels:
         raise DataError(
-            f"{folder} holds no images in folders named like the model's classes"
+            f"{one_line(folder)} holds no images in folders named like the model's classes"
             f"{name_first_skipped(found.skipped)}"
         )
     return LabelledImages(folder, tuple(classes), found.paths, labels, found.skipped)
@@ -233,10 +234,10 @@ def describe_match(images: LabelledImages) -> list[str]:
         if count and images.classes.count(name) > 1
     ]
     if missing:
-        named = ": " + ", ".join(missing) if len(missing) <= NAMED_AT_MOST else ""
+        named = ": " + ", ".join(map(one_line, missing)) if len(missing) <= NAMED_AT_MOST else ""
         messages.append(
             f"{len(missing)} of the model's {len(images.classes)} classes have no images "
-            f"in {images.root}{named}; they can still be predicted"
+            f"in {one_line(images.root)}{named}; they can still be predicted"
         )
     if images.skipped:
         messages.append(describe_skipped(images.root, images.skipped))
@@ -254,15 +255,14 @@ def build_result(evaluation: ModelEvaluation, images: LabelledImages) -> Evaluat
         SkippedFile(images.paths[position], reason) for position, reason in evaluation.failures
     )
     if not len(evaluation.positions):
-        raise DataError(
-            f"none of the {len(images)} images in {images.root} can be read"
-            + (f", the first is {failures[0].path}: {failures[0].reason}" if failures else "")
-        )
+        first = [f", the first is {one_line(each.path)}: {each.reason}" for each in failures[:1]]
+        root = one_line(images.root)
+        raise DataError(f"none of the {len(images)} images in {root} can be read{''.join(first)}")
     if evaluation.non_finite:
         raise ModelError(
             f"the model's output is not finite for {len(evaluation.non_finite)} of "
             f"{len(evaluation.positions)} images, "
-            f"the first is {images.paths[evaluation.non_finite[0]]}",
+            f"the first is {one_line(images.paths[evaluation.non_finite[0]])}",
             "the weights are damaged or the training diverged: use another model",
         )
     confusion = evaluation.metrics.confusion

@@ -22,7 +22,14 @@ from vtrain.records import to_plain
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TEMPORARY = re.compile(r"\..*\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+# Surrogates that stand for no byte of a file name.
+_SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+# What JSON leaves as it is and terminals may obey; joiners and wide spaces are parts of words.
+_UNPRINTED = re.compile(
+    "[\x7f-\x9f\xad\u061c\u1680\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f\u205f-\u206f"
+    "\ud800-\uf8ff\ufeff\ufff0-\uffff]|[\U000e0000-\U000e0fff\U000f0000-\U0010ffff]"
+)
 
 
 @contextmanager
@@ -63,33 +70,59 @@ def write_text(path: Path, text: str) -> None:
     Raises: see `atomic_write`.
     """
     with atomic_write(path) as stream:
-        stream.write(text.encode("utf-8", "surrogateescape"))
+        stream.write(encode_text(text))
+
+
+def encode_text(text: str) -> bytes:
+    """UTF-8; names that are something else keep their bytes."""
+    return escape_surrogates(text).encode("utf-8", "surrogateescape")
+
+
+def escape_surrogates(text: str) -> str:
+    """Surrogates that no file name has, and that no encoding takes, become escapes."""
+    return _SURROGATES.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    """Escapes as JSON has them, beyond 16 bits as a pair of surrogates."""
+    char = match[0]
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else json.dumps(char)[1:-1]
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a record or plain data as indented JSON, readable and valid in every case.
 
-    JSON knows no NaN: numbers that are not finite become null. Surrogates in file names become
-    JSON escapes, which `json.loads` turns back.
+    JSON knows no NaN: numbers that are not finite become null. Surrogates and control characters in
+    names become JSON escapes, which `json.loads` turns back.
 
     Raises: see `atomic_write`.
     """
     plain = _replace_non_finite(to_plain(value))
     text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with atomic_write(path) as stream:
-        stream.write(text.encode("utf-8", "backslashreplace"))
+        stream.write(_UNPRINTED.sub(_escape, text).encode("utf-8"))
+
+
+def format_json_line(value: Any) -> str:
+    """JSON on one line of printable ASCII, whatever a file is called.
+
+    Raises:
+        ValueError: a number that is not finite.
+    """
+    return json.dumps(value, allow_nan=False).replace("\x7f", "\\u007f")
 
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write rows as they come; no cell can become a spreadsheet formula.
 
-    Text that starts with `= + - @`, tab or CR and is no number gets `'` in front. None is empty.
+    Text that starts with `= + - @`, tab, CR or LF and is no number gets `'` in front, and so does
+    text that would look as if it had got one: `read_csv_cell` tells them apart. None is empty.
 
     Raises: see `atomic_write`.
     """
     with atomic_write(path) as stream:
         for row in itertools.chain([header], rows):
-            stream.write(f"{format_csv_row(row)}\n".encode("utf-8", "surrogateescape"))
+            stream.write(encode_text(f"{format_csv_row(row)}\n"))
 
 
 def format_csv_row(cells: Iterable[object]) -> str:
@@ -266,6 +299,12 @@ def _csv_cell(cell: object) -> object:
     if cell is None or isinstance(cell, (int, float)):
         return cell
     text = str(cell)
-    if text.startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(text):
+    if text.lstrip("'").startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(text):
         return "'" + text
     return text
+
+
+def read_csv_cell(cell: str) -> str:
+    """The text that a cell was written for."""
+    guarded = cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA_STARTS)
+    return cell[1:] if guarded else cell

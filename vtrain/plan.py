@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vtrain.config import FitConfig, LoadedConfig
-from vtrain.console import Console, format_count
+from vtrain.console import Console, format_count, one_line
 from vtrain.data.loaders import resolve_workers
 from vtrain.data.splits import Splits, check_splits, describe_splits, scan_splits
 from vtrain.distributed import ALONE, ProcessGroup
@@ -229,7 +229,7 @@ def _describe_data(splits: Splits) -> dict[str, Any]:
         return describe_splits(splits)
     except OSError as error:
         raise DataError(
-            f"{error.filename} was there a moment ago and is not now: {error.strerror}",
+            f"{one_line(error.filename)} was there a moment ago and is not now: {error.strerror}",
             "let nothing change the folder while a run starts",
         ) from error
 
@@ -274,7 +274,7 @@ def _plan_phases(config: FitConfig, spec: BackboneSpec, planned_epochs: int | No
 
 def data_facts(data: Mapping[str, Any]) -> dict[str, Any]:
     """What of `data.json` must be the same when a run is resumed."""
-    facts: dict[str, Any] = {"classes": ", ".join(data["classes"])}
+    facts: dict[str, Any] = {"classes": ", ".join(map(one_line, data["classes"]))}
     for name, split in data.items():
         if isinstance(split, dict):
             facts[f"data.{name} count"] = split["count"]

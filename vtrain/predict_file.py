@@ -12,9 +12,17 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from vtrain.checkpoint import LoadedModel
+from vtrain.console import one_line
 from vtrain.data.loaders import Notify
 from vtrain.errors import ExitCode, UsageError
-from vtrain.files import format_csv_row, write_error
+from vtrain.files import (
+    encode_text,
+    escape_surrogates,
+    format_csv_row,
+    format_json_line,
+    read_csv_cell,
+    write_error,
+)
 from vtrain.partial_array import PartialFiles, lock_output
 from vtrain.predict import (
     PredictInput,
@@ -155,9 +163,9 @@ def _write_answers(
 
 def _encode(answer: Prediction, form: FileForm, columns: int) -> bytes:
     if form == "json":
-        return f"{json.dumps(prediction_json(answer), allow_nan=False)}\n".encode("ascii")
+        return f"{format_json_line(prediction_json(answer))}\n".encode("ascii")
     row = format_csv_row(prediction_csv_row(answer, columns))
-    return f"{row}\n".encode("utf-8", "surrogateescape")
+    return encode_text(f"{row}\n")
 
 
 @contextmanager
@@ -205,9 +213,10 @@ def _read_part(
             part.count += 1
             part.failed += before.error is not None
             each = next(inputs, None)
-            if each is None or not _same_text(each.path, before.path):
-                found = "there is no such input" if each is None else f"is {each.path}"
-                raise _other_work(output, part.count, f"answers {before.path}, the input {found}")
+            if each is None or each.path != before.path:
+                found = "there is no such input" if each is None else f"is {one_line(each.path)}"
+                answers = f"answers {one_line(before.path)}, the input {found}"
+                raise _other_work(output, part.count, answers)
             if each.error is None:
                 if images == batch_size:
                     images = 0
@@ -230,7 +239,7 @@ def _require_same_answers(output: Path, part: _Part, answers: Iterator[Predictio
 
 def _similar(before: Prediction, now: Prediction) -> bool:
     old, new = (
-        {format_csv_row([each.name]): each.probability for each in answer.predictions}
+        {escape_surrogates(each.name): each.probability for each in answer.predictions}
         for answer in (before, now)
     )
     return len(old) == len(new) and _agrees(old, new) and _agrees(new, old)
@@ -243,11 +252,6 @@ def _agrees(some: dict[str, float], others: dict[str, float]) -> bool:
         abs(value - others[name]) <= TOLERANCE if name in others else value <= lowest + TOLERANCE
         for name, value in some.items()
     )
-
-
-def _same_text(text: str, cell: str) -> bool:
-    """Whether a cell holds a text, which may have got a `'` in front of a formula."""
-    return text == cell or format_csv_row([text]) == format_csv_row([cell])
 
 
 def _read_answers(
@@ -313,7 +317,7 @@ def _parse_line(value: Any) -> Prediction:
 
 
 def _parse_row(cells: Sequence[str]) -> Prediction:
-    path, status, *pairs, error = cells
+    path, status, *pairs, error = map(read_csv_cell, cells)
     if status == "error":
         return Prediction(path, error=error)
     named = tuple(

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vtrain.config_checks import explain_missing
+from vtrain.console import one_line
 from vtrain.data.lists import read_list
 from vtrain.data.manifest import Notify
 from vtrain.data.naming import (
@@ -40,6 +42,7 @@ _SPLIT_NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
+_SPLITS = "{name}: {root} holds splits, not classes"
 _CLASS_FOLDERS = "one folder for each class: {root}/<class>/<image>"
 _TAR_MEMBERS = "members named <class>/<image>, or pairs <name>.jpg and <name>.cls"
 _LIST_LINES = "lines of path and class"
@@ -212,13 +215,14 @@ def _match_splits(root: Path, folders: Sequence[str]) -> SplitFolders | None:
 
 def name_first_skipped(skipped: Sequence[SkippedFile]) -> str:
     """What follows "no images": the first file that is not used and why, or nothing."""
-    return f"; skipped {skipped[0].path}: {skipped[0].reason}" if skipped else ""
+    return f"; skipped {one_line(skipped[0].path)}: {skipped[0].reason}" if skipped else ""
 
 
 def describe_skipped(root: Path | str, skipped: Sequence[SkippedFile]) -> str:
     """How many files below `root` are not used, and the first of them (there is at least one)."""
     first = skipped[0]
-    return f"{root}: {len(skipped)} skipped, the first is {first.path}: {first.reason}"
+    where = f"the first is {one_line(first.path)}: {first.reason}"
+    return f"{one_line(root)}: {len(skipped)} skipped, {where}"
 
 
 def _is_list(root: Path, name: str) -> bool:
@@ -261,7 +265,7 @@ def _find_in_folders(source: _OpenFolder, classes: Sequence[str] | None, name: s
     else:
         _require_known(root, folders, classes, name)
     by_class = scan.walk(list(folders.items()))
-    return _Found(root, by_class, scan.sorted_skipped(), _CLASS_FOLDERS.format(root=root))
+    return _Found(root, by_class, scan.sorted_skipped(), _CLASS_FOLDERS.format(root=one_line(root)))
 
 
 def _find_in_tars(root: Path, tars: TarScan, classes: Sequence[str] | None) -> _Found:
@@ -321,8 +325,8 @@ def _list_classes(source: _OpenFolder, name: str) -> dict[str, str]:
         if class_name in folders:
             twins = f"{Path(folders[class_name]).name!a} and {folder!a}"
             raise DataError(
-                f"{name}: two folders in {root} are both the class '{class_name}' in Unicode's "
-                f"normal form: {twins}",
+                f"{name}: two folders in {one_line(root)} are both the class "
+                f"{enumerate_names([class_name])} in Unicode's normal form: {twins}",
                 "merge them into one folder",
             )
         folders[class_name] = prefix + folder
@@ -336,44 +340,46 @@ def _require_source(root: Path, name: str, *, files: bool) -> int:
     try:
         mode = root.stat().st_mode
     except FileNotFoundError as error:
-        hint = "paths are relative to the working directory"
-        raise DataError(f"{name}: there is no folder {root}", hint) from error
+        message = f"{name}: there is no folder {one_line(root)}"
+        raise DataError(message, one_line(explain_missing(root))) from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{name}: {root} {describe_error(error)}") from error
+        raise DataError(f"{name}: {one_line(root)} {describe_error(error)}") from error
     if stat.S_ISDIR(mode):
         return mode
     if is_compressed(root.name):
         raise compressed_error(root)
     if not files or not stat.S_ISREG(mode) or not is_source(root):
         others = f", a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})" if files else ""
-        raise DataError(f"{name}: {root} is a file, expected a folder{others}")
+        kind = "a file" if stat.S_ISREG(mode) else "not a regular file"
+        raise DataError(f"{name}: {one_line(root)} is {kind}, expected a folder{others}")
     return mode
 
 
 def _require_classes(root: Path, folders: dict[str, str], name: str) -> None:
     splits = _match_splits(root, list(folders))
     if splits is not None:
-        raise DataError(f"{name}: {root} holds splits, not classes", _hint_splits(splits, name))
-    layout = f"expected {_CLASS_FOLDERS.format(root=root)}"
+        raise DataError(_SPLITS.format(name=name, root=one_line(root)), _hint_splits(splits, name))
+    layout = f"expected {_CLASS_FOLDERS.format(root=one_line(root))}"
     if not folders:
-        raise DataError(f"{name}: {root} has no class folders", layout)
+        raise DataError(f"{name}: {one_line(root)} has no class folders", layout)
     if len(folders) == 1:
-        (only,) = folders
-        raise DataError(f"{name}: {root} has one class folder only, '{only}'", layout)
+        only = enumerate_names(list(folders))
+        raise DataError(f"{name}: {one_line(root)} has one class folder only, {only}", layout)
 
 
 def _require_two(root: Path, classes: Sequence[str], found: _Found, name: str) -> None:
     if len(classes) == 1:
         raise DataError(
-            f"{name}: {root} has one class only, '{classes[0]}'", f"expected {found.layout}"
+            f"{name}: {one_line(root)} has one class only, {enumerate_names(classes)}",
+            f"expected {found.layout}",
         )
 
 
 def _hint_splits(splits: SplitFolders, name: str) -> str:
     held_out = splits.val or splits.test
     if name == "data.train":
-        return f"use data.train={splits.train} data.val={held_out}"
-    return f"use {held_out} instead"
+        return one_line(f"use data.train={splits.train} data.val={held_out}")
+    return one_line(f"use {held_out} instead")
 
 
 def _require_known(root: Path, folders: Iterable[str], classes: Sequence[str], name: str) -> None:
@@ -383,9 +389,9 @@ def _require_known(root: Path, folders: Iterable[str], classes: Sequence[str], n
         return
     splits = _match_splits(root, list(folders))
     if splits is not None:
-        raise DataError(f"{name}: {root} holds splits, not classes", _hint_splits(splits, name))
+        raise DataError(_SPLITS.format(name=name, root=one_line(root)), _hint_splits(splits, name))
     raise DataError(
-        f"{name}: {root} has classes that training does not have: "
+        f"{name}: {one_line(root)} has classes that training does not have: "
         f"{enumerate_names(sorted(unknown))}",
         f"the classes are {enumerate_names(sorted(known))}; folders are matched to them by name",
     )
@@ -394,17 +400,17 @@ def _require_known(root: Path, folders: Iterable[str], classes: Sequence[str], n
 def _require_images(root: Path, found: _Found, name: str, *, each_class: bool) -> None:
     if not any(found.by_class.values()):
         hint = f"expected {found.layout}{name_first_skipped(found.skipped)}"
-        raise DataError(f"{name}: no images in {root}", hint)
+        raise DataError(f"{name}: no images in {one_line(root)}", hint)
     empty = sorted(key for key, files in found.by_class.items() if not files)
     if not each_class or not empty:
         return
     causes = [
-        f"{relative} {reason}"
+        f"{one_line(relative)} {reason}"
         for relative, reason in ((s.path.relative_to(root), s.reason) for s in found.skipped)
         if relative.parts and compose(relative.parts[0]) == empty[0]
     ]
     raise DataError(
-        f"{name}: class folders without images in {root}: {enumerate_names(empty)}",
+        f"{name}: class folders without images in {one_line(root)}: {enumerate_names(empty)}",
         "; ".join([*causes[:1], "add images or remove the folders"]),
     )
 

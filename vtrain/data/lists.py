@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vtrain.data.naming import compose, describe_error
+from vtrain.console import one_line
+from vtrain.data.naming import compose, describe_error, enumerate_names
 from vtrain.data.shards import find_status
 from vtrain.errors import DataError
 from vtrain.records import SkippedFile
@@ -65,7 +66,9 @@ def read_list(path: Path, *, labelled: bool) -> ListScan:
 
 def _conflict(path: Path, name: str, labels: Sequence[str]) -> DataError:
     return DataError(
-        f"{path}: {name} is listed as '{labels[0]}' and as '{labels[1]}'", "keep one of the lines"
+        f"{path}: {one_line(name)} is listed as {enumerate_names(labels[:1])} "
+        f"and as {enumerate_names(labels[1:])}",
+        "keep one of the lines",
     )
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vtrain.console import one_line
 from vtrain.data.images import read_image
 from vtrain.data.transforms import ImageTransform
 from vtrain.data.worker_troubles import (
@@ -246,8 +247,9 @@ def require_readable(batches: Iterable[Batch], paths: Sequence[Path]) -> Iterato
     """
     for batch in batches:
         for position, reason in batch.failures:
+            path = one_line(paths[position])
             raise DataError(
-                f"{paths[position]} was readable before training and is not now: {reason}",
+                f"{path} was readable before training and is not now: {reason}",
                 "restore the file, then continue with --resume",
             )
         yield batch

@@ -3,6 +3,8 @@
 import unicodedata
 from collections.abc import Sequence
 
+from vtrain.console import one_line
+
 IMAGE_SUFFIXES = (
     ".jpg",
     ".jpeg",
@@ -36,7 +38,7 @@ def compose(name: str) -> str:
 
 def enumerate_names(names: Sequence[str]) -> str:
     """The first names in quotes, and how many more there are."""
-    shown = ", ".join(f"'{name}'" for name in names[:_NAMED_AT_MOST])
+    shown = ", ".join(f"'{one_line(name)}'" for name in names[:_NAMED_AT_MOST])
     rest = len(names) - _NAMED_AT_MOST
     return f"{shown} and {rest} more" if rest > 0 else shown
 

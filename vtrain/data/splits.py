@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vtrain.config import DataConfig
-from vtrain.console import Console
+from vtrain.console import Console, one_line
 from vtrain.data.checked import CheckedFiles, CheckResult, Sizes, check_unknown
 from vtrain.data.folders import scan_labelled, split_stratified
 from vtrain.data.loaders import resolve_workers
@@ -97,15 +97,15 @@ def _say_surprises(splits: Splits, console: Console) -> None:
         counts = zip(images.classes, images.class_counts(), strict=True)
         missing = [label for label, count in counts if count == 0]
         if missing:
-            named = ", ".join(missing[:_CLASSES_NAMED])
+            named = ", ".join(map(one_line, missing[:_CLASSES_NAMED]))
             if len(missing) > _CLASSES_NAMED:
                 named += f" and {len(missing) - _CLASSES_NAMED} more classes"
             console.warn(f"data.{name} has no images of {named}")
         if images.skipped:
             first = images.skipped[0]
             console.warn(
-                f"data.{name}: {len(images.skipped)} files are not used, such as {first.path} "
-                f"({first.reason}); data.json in the run folder lists them"
+                f"data.{name}: {len(images.skipped)} files are not used, such as "
+                f"{one_line(first.path)} ({first.reason}); data.json in the run folder lists them"
             )
 
 
@@ -138,7 +138,7 @@ def check_splits(splits: Splits, config: DataConfig, *, console: Console) -> Spl
     if bad and config.on_bad_image == "error":
         raise _bad_images_error(bad, total)
     for each in bad:
-        console.warn(f"skipped {each.path}: {each.reason}")
+        console.warn(f"skipped {one_line(each.path)}: {each.reason}")
     _require_images(kept)
     checked = total - known_before
     return Splits(
@@ -156,7 +156,7 @@ def _drop(images: LabelledImages, result: CheckResult) -> tuple[LabelledImages, 
 
 
 def _bad_images_error(bad: list[SkippedFile], total: int) -> DataError:
-    lines = [f"  {each.path}: {each.reason}" for each in bad]
+    lines = [f"  {one_line(each.path)}: {each.reason}" for each in bad]
     return DataError(
         f"{len(bad)} of {total} images cannot be read:\n" + "\n".join(lines),
         "repair or remove them, or set data.on_bad_image=skip to train without them",
@@ -167,14 +167,15 @@ def _require_images(splits: dict[str, LabelledImages]) -> None:
     for name, images in splits.items():
         if not len(images):
             raise DataError(
-                f"data.{name}: no readable image is left in {images.root}",
+                f"data.{name}: no readable image is left in {one_line(images.root)}",
                 "check the folder, or choose another one",
             )
     train = splits["train"]
     for label, count in zip(train.classes, train.class_counts(), strict=True):
         if count == 0:
+            root = one_line(train.root)
             raise DataError(
-                f"data.train: no readable image of class {label!r} is left in {train.root}",
+                f"data.train: no readable image of class {label!r} is left in {root}",
                 "repair its images, or remove the class folder",
             )
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vtrain.cache_folder import make_room
-from vtrain.console import format_bytes
+from vtrain.console import format_bytes, one_line
 from vtrain.data.feature_store import (
     BlockWriter,
     FeatureStore,
@@ -297,8 +297,9 @@ def _identify(paths: Sequence[Path], views: Views) -> Identities:
     try:
         return views.identify(paths)
     except OSError as error:
+        path = one_line(error.filename)
         raise DataError(
-            f"{error.filename} was readable before training and is not now: {error.strerror}",
+            f"{path} was readable before training and is not now: {error.strerror}",
             "restore the file, then continue with --resume",
         ) from error
 
