@@ -271,7 +271,7 @@ def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Imag
         image = _reduce_to_8_bit(image)
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
-    layer = image.convert("RGBA")
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
     canvas = Image.new("RGB", layer.size, background)
     canvas.paste(layer, mask=layer.getchannel("A"))
     return canvas
