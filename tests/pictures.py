@@ -12,7 +12,7 @@ from PIL import Image
 
 Colour: TypeAlias = tuple[int, int, int]
 Corners: TypeAlias = tuple[Colour, Colour]
-TiffTag: TypeAlias = tuple[int, str, Sequence[int]]  # number, struct code, values
+TiffTag: TypeAlias = tuple[int, str, Sequence[int | bytes]]  # number, struct code, values
 
 RED = (200, 30, 40)
 GREEN = (20, 180, 60)
