@@ -2,6 +2,7 @@
 
 import os
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -13,6 +14,7 @@ from numpy.random import Generator
 from tests.faults.case import Case, NotPossible
 from tests.faults.child import Died, try_in_child
 from tests.faults.image_kinds import KINDS, Reads, can_be_made
+from tests.pictures import PNG_START
 from vtrain.data.images import check_image, read_image
 from vtrain.errors import ImageError
 
@@ -21,8 +23,8 @@ GROUPS, SHORT_GROUPS = 80, 6
 MAX_BYTES = 20_000  # of an image that is mutated: small ones are hit where it hurts
 SECONDS = 10.0  # for all readings of one image
 MEMORY = 3_000_000_000
-# Where formats keep what decoders rely on.
-HEADER = 64
+# Where formats keep what decoders rely on, behind what tells them apart.
+HEADER = slice(8, 72)
 EXTREMES = (b"\0\0", b"\xff\xff", b"\x7f\xff", b"\0\0\0\0", b"\xff" * 4, b"\x7f\xff\xff\xff")
 
 
@@ -53,7 +55,7 @@ def flip_bits(random: Generator, content: bytes, _: bytes) -> bytes:
 
 
 def flip_header_bits(random: Generator, content: bytes, other: bytes) -> bytes:
-    return flip_bits(random, content[:HEADER], other) + content[HEADER:]
+    return replace(content, HEADER, flip_bits(random, content[HEADER] or b"\0", other))
 
 
 def change_bytes(random: Generator, content: bytes, _: bytes) -> bytes:
@@ -64,7 +66,7 @@ def change_bytes(random: Generator, content: bytes, _: bytes) -> bytes:
 
 
 def change_header(random: Generator, content: bytes, other: bytes) -> bytes:
-    return change_bytes(random, content[:HEADER], other) + content[HEADER:]
+    return replace(content, HEADER, change_bytes(random, content[HEADER] or b"\0", other))
 
 
 def delete(random: Generator, content: bytes, _: bytes) -> bytes:
@@ -78,7 +80,7 @@ def duplicate(random: Generator, content: bytes, _: bytes) -> bytes:
 
 def insert(random: Generator, content: bytes, _: bytes) -> bytes:
     place = int(random.integers(0, len(content)))
-    return replace(content, slice(place, place), random.bytes(random.integers(1, 200)))
+    return replace(content, slice(place, place), random.bytes(int(random.integers(1, 200))))
 
 
 def move(random: Generator, content: bytes, _: bytes) -> bytes:
@@ -95,8 +97,9 @@ def truncate(random: Generator, content: bytes, _: bytes) -> bytes:
 def set_extreme(random: Generator, content: bytes, _: bytes) -> bytes:
     """What may be a length, a count or an offset becomes the least or most it can be."""
     extreme = EXTREMES[int(random.integers(len(EXTREMES)))]
-    last = HEADER if random.integers(2) else len(content)
-    place = int(random.integers(0, last))
+    place = int(
+        random.integers(*((HEADER.start, HEADER.stop) if random.integers(2) else (0, len(content))))
+    )
     return replace(content, slice(place, place + len(extreme)), extreme)
 
 
@@ -132,6 +135,20 @@ MUTATIONS: tuple[Callable[[Generator, bytes, bytes], bytes], ...] = (
 )
 
 
+def mend_checksums(content: bytes) -> bytes:
+    """The same PNG with checksums that fit, or else nothing behind them would be looked at."""
+    if not content.startswith(PNG_START):
+        return content
+    mended, place = bytearray(content), len(PNG_START)
+    while place + 12 <= len(content):
+        end = place + 8 + int.from_bytes(content[place : place + 4], "big")
+        if end + 4 > len(content):
+            break
+        mended[end : end + 4] = zlib.crc32(content[place + 4 : end]).to_bytes(4, "big")
+        place = end + 4
+    return bytes(mended)
+
+
 @cache
 def originals() -> Sequence[tuple[str, bytes]]:
     """Small images of every format and mode, each of another kind."""
@@ -154,6 +171,8 @@ def mutate(seed: int) -> Mutant:
         mutation = MUTATIONS[int(random.integers(len(MUTATIONS)))]
         content = mutation(random, content, images[int(random.integers(len(images)))][1]) or b"\0"
         steps.append(mutation.__name__)
+    if random.integers(2):
+        content = mend_checksums(content)
     return Mutant(f"seed {seed}, {name}: {', '.join(steps)}", content)
 
 
