@@ -91,7 +91,7 @@ def move(random: Generator, content: bytes, _: bytes) -> bytes:
 
 
 def truncate(random: Generator, content: bytes, _: bytes) -> bytes:
-    return content[: random.integers(1, len(content))]
+    return content[: random.integers(1, max(2, len(content)))]
 
 
 def set_extreme(random: Generator, content: bytes, _: bytes) -> bytes:
@@ -110,7 +110,7 @@ def clear(random: Generator, content: bytes, _: bytes) -> bytes:
 
 def splice(random: Generator, content: bytes, other: bytes) -> bytes:
     """The beginning of one file and the end of another one."""
-    return content[: random.integers(1, len(content))] + other[random.integers(0, len(other)) :]
+    return content[: random.integers(1, max(2, len(content)))] + other[random.integers(0, len(other)) :]
 
 
 def embed_other(random: Generator, content: bytes, other: bytes) -> bytes:

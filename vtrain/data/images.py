@@ -219,7 +219,7 @@ def _decode(
     file: BinaryIO, *, min_edge: int | None, background: tuple[int, int, int]
 ) -> Image.Image:
     image = _open(file)
-    if isinstance(image, PngImageFile):
+    if isinstance(image, PngImageFile) and image.tile:
         image.verify()  # finds flipped bits that a decode misses, for a few percent of its time
         image = _open(file)
     if isinstance(image, JpegImageFile):
