@@ -3,11 +3,13 @@
 import csv
 import io
 import json
+import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -163,24 +165,36 @@ def _init(images: Path, root: Path, count: int) -> None:
 
 @contextmanager
 def silence_required() -> Iterator[None]:
-    """Neither a warning nor anything that a C library writes to the terminal."""
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
+    """Neither a warning nor a word from Python or from a C library."""
+    text = io.StringIO()
+    with (
+        tempfile.TemporaryFile() as file,
+        redirect_stdout(text),
+        redirect_stderr(text),
+        # pytest has handlers for everything; elsewhere an error without one is printed.
+        mock.patch.object(logging.getLogger("PIL"), "propagate", False),
+    ):
+        with _descriptors_to(file.fileno()), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            yield
+        file.seek(0)
+        spilled = file.read()[:200]
+    assert not spilled, f"a library wrote {spilled!r}"
+    assert not text.getvalue(), f"wrote {text.getvalue()!r:.200}"
+
+
+@contextmanager
+def _descriptors_to(target: int) -> Iterator[None]:
+    """File descriptors 1 and 2, which C libraries write to."""
     kept = [os.dup(number) for number in (1, 2)]
     try:
         for number in (1, 2):
-            os.dup2(writing, number)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            yield
+            os.dup2(target, number)
+        yield
     finally:
         for number, copy in zip((1, 2), kept, strict=True):
             os.dup2(copy, number)
             os.close(copy)
-        os.close(writing)
-        with os.fdopen(reading, "rb") as stream:
-            spilled = stream.read()
-    assert not spilled, spilled[:200]
 
 
 def same_in_all(survey: Survey, path: str) -> Sequence[str]:

@@ -702,6 +702,7 @@ KINDS = (
     ),
     Kind("garbage and jpeg", lambda: b"garbage " + jpeg(), UNKNOWN),
     Kind("garbage and png", lambda: b"\0" + png(), UNKNOWN),
+    Kind("tiff of 20,617 samples a pixel", lambda: tiff_with((277, "H", [20_617])), UNKNOWN),
     Kind("tiff strips of noise", lambda: tiff_with((259, "H", [5])), "is damaged ("),
     Kind("tiff deflate of noise", lambda: tiff_with((259, "H", [8])), "is damaged ("),
     Kind("tiff jpeg of noise", lambda: tiff_with((259, "H", [7])), "is damaged ("),
@@ -777,6 +778,21 @@ KINDS = (
         lambda: b"P6\n#" + b"a" * 4_000_000 + b"\n8 8 255\n" + bytes(192),
         "is cut into more than 2 million pieces",
         slow=True,
+    ),
+    Kind(
+        "ppm plain of 16 megapixels",
+        lambda: ppm("P2", b"1 " * 9, size=(4000, 4000)),
+        "has 4000 × 4000 pixels as text, more than the 10 megapixels allowed",
+    ),
+    Kind(
+        "ppm plain with as many comments as may be",
+        lambda: ppm("P2", b"#\n" * 999 + plain((40, 90))),
+        Reads((gray(40), gray(90))),
+    ),
+    Kind(
+        "ppm plain of a million comments",
+        lambda: ppm("P2", b"#\n" * 1_000_000 + plain((40, 90))),
+        "has more than 1,000 comments",
     ),
     Kind(
         "jpeg of as many scans as may be",

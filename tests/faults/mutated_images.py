@@ -1,7 +1,5 @@
 """Images with random damage: read or refused, in time, in silence, and twice the same."""
 
-import os
-import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from numpy.random import Generator
 
 from tests.faults.case import Case, NotPossible
 from tests.faults.child import Died, try_in_child
+from tests.faults.image_commands import silence_required
 from tests.faults.image_kinds import KINDS, Reads, can_be_made
 from tests.pictures import PNG_START
 from vtrain.data.images import check_image, read_image
@@ -110,7 +109,10 @@ def clear(random: Generator, content: bytes, _: bytes) -> bytes:
 
 def splice(random: Generator, content: bytes, other: bytes) -> bytes:
     """The beginning of one file and the end of another one."""
-    return content[: random.integers(1, max(2, len(content)))] + other[random.integers(0, len(other)) :]
+    return (
+        content[: random.integers(1, max(2, len(content)))]
+        + other[random.integers(0, len(other)) :]
+    )
 
 
 def embed_other(random: Generator, content: bytes, other: bytes) -> bytes:
@@ -192,22 +194,14 @@ def try_group(numbers: range, folder: Path) -> None:
 
 
 def judge(mutant: Mutant, *, folder: Path) -> str | None:
-    """What is wrong with how an image is read, in a process whose streams are its own."""
-    path, spilled = folder / "image", folder / "spilled"
+    """What is wrong with how an image is read."""
+    path = folder / "image"
     path.write_bytes(mutant.content)
-    stream = os.open(spilled, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(stream, 1)
-    os.dup2(stream, 2)
-    os.close(stream)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        try:
-            problem = compare(path)
-        except BaseException as error:
-            problem = f"{type(error).__name__}: {error}"
-    if spilled.stat().st_size:
-        return f"spilled {spilled.read_bytes()[:200]!r}"
-    return problem
+    try:
+        with silence_required():
+            return compare(path)
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def compare(path: Path) -> str | None:

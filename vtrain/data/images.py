@@ -1,5 +1,6 @@
 """The one way in which every command reads an image: hardened Pillow, upright 8-bit RGB."""
 
+import logging
 import os
 import re
 import signal
@@ -39,6 +40,10 @@ MAX_SCANS = 50
 # Pillow reads a header piece by piece, at a million pieces a second; a file of nothing else would
 # keep it busy for minutes. A PNG of 400 MB in chunks of 8 KB is read three times in 0.6 million.
 MAX_PIECES = 2_000_000
+# A PPM of numbers as text costs Pillow a third of a microsecond a number, and every comment a
+# search of a megabyte; programs write one comment.
+MAX_TEXT_PIXELS = 10_000_000
+MAX_TEXT_COMMENTS = 1_000
 WHITE = (255, 255, 255)
 # To be raised when `read_image` becomes stricter: then nothing counts as checked before.
 CHECK_RULES = 2
@@ -228,6 +233,8 @@ def _decode(
         if min_edge is not None:
             # draft() takes the largest of 1, 1/2, 1/4, 1/8 that keeps both edges at this size.
             image.draft(None, (2 * min_edge, 2 * min_edge))
+    if image.tile and image.tile[0].codec_name == "ppm_plain":
+        _require_short_text(image.size, file)
     with _MUTE if isinstance(image, TiffImageFile) else nullcontext():
         image.load()
     return _flatten(_turn_upright(image), background)
@@ -250,6 +257,19 @@ def _require_few_scans(file: BinaryIO) -> None:
             position += int.from_bytes(content[position : position + 2], "big")
     if scans > MAX_SCANS:
         raise ImageError(f"is a JPEG of more than {MAX_SCANS} scans")
+
+
+def _require_short_text(size: tuple[int, int], file: BinaryIO) -> None:
+    """Refuse a PPM of numbers as text that would take minutes."""
+    width, height = size
+    if width * height > MAX_TEXT_PIXELS:
+        limit = MAX_TEXT_PIXELS // 1_000_000
+        raise ImageError(
+            f"has {width} × {height} pixels as text, more than the {limit} megapixels allowed"
+        )
+    file.seek(0)
+    if file.read().count(b"#") > MAX_TEXT_COMMENTS:
+        raise ImageError(f"has more than {MAX_TEXT_COMMENTS:,} comments")
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
@@ -421,6 +441,8 @@ class _Silence:
 
 
 _SILENCE = _Silence()
+# What Pillow logs as an error would come out on stderr for want of a handler.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class _Mute:
