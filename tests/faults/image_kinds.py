@@ -179,6 +179,10 @@ def flip(content: bytes, position: int) -> bytes:
     return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
 
 
+def replaced(content: bytes, position: int, other: bytes) -> bytes:
+    return content[:position] + other + content[position + len(other) :]
+
+
 def flip_last_checksum(content: bytes) -> bytes:
     """Of the pixels: behind it are the 12 bytes of the last chunk."""
     return flip(content, len(content) - 13)
@@ -631,6 +635,20 @@ KINDS = (
         "gif frame of 65,535 × 65,535",
         lambda: gif_of_large_frame((65_535, 65_535)),
         "has more pixels than",
+    ),
+    Kind(
+        "webp that says 16,384 × 16,384",
+        lambda: replaced(
+            save(two_colours(), format="WEBP", lossless=True), 21, b"\xff\xff\xff\x0f"
+        ),
+        "has more pixels than",
+    ),
+    Kind(
+        "avif that says 50,000 × 50,000",
+        lambda: save(two_colours(), format="AVIF").replace(
+            struct.pack(">4xII", *SIZE), struct.pack(">4xII", 50_000, 50_000)
+        ),
+        "is ",
     ),
     Kind(
         "tiff that says 4 billion × 4 billion",

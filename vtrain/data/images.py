@@ -108,6 +108,16 @@ def check_image(path: Path | str) -> None:
     read_image(path)
 
 
+def read_size(path: Path | str) -> tuple[int, int]:
+    """Width and height that the header of an image names, not turned upright; nothing is decoded.
+
+    Raises:
+        ImageError: the file cannot be used; the message is a short reason without the path.
+    """
+    with _reasons(), _SILENCE, _open_regular(path) as file:
+        return _open(file).size
+
+
 def check_images(
     paths: Sequence[Path],
     *,
