@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import struct
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
@@ -1074,6 +1075,24 @@ def read_as_nobody(path: Path) -> tuple[str | None, str | None]:
     return first, second
 
 
+def try_members(folder: Path) -> None:
+    """Every kind is read from a tar as it is from a file."""
+    kinds = [kind for kind in KINDS if not kind.slow and can_be_made(kind.name)]
+    shard, path = folder / "shard.tar", folder / "image"
+    contents = [kind.build() for kind in kinds]
+    with tarfile.open(shard, "w") as archive:
+        for number, content in enumerate(contents):
+            member = tarfile.TarInfo(f"ant/{number}.jpg")
+            member.size = len(content)
+            archive.addfile(member, BytesIO(content))
+    for number, (kind, content) in enumerate(zip(kinds, contents, strict=True)):
+        path.write_bytes(content)
+        with silence_required():
+            alone, inside = read(read_image, path), read(read_image, shard / f"ant/{number}.jpg")
+        require(kind.expected, inside)
+        assert inside == alone, f"{kind.name}: {inside!r}, not {alone!r}"
+
+
 def cases(full: bool) -> Iterator[Case]:
     """Every kind; the short form leaves out those that take long."""
     for kind in KINDS:
@@ -1082,3 +1101,4 @@ def cases(full: bool) -> Iterator[Case]:
     for entry in ENTRIES:
         yield Case(entry.name, partial(try_entry, entry, full=full))
     yield Case("unreadable", try_unreadable)
+    yield Case("every kind in a tar", try_members)
