@@ -4,11 +4,12 @@ import statistics
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from vtrain.data.folders import find_splits, scan_labelled
-from vtrain.errors import UsageError
+from vtrain.errors import ImageError, UsageError
 from vtrain.files import write_text
 from vtrain.records import LabelledImages
 from vtrain.yaml12 import format_scalar
@@ -109,21 +110,11 @@ def _count_suffixes(splits: Iterable[LabelledImages]) -> dict[str, int]:
 
 def _read_sizes(paths: Sequence[Path]) -> Iterator[tuple[int, int]]:
     """Sizes from the headers of images spread evenly over `paths`; unreadable ones are left out."""
-    import warnings
-
-    from PIL import Image
-
-    from vtrain.data.images import IMAGE_FORMATS
+    from vtrain.data.images import read_size
 
     for path in paths[:: -(-len(paths) // MAX_HEADERS)]:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with path.open("rb") as file, Image.open(file, formats=IMAGE_FORMATS) as image:
-                    size = image.size
-        except Exception:  # a damaged header can raise anything; training names the file
-            continue
-        yield size
+        with suppress(ImageError):  # training names the file
+            yield read_size(path)
 
 
 def build_config_text(summary: FolderSummary, *, backbone: str = "resnet18") -> str:

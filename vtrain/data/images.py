@@ -1,21 +1,25 @@
 """The one way in which every command reads an image: hardened Pillow, upright 8-bit RGB."""
 
+import logging
 import os
+import re
 import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from io import BytesIO
+from contextlib import contextmanager, nullcontext, suppress
+from io import BufferedReader, BytesIO, FileIO, RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from vtrain.data.shards import read_member
 from vtrain.errors import ImageError
@@ -30,9 +34,19 @@ MAX_PIXELS = 100_000_000
 MAX_ASPECT_RATIO = 500
 # 100 megapixels of four 8-bit channels fit uncompressed; whatever is larger is no photograph.
 MAX_FILE_BYTES = 512_000_000
+# Every scan of a progressive JPEG goes over the whole image, and takes a few bytes. Encoders write
+# about ten; a refining one takes 0.2 s of an image of 100 megapixels.
+MAX_SCANS = 50
+# Pillow reads a header piece by piece, at a million pieces a second; a file of nothing else would
+# keep it busy for minutes. A PNG of 400 MB in chunks of 8 KB is read three times in 0.6 million.
+MAX_PIECES = 2_000_000
+# A PPM of numbers as text costs Pillow a third of a microsecond a number, and every comment a
+# search of a megabyte; programs write one comment.
+MAX_TEXT_PIXELS = 10_000_000
+MAX_TEXT_COMMENTS = 1_000
 WHITE = (255, 255, 255)
-# To be raised when `check_image` becomes stricter: then nothing counts as checked before.
-CHECK_RULES = 1
+# To be raised when `read_image` becomes stricter: then nothing counts as checked before.
+CHECK_RULES = 2
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,6 +64,10 @@ _NOT_REGULAR = (
     (stat.S_ISBLK, "is a device, not a file"),
     (stat.S_ISCHR, "is a device, not a file"),
 )
+# Neither a byte of the pixels (a zero follows) nor a restart within them nor filling.
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
+_JPEG_BARE = (0x01, 0xD8)  # markers without a segment behind them
 _CHUNK_FILES = 16  # files in one task of a checking process
 _WAVE_FILES = 1024  # files for each process of one pool
 
@@ -82,17 +100,22 @@ def read_image(
 
 
 def check_image(path: Path | str) -> None:
-    """Check one image more strictly than reading does: `verify()` first, then a full decode.
+    """Read one image in full for nothing but its errors, which are those of `read_image`.
 
-    `verify()` finds flipped bits in PNGs that a decode misses; it misses truncated JPEGs.
+    Raises:
+        ImageError: the file cannot be used; the message is a short reason without the path.
+    """
+    read_image(path)
+
+
+def read_size(path: Path | str) -> tuple[int, int]:
+    """Width and height that the header of an image names, not turned upright; nothing is decoded.
 
     Raises:
         ImageError: the file cannot be used; the message is a short reason without the path.
     """
     with _reasons(), _SILENCE, _open_regular(path) as file:
-        content = file.read()
-        _open(BytesIO(content)).verify()
-        _decode(BytesIO(content), min_edge=None, background=WHITE)
+        return _open(file).size
 
 
 def check_images(
@@ -209,11 +232,52 @@ def _decode(
     file: BinaryIO, *, min_edge: int | None, background: tuple[int, int, int]
 ) -> Image.Image:
     image = _open(file)
-    if min_edge is not None and isinstance(image, JpegImageFile):
-        # draft() takes the largest of 1, 1/2, 1/4, 1/8 that keeps both edges at this size.
-        image.draft(None, (2 * min_edge, 2 * min_edge))
-    image.load()
+    if isinstance(image, PngImageFile) and image.tile:
+        image.verify()  # finds flipped bits that a decode misses, for a few percent of its time
+        image = _open(file)
+    if isinstance(image, JpegImageFile):
+        if image.info.get("progressive"):
+            _require_few_scans(file)
+        if min_edge is not None:
+            # draft() takes the largest of 1, 1/2, 1/4, 1/8 that keeps both edges at this size.
+            image.draft(None, (2 * min_edge, 2 * min_edge))
+    if image.tile and image.tile[0].codec_name == "ppm_plain":
+        _require_short_text(image.size, file)
+    with _MUTE if isinstance(image, TiffImageFile) else nullcontext():
+        image.load()
     return _flatten(_turn_upright(image), background)
+
+
+def _require_few_scans(file: BinaryIO) -> None:
+    """Refuse a JPEG whose scans would keep a decoder busy for minutes."""
+    file.seek(0)
+    content = file.read()
+    scans = position = 0
+    for _ in range(MAX_PIECES):
+        found = _JPEG_MARKER.search(content, position)
+        if found is None or scans > MAX_SCANS:
+            break
+        marker, position = content[found.end() - 1], found.end()
+        if marker == _JPEG_END:
+            break
+        scans += marker == _JPEG_SCAN
+        if marker not in _JPEG_BARE:
+            position += int.from_bytes(content[position : position + 2], "big")
+    if scans > MAX_SCANS:
+        raise ImageError(f"is a JPEG of more than {MAX_SCANS} scans")
+
+
+def _require_short_text(size: tuple[int, int], file: BinaryIO) -> None:
+    """Refuse a PPM of numbers as text that would take minutes."""
+    width, height = size
+    if width * height > MAX_TEXT_PIXELS:
+        limit = MAX_TEXT_PIXELS // 1_000_000
+        raise ImageError(
+            f"has {width} × {height} pixels as text, more than the {limit} megapixels allowed"
+        )
+    file.seek(0)
+    if file.read().count(b"#") > MAX_TEXT_COMMENTS:
+        raise ImageError(f"has more than {MAX_TEXT_COMMENTS:,} comments")
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
@@ -235,7 +299,7 @@ def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Imag
         image = _reduce_to_8_bit(image)
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
-    layer = image.convert("RGBA")
+    layer = image if image.mode == "RGBA" else image.convert("RGBA")
     canvas = Image.new("RGB", layer.size, background)
     canvas.paste(layer, mask=layer.getchannel("A"))
     return canvas
@@ -267,7 +331,9 @@ def _scale_float(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = float(pixels.min()), float(pixels.max())
     if not (low >= 0 and high <= 255):  # NaN fails every comparison
         raise ImageError(f"has floating-point pixels from {low:g} to {high:g}, outside 0 to 255")
-    rounded: NDArray[np.uint8] = np.rint(pixels * (255 if high <= 1 else 1)).astype(np.uint8)
+    rounded = np.empty(pixels.shape, np.uint8)
+    for row, values in zip(rounded, pixels, strict=True):  # at once it takes 1.2 GB of 100 MP
+        row[:] = np.rint(values * (255 if high <= 1 else 1))
     return rounded
 
 
@@ -283,14 +349,32 @@ def _open_regular(path: Path | str) -> Iterator[BinaryIO]:
     except NotADirectoryError as error:
         content, size = read_member(path, error, max_bytes=MAX_FILE_BYTES)
         _require_size(size)
-        yield BytesIO(content)
+        with _PieceCounter(cast(RawIOBase, BytesIO(content))) as file:
+            yield file
         return
     for is_kind, reason in _NOT_REGULAR:
         if is_kind(status.st_mode):
             raise ImageError(reason)
     _require_size(status.st_size)
-    with path.open("rb") as file:
+    with _PieceCounter(FileIO(path)) as file:
         yield file
+
+
+class _PieceCounter(BufferedReader):
+    """A file that can be read in so many pieces only."""
+
+    _pieces = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See `BufferedReader.read`.
+
+        Raises:
+            ImageError: it was read more than `MAX_PIECES` times.
+        """
+        self._pieces += 1
+        if self._pieces > MAX_PIECES:
+            raise ImageError(f"is cut into more than {MAX_PIECES // 1_000_000} million pieces")
+        return super().read(size)
 
 
 def _require_size(size: int) -> None:
@@ -365,3 +449,39 @@ class _Silence:
 
 
 _SILENCE = _Silence()
+# What Pillow logs as an error would come out on stderr for want of a handler.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+
+
+class _Mute:
+    """Sends file descriptor 2 nowhere while at least one thread decodes a TIFF.
+
+    libtiff itself writes there what is wrong with a file, between the lines of a progress bar and
+    without a name; the exception that follows says it again.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._kept: int | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._depth == 0:
+                with suppress(OSError):  # a service may have closed it
+                    self._kept = os.dup(2)
+                    nowhere = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(nowhere, 2)
+                    os.close(nowhere)
+            self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0 and self._kept is not None:
+                os.dup2(self._kept, 2)
+                os.close(self._kept)
+                self._kept = None
+
+
+_MUTE = _Mute()
