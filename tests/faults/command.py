@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 import vtrain.__main__
 import vtrain.embed
 import vtrain.fit
-import vtrain.predict_file  # what the commands import by themselves, once for all
+import vtrain.predict_file
+from vtrain.signals import raise_on_stop_signals
 
-SESSION_MARK = "VTRAIN_FAULT_SESSION"
+BEGUN = "begun"  # a file beside the output
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ def run(command: Command, output: Path) -> NoReturn:
     for name, limit in command.limits.items():
         kind = getattr(resource, name)
         resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise_on_stop_signals()  # as run() will once more
+    output.with_name(BEGUN).touch()
     if command.before is not None:
         command.before()
     sys.argv = ["vtrain", *command.arguments]
@@ -76,6 +78,12 @@ def signal_at(module: str, name: str, call: int, *, number: int, group: bool) ->
             os.kill(os.getpid(), number)
 
     _replace(module, name, call, send)
+
+
+def wrap(module: str, name: str, build: Callable[[Any], Any]) -> None:
+    """Put what `build` makes of a function in its place."""
+    owner = import_module(module)
+    setattr(owner, name, build(getattr(owner, name)))
 
 
 def set_value(module: str, name: str, value: Any) -> None:

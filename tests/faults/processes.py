@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.faults.command import Command, run
+from tests.faults.command import BEGUN, Command, run
 
 # Before torch is loaded here or there: the networks are tiny.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -36,6 +36,11 @@ class Running:
     def is_running(self) -> bool:
         """Whether the command has not ended."""
         return self._process.exitcode is None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether vtrain itself has the word, which takes a fork some milliseconds."""
+        return (self._output.parent / BEGUN).exists()
 
     def text(self) -> str:
         """What it has printed so far, both streams together."""

@@ -39,6 +39,10 @@ SUITES: dict[str, Suite] = {
         Suite("R6f", "mutated configs", "tests.faults.mutated_configs"),
         Suite("R7", "folders with surprises", "tests.faults.folders"),
         Suite("R7n", "hostile class and file names", "tests.faults.names"),
+        Suite("R8", "a machine that lacks something", "tests.faults.resources"),
+        Suite(
+            "R9", "signals anywhere in a run: saved within 10 s, same bits", "tests.faults.stops"
+        ),
         Suite("E5", "kill -9 of training, then resume: same bits", "tests.faults.kills"),
     )
 }
