@@ -84,7 +84,7 @@ def load_tensors(
     Raises:
         ModelError: missing, damaged, no safetensors file, or NaN or infinity with `check_finite`.
     """
-    mapped, metadata = _map(path)
+    mapped, metadata = _map(path)  # of one file, also when another takes its place meanwhile
     tensors = {name: _copy_bytes(tensor) for name, tensor in mapped.items()}
     _check_tensors(path, tensors, metadata)
     if check_finite and (names := find_non_finite(tensors)):
@@ -110,13 +110,24 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
 
 def _map(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors whose memory is the file's, and the metadata; only the header has been checked."""
-    _read_header(path)  # bounds what the library would have to believe
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except Exception as error:  # SafetensorError mostly; torch may not know a type, and so on
-        raise _damaged(path, str(error)) from error
+    with open_regular(path) as stream:
+        _read_header(path, stream)  # bounds what the library would have to believe
+        try:
+            with safe_open(_name_open_file(stream, path), framework="pt") as file:
+                names = file.keys()
+                return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+        except Exception as error:  # SafetensorError mostly; torch may not know a type, and so on
+            raise _damaged(path, str(error)) from error
+
+
+def _name_open_file(stream: BufferedReader, path: Path) -> Path:
+    """A name of the file that `stream` has open, which stays its own when `path` is replaced.
+
+    The library opens its file twice, by name. Where there is no such name (Windows), no file can be
+    replaced while it is open.
+    """
+    names = (Path(folder) / str(stream.fileno()) for folder in ("/proc/self/fd", "/dev/fd"))
+    return next((name for name in names if name.exists()), path)
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -131,7 +142,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         ModelError: missing, damaged or no safetensors file.
     """
-    metadata = _read_header(path).get("__metadata__", {})
+    with open_regular(path) as stream:
+        metadata = _read_header(path, stream).get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _damaged(path, "its metadata is not a table of texts")
     _check_metadata(path, metadata)
@@ -263,19 +275,18 @@ def _damaged(path: Path, reason: str) -> ModelError:
     return ModelError(f"{path} is damaged: {reason}", "use another copy of the file")
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def _read_header(path: Path, stream: BufferedReader) -> dict[str, Any]:
     """The JSON header of a safetensors file, read without trusting any length in it."""
-    with open_regular(path) as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        size = stream.seek(0, 2)
-        if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
-            raise ModelError(
-                f"{path} is damaged or not a safetensors file: header of {length:,} bytes in a "
-                f"file of {size:,}",
-                "use another copy of the file",
-            )
-        stream.seek(8)
-        encoded = stream.read(length)
+    length = int.from_bytes(stream.read(8), "little")
+    size = stream.seek(0, 2)
+    if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
+        raise ModelError(
+            f"{path} is damaged or not a safetensors file: header of {length:,} bytes in a "
+            f"file of {size:,}",
+            "use another copy of the file",
+        )
+    stream.seek(8)
+    encoded = stream.read(length)
     try:
         header = json.loads(encoded, object_pairs_hook=_unique_pairs)
     except (ValueError, RecursionError) as error:

@@ -63,13 +63,27 @@ def read_model_file(path: Path) -> ModelFile:
     Raises:
         ModelError: not a vtrain model file, damaged, or written by a newer version.
     """
-    hint = f"for plain weights type: -m BACKBONE:{path}"
     if not is_safetensors(path):
-        raise ModelError(f"{path} is not a vtrain model file", hint)
-    text = read_metadata(path).get(METADATA_KEY)
+        raise ModelError(f"{path} is not a vtrain model file", _hint_at_weights(path))
+    return _parse_description(path, read_metadata(path))
+
+
+def load_model_tensors(path: Path) -> tuple[dict[str, Tensor], ModelFile]:
+    """Tensors and description of one model file, also when another takes its place meanwhile.
+
+    Raises:
+        ModelError: not a vtrain model file, damaged, or written by a newer version.
+    """
+    read_model_file(path)  # what cannot be used is refused before its tensors are read
+    tensors, metadata = load_tensors(path)
+    return tensors, _parse_description(path, metadata)
+
+
+def _parse_description(path: Path, stored: Mapping[str, str]) -> ModelFile:
+    text = stored.get(METADATA_KEY)
     if text is None:
         message = "is a safetensors file, but not a vtrain model: its description is missing"
-        raise ModelError(f"{path} {message}", hint)
+        raise ModelError(f"{path} {message}", _hint_at_weights(path))
     try:
         metadata = json.loads(text)
         found = metadata.pop("format")
@@ -86,6 +100,10 @@ def read_model_file(path: Path) -> ModelFile:
         return ModelFile(**metadata)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: the model's description is damaged: {error}") from error
+
+
+def _hint_at_weights(path: Path) -> str:
+    return f"for plain weights type: -m BACKBONE:{path}"
 
 
 def _check_types(metadata: Mapping[str, Any]) -> None:
@@ -154,8 +172,7 @@ def load_model_file(path: Path) -> tuple[Classifier, ModelFile]:
     Raises:
         ModelError: damaged, foreign, or from a newer version.
     """
-    description = read_model_file(path)
-    tensors, _ = load_tensors(path)
+    tensors, description = load_model_tensors(path)
     classifier = _build_described(path, description)
     try:
         classifier.load_state_dict(tensors)

@@ -20,7 +20,12 @@ from vtrain.models.backbones import (
 )
 from vtrain.models.classifier import Classifier, load_torchvision_state
 from vtrain.models.downloads import find_published_file, published_name
-from vtrain.models.model_file import METADATA_KEY, find_model_file, read_model_file
+from vtrain.models.model_file import (
+    METADATA_KEY,
+    find_model_file,
+    load_model_tensors,
+    read_model_file,
+)
 from vtrain.records import Preprocessing
 from vtrain.tensor_files import (
     find_non_finite,
@@ -237,7 +242,7 @@ def fit_backbone_state(
 
 
 def _load_from_vtrain(classifier: Classifier, path: Path, notify: Notify) -> None:
-    stored, spec = read_model_file(path), classifier.spec
+    (tensors, stored), spec = load_model_tensors(path), classifier.spec
     if stored.backbone != spec.name:
         raise ModelError(
             f"{path} holds a {stored.backbone}, model.backbone is {spec.name}",
@@ -245,7 +250,6 @@ def _load_from_vtrain(classifier: Classifier, path: Path, notify: Notify) -> Non
         )
     notify(f"dropped the head of {path} ({len(stored.classes)} classes)")
     prefix = "backbone."
-    tensors, _ = load_tensors(path)
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     source = str(path)
     if stored.options:
