@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtrain.checkpoint_content import check_content
 from vtrain.errors import ModelError, UsageError
 from vtrain.models.backbones import pretrained_classes
 from vtrain.models.classifier import Classifier, build_pretrained_classifier
@@ -186,7 +187,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "update vtrain: pip install --upgrade vtrain",
         )
     try:
+        check_content(content)
         content["state"] = TrainState(**content["state"])
         return Checkpoint(**content)
-    except (TypeError, KeyError) as error:
-        raise ModelError(f"{path}: the checkpoint's content is damaged: {error}") from error
+    except (TypeError, KeyError, ValueError) as error:
+        raise ModelError(f"{path}: the checkpoint's content is damaged: {error!s:.400}") from error

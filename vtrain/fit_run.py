@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vtrain.checkpoint import Checkpoint, save_checkpoint
+from vtrain.checkpoint_content import check_fit
 from vtrain.config import dump_config, flatten_config
 from vtrain.console import Console
 from vtrain.data.loaders import Batch, EpochBatchSampler
@@ -480,6 +481,7 @@ class FitRun:
         """
         loop = self.loop
         try:
+            check_fit(checkpoint, loop.optimizer, batches=len(self.sampler))
             self.plan.classifier.load_state_dict(checkpoint.model)
             if loop.ema is not None and checkpoint.ema is not None:
                 loop.ema.model.load_state_dict(checkpoint.ema)

@@ -11,21 +11,29 @@ import re
 import stat
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
+from types import NoneType
 from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtrain.errors import ModelError
 from vtrain.files import atomic_write
+from vtrain.pickle_check import PythonObjectError, check_pickle
 
 # Thousands of tensors and as many class names need less than 2 MB.
 _MAX_HEADER_BYTES = 32 * 2**20
 _CHUNK_BYTES = 2**20
+# Objects that a file holds and how deeply they are nested: far more than a run's config has.
+_MAX_OBJECTS = 1_000_000
+_MAX_DEPTH = 64
+_LEGACY_PICKLES = 5  # in a file without an archive: magic number, version, system, content, keys
+_PLAIN_TYPES = (NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _TENSORS_DIGEST = "sha256"
 _METADATA_DIGEST = "metadata_sha256"
 _SEAL = b"vtrain sha256 "
@@ -180,13 +188,20 @@ def load_torch(path: Path) -> Any:
             _check_archive(path, stream)
         elif not start.startswith(b"\x80"):  # every pickle that torch wrote starts so
             raise _foreign(path, stream)
-        stream.seek(0)
         try:
+            _check_pickles(stream, zipped=start.startswith(b"PK"))
+            stream.seek(0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about the format; what matters is raised
-                return torch.load(stream, map_location="cpu", weights_only=True)
+                value = torch.load(stream, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle can raise anything
             raise _load_error(path, error) from error
+        size = stream.seek(0, 2)
+    try:
+        _check_plain(value, size)
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}", "use another copy of the file") from error
+    return value
 
 
 def is_safetensors(path: Path) -> bool:
@@ -358,6 +373,60 @@ def _check_seal(path: Path, stream: BinaryIO, comment: bytes) -> None:
         raise _damaged(path, "the file does not match its SHA-256")
 
 
+def _check_pickles(stream: BinaryIO, *, zipped: bool) -> None:
+    """Refuse pickles that torch could not read safely, or that hold code."""
+    stream.seek(0)
+    if not zipped:
+        for _ in range(_LEGACY_PICKLES):
+            check_pickle(stream)
+        return
+    with zipfile.ZipFile(stream) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith("data.pkl"):
+                check_pickle(BytesIO(archive.read(entry)))
+
+
+def _check_plain(value: Any, size: int) -> None:
+    """Refuse what would trip those who use the content of a file of `size` bytes.
+
+    It is lists, tables, plain data and plain tensors, not too deep, and no larger than the file.
+
+    Raises:
+        ValueError: something else is there, or it unfolds to much more.
+    """
+    claimed = count = 0
+    left: list[tuple[str, Any, int]] = [("", value, 0)]
+    while left:
+        name, each, depth = left.pop()
+        count += 1
+        if depth > _MAX_DEPTH or count > _MAX_OBJECTS:
+            raise ValueError(f"it is nested too deeply or repeats itself, below {name!r:.80}")
+        if type(each) in (dict, OrderedDict):
+            _check_attributes(name, each, {"_metadata"})
+            # By the type's own methods: an OrderedDict can carry others of these names.
+            left += [
+                (key if isinstance(key, str) else name, inner, depth + 1)
+                for key, inner in dict.items(each)
+            ]
+        elif type(each) in (list, tuple, set, torch.Size):
+            left += [(name, inner, depth + 1) for inner in each]
+        elif type(each) in (Tensor, nn.Parameter):
+            _check_attributes(name, each, set())
+            if each.layout != torch.strided or each.is_quantized or each.device.type != "cpu":
+                raise ValueError(f"{name:.80} is not a plain tensor (sparse, quantized or empty)")
+            claimed += each.nbytes
+        elif not isinstance(each, _PLAIN_TYPES):
+            raise ValueError(f"it holds {type(each).__name__} under {name!r:.80}")
+    if claimed > 4 * size:  # views can claim any size; shared weights double it at most
+        raise ValueError(f"claims {claimed:,} bytes of tensors in a file of {size:,}")
+
+
+def _check_attributes(name: str, value: Any, allowed: set[str]) -> None:
+    """What a file has set on an object could stand in the place of its methods."""
+    if found := getattr(value, "__dict__", {}).keys() - allowed:
+        raise ValueError(f"{name!r:.80} has the attributes {sorted(map(str, found))!r:.80}")
+
+
 def _foreign(path: Path, stream: BinaryIO) -> ModelError:
     stream.seek(0)
     start = stream.read(24)
@@ -372,9 +441,11 @@ def _foreign(path: Path, stream: BinaryIO) -> ModelError:
 def _load_error(path: Path, error: Exception) -> ModelError:
     """What torch.load said, without its advice to switch the protection off."""
     text = str(error)
-    if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", text)):
+    named = re.search(r"GLOBAL (\S+)", text) if isinstance(error, pickle.UnpicklingError) else None
+    if isinstance(error, PythonObjectError) or named:
         return ModelError(
-            f"{path} holds the Python object {found[1]}, expected tensors and plain data only: "
+            f"{path} holds the Python object {named[1] if named else text}, expected tensors and "
+            "plain data only: "
             "no code is run from a file",
             "where you trust the file, save only its weights: "
             "torch.save(model.state_dict(), 'weights.pth')",

@@ -2,12 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from vtrain.config import HeadConfig
 from vtrain.errors import ModelError, UsageError
@@ -26,6 +28,7 @@ from vtrain.zoo import find_backbone
 MODEL_FORMAT = 1
 METADATA_KEY = "vtrain"
 MAX_EDGE = 4096  # pixels
+_LONGEST_NAME = 100  # of a backbone; to find one that is near to a name takes long for a long one
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,12 @@ def _check_types(metadata: Mapping[str, Any]) -> None:
     classes = metadata["classes"]
     if not classes or not all(isinstance(name, str) and name for name in classes):
         raise ValueError("classes are not a list of names")
+    if len(set(classes)) < len(classes):
+        raise ValueError("classes hold the same name twice")
+    for name in classes:
+        name.encode("utf-8", "surrogateescape")  # as every output writes it
+    if len(metadata["backbone"]) > _LONGEST_NAME:
+        raise ValueError(f"backbone is {metadata['backbone']!r:.80}")
 
 
 def read_preprocessing(data: Mapping[str, Any]) -> Preprocessing:
@@ -174,13 +183,13 @@ def load_model_file(path: Path) -> tuple[Classifier, ModelFile]:
     """
     tensors, description = load_model_tensors(path)
     classifier = _build_described(path, description)
-    try:
-        classifier.load_state_dict(tensors)
-    except RuntimeError as error:
+    if misfits := _find_misfits(tensors, classifier):
         raise ModelError(
-            f"{path}: the tensors do not fit {description.backbone}: "
-            f"{shorten_names(_find_misfits(tensors, classifier))}"
-        ) from error
+            f"{path}: the tensors do not fit {description.backbone}: {shorten_names(misfits)}"
+        )
+    own = classifier.state_dict()
+    fitting = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
+    classifier.load_state_dict(fitting, assign=True)
     return classifier.eval(), description
 
 
@@ -193,16 +202,38 @@ def _find_misfits(tensors: Mapping[str, Tensor], classifier: Classifier) -> list
     )
 
 
+class _WithoutMemory(TorchFunctionMode):
+    """Tensors that modules make for their parameters get neither memory nor random numbers.
+
+    Weights of a file take their places. Until then a description can be of any size, and the file
+    decides what it needs.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Any = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 def _build_described(path: Path, description: ModelFile) -> Classifier:
+    """The network without memory for its parameters."""
     try:
-        return build_classifier(
-            find_backbone(description.backbone),
-            num_classes=len(description.classes),
-            head=HeadConfig(**description.head),
-            image_size=description.preprocessing.crop,
-            pretrained=description.pretrained_input,
-            options=description.options,
-        )
+        with _WithoutMemory():
+            return build_classifier(
+                find_backbone(description.backbone),
+                num_classes=len(description.classes),
+                head=HeadConfig(**description.head),
+                image_size=description.preprocessing.crop,
+                pretrained=description.pretrained_input,
+                options=description.options,
+            )
     except (UsageError, ValueError, TypeError) as error:
         raise ModelError(
             f"{path} describes a model that this vtrain cannot build: {error}",
