@@ -92,40 +92,57 @@ def check_pickle(stream: BinaryIO) -> None:
         PickleRefusedError: it is none that torch.save writes for weights and plain data.
         Exception: of any kind, where it is damaged.
     """
-    stack: list[_Item] = []
-    marked: list[list[_Item]] = []
-    memo: dict[int, _Item] = {}
-    repeated = 0
-    argument: Any
+    follower = _Follower()
     for number, (operation, argument, _) in enumerate(pickletools.genops(stream)):
         if number >= MAX_OPERATIONS:
             raise PickleRefusedError(f"its pickle has more than {MAX_OPERATIONS:,} operations")
-        name = operation.name
+        follower.follow(operation.name, argument)
+
+
+class _Follower:
+    """The stack and the memo of a reader, with items in place of objects."""
+
+    def __init__(self) -> None:
+        self._stack: list[_Item] = []
+        self._marked: list[list[_Item]] = []
+        self._memo: dict[int, _Item] = {}
+        self._repeated = 0
+
+    def follow(self, name: str, argument: Any) -> None:
+        """Do what an operation does to the stack."""
+        stack = self._stack
         if name in _PUSHES:
             stack.append(_OTHER)
         elif name == "BINUNICODE":
             stack.append(_Item(text=argument if len(argument) < 80 else None))
         elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
+            self._memo[argument] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-            repeated += memo[argument].elements
-            if repeated > MAX_REPEATED:  # every one of them is looked at when a key is hashed
-                raise PickleRefusedError("it repeats tuples within tuples")
+            self._repeat(self._memo[argument])
         elif name == "MARK":
-            marked.append(stack)
-            stack = []
+            self._marked.append(stack)
+            self._stack = []
         elif name == "TUPLE":
-            items, stack = stack, marked.pop()
-            stack.append(_join(items))
+            self._stack = self._marked.pop()
+            self._stack.append(_join(stack))
         elif name in _TUPLES:
-            count = _TUPLES[name]
-            stack[-count:] = [_join(stack[-count:])]
+            stack[-_TUPLES[name] :] = [_join(stack[-_TUPLES[name] :])]
         elif name in _TAKES:
             del stack[-_TAKES[name] :]
         elif name in _TAKES_MARKED:
-            stack = marked.pop()
-        elif name == "GLOBAL":
+            self._stack = self._marked.pop()
+        else:
+            self._build(name, argument)
+
+    def _repeat(self, item: _Item) -> None:
+        self._stack.append(item)
+        self._repeated += item.elements
+        if self._repeated > MAX_REPEATED:  # all of them are looked at when a key is hashed
+            raise PickleRefusedError("it repeats tuples within tuples")
+
+    def _build(self, name: str, argument: Any) -> None:
+        stack = self._stack
+        if name == "GLOBAL":
             _check_global(argument)
             stack.append(_Item(text=argument))
         elif name in ("REDUCE", "NEWOBJ"):

@@ -1,10 +1,160 @@
-"""To be filled."""
+"""Hostile, damaged, foreign and future files in place of checkpoints, models and weights."""
 
-from collections.abc import Iterator
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
 
 from tests.faults.case import Case
+from tests.faults.hostile_content import checkpoint_contents, described_models, tensor_headers
+from tests.faults.hostile_kinds import archives, foreign_contents, odd_paths, truncations
+from tests.faults.hostile_pickles import gadget_files, lying_tensors, odd_pickles
+from tests.faults.hostile_resume import resumed_runs
+from tests.faults.made_files import build_small_classifier
+from tests.forking import fork, wait
+from vtrain.checkpoint import load_checkpoint, load_model
+from vtrain.errors import ModelError
+from vtrain.models.weights import load_weights
+
+CPU = torch.device("cpu")
+CANARY = "canary"
+MEMORY = 1 << 30  # bytes that one load may take in addition
+SECONDS = 20  # for a load that hangs; how long it may take is the suite's limit
+
+
+def as_checkpoint(path: Path) -> None:
+    """As `fit --resume` does."""
+    load_checkpoint(path)
+
+
+def as_model(path: Path) -> None:
+    """As `-m FILE` does."""
+    load_model(str(path), device=CPU, precision="fp32", notify=lambda _: None)
+
+
+def as_weights(path: Path) -> None:
+    """As `fit model.weights=FILE` does."""
+    load_weights(build_small_classifier(0), str(path), notify=lambda _: None)
+
+
+def as_own_weights(path: Path) -> None:
+    """As `-m BACKBONE:FILE` does."""
+    load_model(f"simple_cnn:{path}", device=CPU, precision="fp32", notify=lambda _: None)
+
+
+Load = Callable[[Path], None]
+TORCH: tuple[Load, ...] = (as_checkpoint, as_weights, as_own_weights)
+SAFETENSORS: tuple[Load, ...] = (as_model, as_weights)
+ALL: tuple[Load, ...] = (*TORCH, as_model)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Files of one kind.
+
+    `make` gives names and what makes the file: its content, or a function that makes it in a folder
+    and gives its path. In short every `stride`th is tried.
+    """
+
+    name: str
+    make: Callable[[], Iterator[tuple[str, "Content"]]]
+    loads: Sequence[Load]
+    file_name: str
+    stride: int = 1
+
+
+Content = bytes | Callable[[Path], bytes | Path]
+FAMILIES = (
+    Family("gadget", gadget_files, TORCH, "file.pth", 7),
+    Family("pickle", odd_pickles, TORCH, "file.pth", 2),
+    Family("tensor", lying_tensors, TORCH, "file.pth", 3),
+    Family("archive", archives, TORCH, "file.pth", 2),
+    Family("checkpoint with", checkpoint_contents, (as_checkpoint,), "last.ckpt", 8),
+    Family("model with", described_models, (as_model,), "model.safetensors", 6),
+    Family("safetensors with", tensor_headers, SAFETENSORS, "model.safetensors", 4),
+    Family("foreign", foreign_contents, ALL, "file.pth", 5),
+    Family("foreign model", foreign_contents, SAFETENSORS, "model.safetensors", 10),
+    Family("cut off", truncations, ALL, "file", 8),
+    Family("path:", odd_paths, ALL, "file", 2),
+)
 
 
 def cases(full: bool) -> Iterator[Case]:
-    """No case yet."""
-    return iter(())
+    """All of them, or some of every family."""
+    for family in FAMILIES:
+        for number, (name, content) in enumerate(family.make()):
+            if full or number % family.stride == 0:
+                yield Case(f"{family.name} {name}", partial(try_content, family, content))
+    for number, (name, resume) in enumerate(resumed_runs()):
+        if full or number == 0:
+            yield Case(f"resume with {name}", partial(in_child, resume))
+
+
+def try_content(family: Family, content: Content, folder: Path) -> None:
+    """Load the file in every way in which a user could: refused each time, and nothing is run."""
+    path = folder / family.file_name
+    if callable(content):
+        content = content(folder)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path = content
+    for load in family.loads:
+        in_child(partial(refuse, load, path), folder)
+        assert not (folder / CANARY).exists(), "code of the file was run"
+
+
+def refuse(load: Load, path: Path, folder: Path) -> None:
+    """Load: a ModelError that says what it is about, in a few lines."""
+    try:
+        load(path)
+    except ModelError as error:
+        said = f"{error.message} {error.hint}"
+    else:
+        raise AssertionError(f"{load.__name__}: loaded")
+    assert len(said) < 1500 + 12 * len(str(path)), f"{load.__name__}: {len(said)} letters"
+    assert path.name[:50] in said.replace("\\n", "\n").replace("\\x00", "\0"), said
+    assert "weights_only" not in said, said
+
+
+def in_child(work: Callable[[Path], None], folder: Path) -> None:
+    """Do the work in a process that may take so much time and memory; its error becomes ours."""
+    report = folder / "report"
+
+    def reported() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (size := own_size() + MEMORY, size))
+        signal.alarm(SECONDS)
+        try:
+            work(folder)
+        except BaseException as error:
+            report.write_text(f"{type(error).__name__}: {error}"[:3000], errors="replace")
+            raise
+
+    with quiet():
+        code = wait(fork(reported))
+    assert code == 0, report.read_text() if report.exists() else f"ended with {code}"
+
+
+def own_size() -> int:
+    """Bytes of address space of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the traceback with which a child ends."""
+    null, own = os.open(os.devnull, os.O_WRONLY), os.dup(2)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(own, 2)
+        os.close(null)
+        os.close(own)
