@@ -8,8 +8,9 @@ it is hashed), made to hang (a tuple of 2^60 elements that are all the same) or 
 import pickletools
 from typing import Any, BinaryIO, NamedTuple
 
-# Ten times what the largest backbone's checkpoint has; torch reads as many in two seconds.
+# For plain data, such as the metrics of 10,000 epochs, and for each tensor.
 MAX_OPERATIONS = 500_000
+OPERATIONS_PER_TENSOR = 60
 MAX_REPEATED = 1_000_000  # elements of objects that are referred to again
 MAX_TUPLE_DEPTH = 64
 _GLOBALS = frozenset(
@@ -85,17 +86,17 @@ _TAKES = {"APPEND": 1, "SETITEM": 2, "BUILD": 1}
 _TAKES_MARKED = frozenset({"APPENDS", "SETITEMS"})
 
 
-def check_pickle(stream: BinaryIO) -> None:
-    """Follow the next pickle of the stream up to its end.
+def check_pickle(stream: BinaryIO, *, tensors: int = 0) -> None:
+    """Follow the next pickle of the stream, of so many stored tensors, up to its end.
 
     Raises:
         PickleRefusedError: it is none that torch.save writes for weights and plain data.
         Exception: of any kind, where it is damaged.
     """
-    follower = _Follower()
+    follower, limit = _Follower(), MAX_OPERATIONS + OPERATIONS_PER_TENSOR * tensors
     for number, (operation, argument, _) in enumerate(pickletools.genops(stream)):
-        if number >= MAX_OPERATIONS:
-            raise PickleRefusedError(f"its pickle has more than {MAX_OPERATIONS:,} operations")
+        if number >= limit:
+            raise PickleRefusedError(f"its pickle has more than {limit:,} operations")
         follower.follow(operation.name, argument)
 
 

@@ -28,6 +28,7 @@ from vtrain.pickle_check import PythonObjectError, check_pickle
 
 # Thousands of tensors and as many class names need less than 2 MB.
 _MAX_HEADER_BYTES = 32 * 2**20
+_MAX_TENSORS = 20_000
 _CHUNK_BYTES = 2**20
 # Objects that a file holds and how deeply they are nested: far more than a run's config has.
 _MAX_OBJECTS = 1_000_000
@@ -95,7 +96,11 @@ def load_tensors(
     mapped, metadata = _map(path)  # of one file, also when another takes its place meanwhile
     tensors = {name: _copy_bytes(tensor) for name, tensor in mapped.items()}
     _check_tensors(path, tensors, metadata)
-    if check_finite and (names := find_non_finite(tensors)):
+    try:
+        names = find_non_finite(tensors) if check_finite else []
+    except NotImplementedError as error:  # numbers of four bits, for one
+        raise ModelError(f"{path} holds numbers of a type that is not known: {error}") from error
+    if names:
         raise ModelError(f"{path} holds NaN or infinity in {shorten_names(names)}")
     return tensors, metadata
 
@@ -308,6 +313,8 @@ def _read_header(path: Path, stream: BufferedReader) -> dict[str, Any]:
         raise _damaged(path, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _damaged(path, "its header is not a table")
+    if len(header) > _MAX_TENSORS:
+        raise _damaged(path, f"its header names {len(header):,} tensors")
     return header
 
 
@@ -381,9 +388,10 @@ def _check_pickles(stream: BinaryIO, *, zipped: bool) -> None:
             check_pickle(stream)
         return
     with zipfile.ZipFile(stream) as archive:
-        for entry in archive.infolist():
+        entries = archive.infolist()
+        for entry in entries:
             if entry.filename.endswith("data.pkl"):
-                check_pickle(BytesIO(archive.read(entry)))
+                check_pickle(BytesIO(archive.read(entry)), tensors=len(entries))
 
 
 def _check_plain(value: Any, size: int) -> None:

@@ -15,8 +15,9 @@ from tests.faults.case import Case
 from tests.faults.hostile_content import checkpoint_contents, described_models, tensor_headers
 from tests.faults.hostile_kinds import archives, foreign_contents, odd_paths, truncations
 from tests.faults.hostile_pickles import gadget_files, lying_tensors, odd_pickles
-from tests.faults.hostile_resume import resumed_runs
+from tests.faults.hostile_resume import resumed_runs, train
 from tests.faults.made_files import build_small_classifier
+from tests.faults.pickles import Content
 from tests.forking import fork, wait
 from vtrain.checkpoint import load_checkpoint, load_model
 from vtrain.errors import ModelError
@@ -63,13 +64,12 @@ class Family:
     """
 
     name: str
-    make: Callable[[], Iterator[tuple[str, "Content"]]]
+    make: Callable[[], Iterator[tuple[str, Content]]]
     loads: Sequence[Load]
     file_name: str
     stride: int = 1
 
 
-Content = bytes | Callable[[Path], bytes | Path]
 FAMILIES = (
     Family("gadget", gadget_files, TORCH, "file.pth", 7),
     Family("pickle", odd_pickles, TORCH, "file.pth", 2),
@@ -86,28 +86,37 @@ FAMILIES = (
 
 
 def cases(full: bool) -> Iterator[Case]:
-    """All of them, or some of every family."""
+    """Every file loaded in every way; in short some files of every family, each in one way."""
     for family in FAMILIES:
         for number, (name, content) in enumerate(family.make()):
-            if full or number % family.stride == 0:
-                yield Case(f"{family.name} {name}", partial(try_content, family, content))
+            chosen = family.loads
+            if not full:
+                turn = number // family.stride % len(chosen)
+                chosen = chosen[turn : turn + 1] if number % family.stride == 0 else ()
+            for load in chosen:
+                title = f"{family.name} {name}, {load.__name__.replace('_', ' ')}"
+                yield Case(title, partial(try_content, family.file_name, content, load))
     for number, (name, resume) in enumerate(resumed_runs()):
         if full or number == 0:
-            yield Case(f"resume with {name}", partial(in_child, resume))
+            yield Case(f"resume with {name}", partial(try_resume, resume))
 
 
-def try_content(family: Family, content: Content, folder: Path) -> None:
-    """Load the file in every way in which a user could: refused each time, and nothing is run."""
-    path = folder / family.file_name
-    if callable(content):
-        content = content(folder)
-    if isinstance(content, bytes):
-        path.write_bytes(content)
+def try_content(file_name: str, content: Content, load: Load, folder: Path) -> None:
+    """Load the file as a user could: it is refused, and nothing of it is run."""
+    path = folder / file_name
+    made = content(folder) if callable(content) else content
+    if isinstance(made, bytes):
+        path.write_bytes(made)
     else:
-        path = content
-    for load in family.loads:
-        in_child(partial(refuse, load, path), folder)
-        assert not (folder / CANARY).exists(), "code of the file was run"
+        path = made
+    in_child(partial(refuse, load, path), folder)
+    assert not (folder / CANARY).exists(), "code of the file was run"
+
+
+def try_resume(resume: Callable[[Path], None], folder: Path) -> None:
+    """Resume from the checkpoint; the run that it was made of is trained once."""
+    train()
+    in_child(resume, folder)
 
 
 def refuse(load: Load, path: Path, folder: Path) -> None:

@@ -1,14 +1,13 @@
-"""Damaged and lying archives, files of other programs, files cut off, and paths that are no files."""
+"""Lying archives, files of other programs, files cut off, and paths that are no files."""
 
 import gzip
 import io
-import json
 import os
 import socket
-import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +15,15 @@ from PIL import Image
 
 from tests.faults.case import NotPossible
 from tests.faults.made_files import build_state, checkpoint_bytes, model_bytes
-from tests.faults.pickles import archive, saved, table, tensor, whole
+from tests.faults.pickles import Content, archive, made_by, saved, table, tensor, whole
 
-Content = bytes | Callable[[Path], bytes | Path]
 GOOD = whole(table(w=tensor()))
 
 
 def archives() -> Iterator[tuple[str, Content]]:
     """Archives that would grow when they are read, or say different things in different places."""
     for name, make in ARCHIVES.items():
-        yield name, lambda _, make=make: make()
+        yield name, made_by(make)
 
 
 def zipped(entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
@@ -94,7 +92,7 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
 def foreign_contents() -> Iterator[tuple[str, Content]]:
     """What lies there by mistake."""
     for name, make in FOREIGN.items():
-        yield name, lambda _, make=make: make()
+        yield name, made_by(make)
 
 
 def image(kind: str) -> bytes:
@@ -164,7 +162,11 @@ FOREIGN: dict[str, Callable[[], bytes]] = {
 
 def truncations() -> Iterator[tuple[str, Content]]:
     """Files of every kind that end too soon."""
-    contents = {"checkpoint": checkpoint_bytes, "model": model_bytes, "weights": good_weights}
+    contents: dict[str, Callable[[], bytes]] = {
+        "checkpoint": checkpoint_bytes,
+        "model": model_bytes,
+        "weights": good_weights,
+    }
     for name, content in contents.items():
         whole_one = content()
         places = [1, 4, 7, 8, 9, 30, 100, 1000, len(whole_one) // 2, -1000, -100, -22, -2, -1]
@@ -189,10 +191,11 @@ def odd_paths() -> Iterator[tuple[str, Content]]:
     """Paths that are no files, or none that can be read."""
     for suffix in (".pth", ".safetensors"):
         for name, make in PATHS.items():
-            yield (
-                f"{name}{suffix}",
-                lambda folder, make=make, suffix=suffix: make(folder / f"file{suffix}"),
-            )
+            yield f"{name}{suffix}", partial(make_path, make, f"file{suffix}")
+
+
+def make_path(make: Callable[[Path], Path], name: str, folder: Path) -> Path:
+    return make(folder / name)
 
 
 def linked_to(target: str) -> Callable[[Path], Path]:

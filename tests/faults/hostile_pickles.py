@@ -3,16 +3,18 @@
 import pickle
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tests.faults.pickles import (
     START,
+    Content,
     archive,
     call,
     gadgets,
     legacy,
+    made_by,
     number,
-    saved,
     table,
     tensor,
     text,
@@ -20,13 +22,16 @@ from tests.faults.pickles import (
     whole,
 )
 
-Content = bytes | Callable[[Path], bytes | Path]
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
 
 def gadget_files() -> Iterator[tuple[str, Content]]:
     """Every gadget in every protocol, as an archive, in torch's older format, and bare."""
-    wrappers = {"an archive": archive, "the older format": legacy, "a bare pickle": bytes}
+    wrappers: dict[str, Callable[[bytes], bytes]] = {
+        "an archive": archive,
+        "the older format": legacy,
+        "a bare pickle": bytes,
+    }
     for name in gadgets(Path()):
         for protocol in PROTOCOLS:
             for place, wrap in wrappers.items():
@@ -48,12 +53,16 @@ def make_gadget(name: str, protocol: int, wrap: Callable[[bytes], bytes]) -> Con
 def odd_pickles() -> Iterator[tuple[str, Content]]:
     """What torch's reader would crash on, hang on, or fill the memory with; and nonsense."""
     for name, make in PICKLES.items():
-        yield f"{name} in an archive", lambda _, make=make: archive(make())
-        yield f"{name} in the older format", lambda _, make=make: legacy(make())
+        yield f"{name} in an archive", made_by(partial(wrapped, archive, make))
+        yield f"{name} in the older format", made_by(partial(wrapped, legacy, make))
+
+
+def wrapped(wrap: Callable[[bytes], bytes], make: Callable[[], bytes]) -> bytes:
+    return wrap(make())
 
 
 def doubling(levels: int, kind: bytes) -> bytes:
-    """A tuple, or list, that holds the same one twice, which holds the same one twice, and so on."""
+    """A tuple, or list, that holds one twice, which holds one twice, and so on."""
     if kind == b"tuple":
         return b")q\0" + b"h\0h\0\x86q\0" * levels
     return b"]q\0" + b"](h\0h\0eq\0" * levels

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import vtrain.cli
+from tests.forking import fork, wait
 from tests.tiny import draw_labelled
 from vtrain.errors import ExitCode
 from vtrain.tensor_files import load_torch, save_torch
@@ -41,8 +42,13 @@ def train() -> Path:
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     draw_labelled(root / "images", {"ant": 4, "bee": 4})
     (root / "tiny.yaml").write_text(CONFIG, encoding="utf-8")
-    assert run(root, "fit", "tiny.yaml", "-q") == 0
+    assert wait(fork(partial(run_whole, root))) == 0
     return root
+
+
+def run_whole(folder: Path) -> None:
+    """Train."""
+    assert run(folder, "fit", "tiny.yaml", "-q") == 0
 
 
 def run(folder: Path, *arguments: str) -> int:

@@ -10,8 +10,19 @@ from typing import Any
 
 import torch
 
+# A file: what is in it, or what makes it in a folder and gives its content or its path.
+Content = bytes | Callable[[Path], bytes | Path]
 START, STOP = b"\x80\x02", b"."
 _MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def made_by(make: Callable[[], bytes]) -> Content:
+    """A content that is not made before it is needed."""
+
+    def made(folder: Path) -> bytes:
+        return make()
+
+    return made
 
 
 def text(value: str) -> bytes:
