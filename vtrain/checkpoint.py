@@ -178,9 +178,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ModelError: damaged, foreign, or from a newer version.
     """
     content = load_torch(path)
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+    found = content.pop("format", None) if isinstance(content, dict) else None
+    if type(found) is not int or found < 1:
         raise ModelError(f"{path} is not a vtrain checkpoint")
-    found = content.pop("format")
     if found > CHECKPOINT_FORMAT:
         raise ModelError(
             f"{path} has checkpoint format {found}, this vtrain reads up to {CHECKPOINT_FORMAT}",

@@ -43,14 +43,19 @@ def check_content(content: Mapping[str, Any]) -> None:
         )
 
 
-def check_fit(content: Any, optimizer: torch.optim.Optimizer, *, batches: int) -> None:
+def check_fit(
+    content: Any, optimizer: torch.optim.Optimizer, *, batches: int, averaged: bool
+) -> None:
     """Refuse a checkpoint (one that `check_content` took) of a run that is not like this one.
 
-    `content` has `optimizer` and `state`; `batches` is the number of them in an epoch.
+    `content` has `optimizer`, `ema` and `state`; `batches` is the number of them in an epoch,
+    `averaged` is whether this run keeps an average of its weights.
 
     Raises:
         ValueError: its optimizer has other parameters, or its place in the run cannot be.
     """
+    if averaged != (content.ema is not None):
+        raise ValueError("it has no average of the weights" if averaged else "it has an average")
     state: TrainState = content.state
     if state.batch > batches or (state.batch > 0) != (state.image_count > 0):
         raise ValueError(f"batch {state.batch} of {batches} after {state.image_count} images")

@@ -481,7 +481,12 @@ class FitRun:
         """
         loop = self.loop
         try:
-            check_fit(checkpoint, loop.optimizer, batches=len(self.sampler))
+            check_fit(
+                checkpoint,
+                loop.optimizer,
+                batches=len(self.sampler),
+                averaged=loop.ema is not None,
+            )
             self.plan.classifier.load_state_dict(checkpoint.model)
             if loop.ema is not None and checkpoint.ema is not None:
                 loop.ema.model.load_state_dict(checkpoint.ema)

@@ -9,7 +9,7 @@ import pickletools
 from typing import Any, BinaryIO, NamedTuple
 
 # For plain data, such as the metrics of 10,000 epochs, and for each tensor.
-MAX_OPERATIONS = 500_000
+MAX_OPERATIONS = 300_000
 OPERATIONS_PER_TENSOR = 60
 MAX_REPEATED = 1_000_000  # elements of objects that are referred to again
 MAX_TUPLE_DEPTH = 64

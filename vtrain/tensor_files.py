@@ -29,6 +29,7 @@ from vtrain.pickle_check import PythonObjectError, check_pickle
 # Thousands of tensors and as many class names need less than 2 MB.
 _MAX_HEADER_BYTES = 32 * 2**20
 _MAX_TENSORS = 20_000
+_LONGEST_NAME = 200  # that a message shows; those in the zoo have less than half
 _CHUNK_BYTES = 2**20
 # Objects that a file holds and how deeply they are nested: far more than a run's config has.
 _MAX_OBJECTS = 1_000_000
@@ -236,9 +237,9 @@ def find_non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def shorten_names(names: list[str], limit: int = 10) -> str:
-    """The first names and how many there are: `a, b, c and 7 more`."""
+    """The first names and how many there are: `a, b, c and 7 more`; what is long is cut."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+    return ", ".join(f"{name:.{_LONGEST_NAME}}" for name in names[:limit]) + rest
 
 
 def open_regular(path: Path) -> BufferedReader:

@@ -283,7 +283,7 @@ def tensor_headers() -> Iterator[tuple[str, Content]]:
 
 
 def many_tensors() -> dict[str, Any]:
-    return {f"tensor {n}": entry("F32", [0], 0, 0) for n in range(100_000)}
+    return {f"tensor {n}": entry("F32", [0], 0, 0) for n in range(30_000)}
 
 
 def headed(header: bytes, data: bytes = bytes(16)) -> bytes:

@@ -79,8 +79,8 @@ ARCHIVES: dict[str, Callable[[], bytes]] = {
     "without a folder": lambda: zipped({"data.pkl": GOOD, "version": b"3\n"}),
     "with absolute names": lambda: zipped({"/etc/data.pkl": GOOD, "/etc/version": b"3\n"}),
     "with names that go up": lambda: archive(GOOD, entries={"../../../canary": b"x"}),
-    "with 30,000 entries": lambda: archive(
-        GOOD, entries={f"data/x{n}": b"" for n in range(30_000)}
+    "with 20,000 entries": lambda: archive(
+        GOOD, entries={f"data/x{n}": b"" for n in range(20_000)}
     ),
     "with an odd byte order": lambda: archive(GOOD, entries={"byteorder": b"middle"}),
     "of TorchScript": lambda: archive(
@@ -154,7 +154,7 @@ FOREIGN: dict[str, Callable[[], bytes]] = {
     "pickled number": lambda: saved(7),
     "weights of nothing": lambda: saved({}),
     "weights of another model": lambda: saved(
-        {name: each[..., :1].clone() for name, each in build_state(1).items()}
+        {name: each[:1].clone() for name, each in build_state(1).items() if each.ndim}
     ),
     "weights without a layer": lambda: saved(dict(list(build_state(1).items())[1:])),
     "lone carriage return": lambda: b"\r",

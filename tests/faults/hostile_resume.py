@@ -53,8 +53,13 @@ def run_whole(folder: Path) -> None:
 
 def run(folder: Path, *arguments: str) -> int:
     """The exit code of a command in a folder, of a child so that nothing of it stays."""
-    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.chdir(folder), contextlib.redirect_stdout(make_stream()):
         return vtrain.cli.main(arguments)
+
+
+def make_stream() -> io.TextIOWrapper:
+    """A stream such as `sys.stdout`, with bytes below its text."""
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
 
 
 def resume_changed(change: Change, folder: Path) -> None:
@@ -65,11 +70,13 @@ def resume_changed(change: Change, folder: Path) -> None:
     change(content)
     save_torch(path, content)
     before = {each.name: each.read_bytes() for each in path.parent.iterdir() if each != path}
-    with contextlib.redirect_stderr(io.StringIO()) as said:
+    with contextlib.redirect_stderr(make_stream()) as stream:
         code = run(folder / "copy", "fit", "tiny.yaml", "--resume", "train.epochs=2")
-    assert code == ExitCode.MODEL, f"{code}: {said.getvalue()[-400:]}"
-    assert "Traceback" not in said.getvalue()
-    assert said.getvalue().count("error: ") == 1
+        stream.seek(0)
+        said = stream.read()
+    assert code == ExitCode.MODEL, f"{code}: {said[-400:]}"
+    assert "Traceback" not in said
+    assert said.count("error: ") == 1
     kept = path.parent / "model.safetensors"
     assert kept.read_bytes() == before[kept.name]
 
