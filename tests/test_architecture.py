@@ -24,6 +24,7 @@ LAYERS = (
     ("phase", "profile"),
     ("evaluate", "predict", "embed", "plan"),
     ("checkpoint",),
+    ("checkpoint_content",),
     ("training.",),
     ("data.", "models."),
     ("config",),
@@ -32,7 +33,7 @@ LAYERS = (
     ("config_model",),
     ("partial_array",),
     ("console", "tensor_files", "run_folder"),
-    ("runtime", "distributed", "files", "yaml12", "zoo", "cache_folder", "signals"),
+    ("runtime", "distributed", "files", "pickle_check", "yaml12", "zoo", "cache_folder", "signals"),
     ("records",),
     ("errors",),
 )

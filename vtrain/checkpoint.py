@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtrain.checkpoint_content import check_content
 from vtrain.console import one_line
 from vtrain.errors import ModelError, NewerFormatError, UsageError
 from vtrain.models.backbones import pretrained_classes
@@ -212,16 +213,17 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ModelError: damaged, foreign, or from a newer version.
     """
     content = load_torch(path)
-    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+    found = content.pop("format", None) if isinstance(content, dict) else None
+    if type(found) is not int or found < 1:
         raise ModelError(f"{path} is not a vtrain checkpoint")
-    found = content.pop("format")
     if found > CHECKPOINT_FORMAT:
         raise NewerFormatError(
             f"{path} has checkpoint format {found}, this vtrain reads up to {CHECKPOINT_FORMAT}",
             "update vtrain: pip install --upgrade vtrain",
         )
     try:
+        check_content(content)
         content["state"] = TrainState(**content["state"])
         return Checkpoint(**content)
-    except (TypeError, KeyError) as error:
-        raise ModelError(f"{path}: the checkpoint's content is damaged: {error}") from error
+    except (TypeError, KeyError, ValueError) as error:
+        raise ModelError(f"{path}: the checkpoint's content is damaged: {error!s:.400}") from error

@@ -11,7 +11,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,7 @@ from vtrain.errors import ResourceError, UsageError, VtrainError
 from vtrain.records import to_plain
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_DISK_FAILED = (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.ESTALE)
 _TEMPORARY = re.compile(r"\..*\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -59,7 +60,7 @@ def atomic_write(path: Path, *, previous: Path | None = None) -> Iterator[Binary
         _commit(stream, temporary, target, previous)
     except BaseException as error:
         written = _discard(stream, temporary)
-        if failure := find_disk_error(error):
+        if failure := find_disk_error(error, _DISK_FULL + _DISK_FAILED):
             raise write_error(path, failure, written=written) from error
         raise
 
@@ -173,10 +174,12 @@ def write_error(path: Path, error: OSError, *, written: int = 0) -> VtrainError:
     return ResourceError(f"cannot write {path}: {error.strerror or error}")
 
 
-def find_disk_error(error: BaseException | None) -> OSError | None:
+def find_disk_error(
+    error: BaseException | None, codes: Collection[int] = _DISK_FULL
+) -> OSError | None:
     """The full disk, quota or size limit behind `error`, however it was wrapped since."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        if isinstance(error, OSError) and error.errno in codes:
             return error
         error = error.__cause__ or error.__context__
     return None

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from vtrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from vtrain.checkpoint_content import check_fit
 from vtrain.config import dump_config, flatten_config
 from vtrain.console import Console
 from vtrain.data.loaders import Batch, EpochBatchSampler
@@ -584,6 +585,12 @@ class FitRun:
     def _load_state(self, checkpoint: Checkpoint) -> None:
         loop = self.loop
         try:
+            check_fit(
+                checkpoint,
+                loop.optimizer,
+                batches=len(self.sampler),
+                averaged=loop.ema is not None,
+            )
             self.plan.classifier.load_state_dict(checkpoint.model)
             if loop.ema is not None and checkpoint.ema is not None:
                 loop.ema.model.load_state_dict(checkpoint.ema)

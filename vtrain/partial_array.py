@@ -277,8 +277,10 @@ class RowWriter:
             first = (_read_lines(files.journal(0)) or [None])[0]
             if not isinstance(first, dict) or first.get("token") != token:
                 raise FileNotFoundError(errno.ENOENT, "the journal is another one")
-            self._rows = files.rows.open("r+b")
-            self._journal = files.journal(rank).open("ab")
+            with contextlib.ExitStack() as opened:
+                self._rows = opened.enter_context(files.rows.open("r+b"))
+                self._journal = opened.enter_context(files.journal(rank).open("ab"))
+                opened.pop_all()  # both are there: `__exit__` closes them
         except FileNotFoundError as error:
             raise ResourceError(
                 f"process {rank} does not see {files.rows}, which process 0 has made",

@@ -173,8 +173,9 @@ def _appending(output: Path, end: int) -> Iterator[BinaryIO]:
     """The file, cut off at `end` bytes, for what is to follow."""
     with _explained(output):
         stream = output.open("ab")
-        stream.truncate(end)
     try:
+        with _explained(output):
+            stream.truncate(end)
         yield stream
     except KeyboardInterrupt as error:
         message = f"interrupted: {output} is not complete"

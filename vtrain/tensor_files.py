@@ -11,21 +11,31 @@ import re
 import stat
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
-from io import BufferedReader
+from io import BufferedReader, BytesIO
 from pathlib import Path
+from types import NoneType
 from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtrain.errors import ModelError
 from vtrain.files import atomic_write
+from vtrain.pickle_check import PythonObjectError, check_pickle
 
 # Thousands of tensors and as many class names need less than 2 MB.
 _MAX_HEADER_BYTES = 32 * 2**20
+_MAX_TENSORS = 20_000
+_LONGEST_NAME = 200  # that a message shows; those in the zoo have less than half
 _CHUNK_BYTES = 2**20
+# Objects that a file holds and how deeply they are nested: far more than a run's config has.
+_MAX_OBJECTS = 1_000_000
+_MAX_DEPTH = 64
+_LEGACY_PICKLES = 5  # in a file without an archive: magic number, version, system, content, keys
+_PLAIN_TYPES = (NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _TENSORS_DIGEST = "sha256"
 _METADATA_DIGEST = "metadata_sha256"
 _SEAL = b"vtrain sha256 "
@@ -84,10 +94,14 @@ def load_tensors(
     Raises:
         ModelError: missing, damaged, no safetensors file, or NaN or infinity with `check_finite`.
     """
-    mapped, metadata = _map(path)
+    mapped, metadata = _map(path)  # of one file, also when another takes its place meanwhile
     tensors = {name: _copy_bytes(tensor) for name, tensor in mapped.items()}
     _check_tensors(path, tensors, metadata)
-    if check_finite and (names := find_non_finite(tensors)):
+    try:
+        names = find_non_finite(tensors) if check_finite else []
+    except NotImplementedError as error:  # numbers of four bits, for one
+        raise ModelError(f"{path} holds numbers of a type that is not known: {error}") from error
+    if names:
         raise ModelError(f"{path} holds NaN or infinity in {shorten_names(names)}")
     return tensors, metadata
 
@@ -110,13 +124,24 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
 
 def _map(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors whose memory is the file's, and the metadata; only the header has been checked."""
-    _read_header(path)  # bounds what the library would have to believe
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except Exception as error:  # SafetensorError mostly; torch may not know a type, and so on
-        raise _damaged(path, str(error)) from error
+    with open_regular(path) as stream:
+        _read_header(path, stream)  # bounds what the library would have to believe
+        try:
+            with safe_open(_name_open_file(stream, path), framework="pt") as file:
+                names = file.keys()
+                return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+        except Exception as error:  # SafetensorError mostly; torch may not know a type, and so on
+            raise _damaged(path, str(error)) from error
+
+
+def _name_open_file(stream: BufferedReader, path: Path) -> Path:
+    """A name of the file that `stream` has open, which stays its own when `path` is replaced.
+
+    The library opens its file twice, by name. Where there is no such name (Windows), no file can be
+    replaced while it is open.
+    """
+    names = (Path(folder) / str(stream.fileno()) for folder in ("/proc/self/fd", "/dev/fd"))
+    return next((name for name in names if name.exists()), path)
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -131,7 +156,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         ModelError: missing, damaged or no safetensors file.
     """
-    metadata = _read_header(path).get("__metadata__", {})
+    with open_regular(path) as stream:
+        metadata = _read_header(path, stream).get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _damaged(path, "its metadata is not a table of texts")
     _check_metadata(path, metadata)
@@ -170,13 +196,20 @@ def load_torch(path: Path) -> Any:
             _check_archive(path, stream)
         elif not start.startswith(b"\x80"):  # every pickle that torch wrote starts so
             raise _foreign(path, stream)
-        stream.seek(0)
         try:
+            _check_pickles(stream, zipped=start.startswith(b"PK"))
+            stream.seek(0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # about the format; what matters is raised
-                return torch.load(stream, map_location="cpu", weights_only=True)
+                value = torch.load(stream, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle can raise anything
             raise _load_error(path, error) from error
+        size = stream.seek(0, 2)
+    try:
+        _check_plain(value, size)
+    except ValueError as error:
+        raise ModelError(f"{path}: {error}", "use another copy of the file") from error
+    return value
 
 
 def is_safetensors(path: Path) -> bool:
@@ -206,9 +239,9 @@ def find_non_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def shorten_names(names: list[str], limit: int = 10) -> str:
-    """The first names and how many there are: `a, b, c and 7 more`."""
+    """The first names and how many there are: `a, b, c and 7 more`; what is long is cut."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
+    return ", ".join(f"{name:.{_LONGEST_NAME}}" for name in names[:limit]) + rest
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -265,25 +298,26 @@ def _damaged(path: Path, reason: str) -> ModelError:
     return ModelError(f"{path} is damaged: {reason}", "use another copy of the file")
 
 
-def _read_header(path: Path) -> dict[str, Any]:
+def _read_header(path: Path, stream: BufferedReader) -> dict[str, Any]:
     """The JSON header of a safetensors file, read without trusting any length in it."""
-    with open_regular(path) as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        size = stream.seek(0, 2)
-        if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
-            raise ModelError(
-                f"{path} is damaged or not a safetensors file: header of {length:,} bytes in a "
-                f"file of {size:,}",
-                "use another copy of the file",
-            )
-        stream.seek(8)
-        encoded = stream.read(length)
+    length = int.from_bytes(stream.read(8), "little")
+    size = stream.seek(0, 2)
+    if not 2 <= length <= min(size - 8, _MAX_HEADER_BYTES):
+        raise ModelError(
+            f"{path} is damaged or not a safetensors file: header of {length:,} bytes in a "
+            f"file of {size:,}",
+            "use another copy of the file",
+        )
+    stream.seek(8)
+    encoded = stream.read(length)
     try:
         header = json.loads(encoded, object_pairs_hook=_unique_pairs)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
         raise _damaged(path, "its header is not a table")
+    if len(header) > _MAX_TENSORS:
+        raise _damaged(path, f"its header names {len(header):,} tensors")
     return header
 
 
@@ -349,6 +383,61 @@ def _check_seal(path: Path, stream: BinaryIO, comment: bytes) -> None:
         raise _damaged(path, "the file does not match its SHA-256")
 
 
+def _check_pickles(stream: BinaryIO, *, zipped: bool) -> None:
+    """Refuse pickles that torch could not read safely, or that hold code."""
+    stream.seek(0)
+    if not zipped:
+        for _ in range(_LEGACY_PICKLES):
+            check_pickle(stream)
+        return
+    with zipfile.ZipFile(stream) as archive:
+        entries = archive.infolist()
+        for entry in entries:
+            if entry.filename.endswith("data.pkl"):
+                check_pickle(BytesIO(archive.read(entry)), tensors=len(entries))
+
+
+def _check_plain(value: Any, size: int) -> None:
+    """Refuse what would trip those who use the content of a file of `size` bytes.
+
+    It is lists, tables, plain data and plain tensors, not too deep, and no larger than the file.
+
+    Raises:
+        ValueError: something else is there, or it unfolds to much more.
+    """
+    claimed = count = 0
+    left: list[tuple[str, Any, int]] = [("", value, 0)]
+    while left:
+        name, each, depth = left.pop()
+        count += 1
+        if depth > _MAX_DEPTH or count > _MAX_OBJECTS:
+            raise ValueError(f"it is nested too deeply or repeats itself, below {name!r:.80}")
+        if type(each) in (dict, OrderedDict):
+            _check_attributes(name, each, {"_metadata"})
+            # By the type's own methods: an OrderedDict can carry others of these names.
+            left += [
+                (key if isinstance(key, str) else name, inner, depth + 1)
+                for key, inner in dict.items(each)
+            ]
+        elif type(each) in (list, tuple, set, torch.Size):
+            left += [(name, inner, depth + 1) for inner in each]
+        elif type(each) in (Tensor, nn.Parameter):
+            _check_attributes(name, each, set())
+            if each.layout != torch.strided or each.is_quantized or each.device.type != "cpu":
+                raise ValueError(f"{name:.80} is not a plain tensor (sparse, quantized or empty)")
+            claimed += each.nbytes
+        elif not isinstance(each, _PLAIN_TYPES):
+            raise ValueError(f"it holds {type(each).__name__} under {name!r:.80}")
+    if claimed > 4 * size:  # views can claim any size; shared weights double it at most
+        raise ValueError(f"claims {claimed:,} bytes of tensors in a file of {size:,}")
+
+
+def _check_attributes(name: str, value: Any, allowed: set[str]) -> None:
+    """What a file has set on an object could stand in the place of its methods."""
+    if found := getattr(value, "__dict__", {}).keys() - allowed:
+        raise ValueError(f"{name!r:.80} has the attributes {sorted(map(str, found))!r:.80}")
+
+
 def _foreign(path: Path, stream: BinaryIO) -> ModelError:
     stream.seek(0)
     start = stream.read(24)
@@ -363,9 +452,11 @@ def _foreign(path: Path, stream: BinaryIO) -> ModelError:
 def _load_error(path: Path, error: Exception) -> ModelError:
     """What torch.load said, without its advice to switch the protection off."""
     text = str(error)
-    if isinstance(error, pickle.UnpicklingError) and (found := re.search(r"GLOBAL (\S+)", text)):
+    named = re.search(r"GLOBAL (\S+)", text) if isinstance(error, pickle.UnpicklingError) else None
+    if isinstance(error, PythonObjectError) or named:
         return ModelError(
-            f"{path} holds the Python object {found[1]}, expected tensors and plain data only: "
+            f"{path} holds the Python object {named[1] if named else text}, expected tensors and "
+            "plain data only: "
             "no code is run from a file",
             "where you trust the file, save only its weights: "
             "torch.save(model.state_dict(), 'weights.pth')",

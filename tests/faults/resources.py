@@ -113,18 +113,20 @@ def _file_size_limit(folder: Path) -> None:
 
 def _fail_write(call: int, lasting: bool) -> None:
     """Let the disk be full when the contents of checkpoints are brought to it."""
-    original = os.fsync
     calls = 0
 
-    def fsync(descriptor: Any) -> None:
-        nonlocal calls
-        if ".last.ckpt." in Path(f"/proc/self/fd/{descriptor}").readlink().name:
-            calls += 1
-            if calls == call or (lasting and calls > call):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        original(descriptor)
+    def build(original: Any) -> Any:
+        def fsync(descriptor: int) -> None:
+            nonlocal calls
+            if ".last.ckpt." in Path(f"/proc/self/fd/{descriptor}").readlink().name:
+                calls += 1
+                if calls == call or (lasting and calls > call):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            original(descriptor)
 
-    os.fsync = fsync
+        return fsync
+
+    wrap("os", "fsync", build)
 
 
 def _full_disk(folder: Path, *, call: int) -> None:

@@ -1,16 +1,22 @@
 """The model file: exact round trips, and files that are foreign, damaged or from the future."""
 
 import json
+import os
+import select
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
+from tests.forking import fork, wait
 from tests.tiny import CPU, build_tiny_model
+from vtrain import tensor_files
 from vtrain.config import HeadConfig
 from vtrain.errors import ExitCode, ModelError
+from vtrain.models import model_file
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.freezing import FROZEN, ParamRule, apply_freeze
 from vtrain.models.model_file import (
@@ -330,3 +336,87 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"holds no model\.safetensors") as caught:
         find_model_file(tmp_path)
     assert "--resume" in (caught.value.hint or "")
+
+
+# --- replaced while it is read -------------------------------------------------------------------
+
+
+def save_numbered(path: Path, number: int) -> None:
+    """A model whose tensors all hold its number, which its description names."""
+    state = {name: torch.full_like(each, number) for name, each in tiny().state_dict().items()}
+    save_model(path, state, replace(DESCRIPTION, metrics={"number": number}))
+
+
+def assert_belongs_together(path: Path) -> None:
+    classifier, description = load_model_file(path)
+    for name, tensor in classifier.state_dict().items():
+        assert bool((tensor == description.metrics["number"]).all()), name
+
+
+@pytest.mark.parametrize("place", ["read_model_file", "load_tensors"])
+def test_model_replaced_in_the_middle_of_a_load_is_read_whole(
+    path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    save_numbered(path, 0)
+    real = getattr(model_file, place)
+
+    def interrupted(given: Path) -> Any:
+        found = real(given)
+        save_numbered(path, 1)
+        return found
+
+    monkeypatch.setattr(model_file, place, interrupted)
+    assert_belongs_together(path)
+
+
+def test_model_replaced_between_two_openings_by_the_library_is_read_whole(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_numbered(path, 0)
+
+    def interrupted(name: Path, framework: str) -> Any:
+        save_numbered(path, 1)
+        return safe_open(name, framework=framework)
+
+    monkeypatch.setattr(tensor_files, "safe_open", interrupted)
+    tensors, metadata = tensor_files.load_tensors(path)
+    assert json.loads(metadata["vtrain"])["metrics"] == {"number": 0}
+    assert all(not bool(tensor.any()) for tensor in tensors.values())
+
+
+def load_while_replaced(path: Path, loads: int) -> None:
+    """Load again and again while another process renames two models to `path` in turn."""
+    copies = [path.with_name(f"{number}.safetensors") for number in range(2)]
+    for number, copy in enumerate(copies):
+        save_numbered(copy, number)
+    save_numbered(path, 0)
+    reader, writer = os.pipe()
+
+    def replace_in_turn() -> None:
+        os.close(writer)
+        while not select.select([reader], [], [], 0)[0]:  # until the parent has closed its end
+            for copy in copies:
+                link = path.with_name("next")
+                link.hardlink_to(copy)
+                link.replace(path)
+
+    child = fork(replace_in_turn)
+    os.close(reader)
+    try:
+        seen = set()
+        for _ in range(loads):
+            assert_belongs_together(path)
+            seen.add(path.stat().st_ino)
+    finally:
+        os.close(writer)
+        assert wait(child) == 0
+    assert len(seen) == 2  # else nothing was replaced meanwhile
+
+
+def test_model_that_another_process_replaces_is_always_a_whole_one(path: Path) -> None:
+    load_while_replaced(path, 25)
+
+
+@pytest.mark.soak
+def test_model_that_another_process_replaces_for_long_is_always_a_whole_one(path: Path) -> None:
+    load_while_replaced(path, 3000)

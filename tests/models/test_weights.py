@@ -333,7 +333,7 @@ NO_STATE_DICTS: dict[str, tuple[Callable[[], object], str]] = {
     "mixed": (lambda: {"a": torch.ones(1), "epoch": 3}, "holds int under 'epoch', expected"),
     "nested": (lambda: {"net": {"a": torch.ones(1)}}, "holds dict under 'net', expected"),
     "numbered": (lambda: {0: torch.ones(1)}, "holds Tensor under 0, expected"),
-    "endless": (self_reference, "holds dict under 'model', expected"),
+    "endless": (self_reference, "nested too deeply or repeats itself"),
     "sparse": (lambda: {"a": torch.eye(3).to_sparse()}, "a is not a plain tensor"),
     "meta": (lambda: {"a": torch.ones(3, device="meta")}, "a is not a plain tensor"),
     "claims": (

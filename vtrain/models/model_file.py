@@ -2,12 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from vtrain.config import HeadConfig
 from vtrain.errors import ModelError, NewerFormatError, UsageError
@@ -26,6 +28,7 @@ from vtrain.zoo import find_backbone
 MODEL_FORMAT = 1
 METADATA_KEY = "vtrain"
 MAX_EDGE = 4096  # pixels
+_LONGEST_NAME = 100  # of a backbone; to find one that is near to a name takes long for a long one
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +66,27 @@ def read_model_file(path: Path) -> ModelFile:
     Raises:
         ModelError: not a vtrain model file, damaged, or written by a newer version.
     """
-    hint = f"for plain weights type: -m BACKBONE:{path}"
     if not is_safetensors(path):
-        raise ModelError(f"{path} is not a vtrain model file", hint)
-    text = read_metadata(path).get(METADATA_KEY)
+        raise ModelError(f"{path} is not a vtrain model file", _hint_at_weights(path))
+    return _parse_description(path, read_metadata(path))
+
+
+def load_model_tensors(path: Path) -> tuple[dict[str, Tensor], ModelFile]:
+    """Tensors and description of one model file, also when another takes its place meanwhile.
+
+    Raises:
+        ModelError: not a vtrain model file, damaged, or written by a newer version.
+    """
+    read_model_file(path)  # what cannot be used is refused before its tensors are read
+    tensors, metadata = load_tensors(path)
+    return tensors, _parse_description(path, metadata)
+
+
+def _parse_description(path: Path, stored: Mapping[str, str]) -> ModelFile:
+    text = stored.get(METADATA_KEY)
     if text is None:
         message = "is a safetensors file, but not a vtrain model: its description is missing"
-        raise ModelError(f"{path} {message}", hint)
+        raise ModelError(f"{path} {message}", _hint_at_weights(path))
     try:
         metadata = json.loads(text)
         found = metadata.pop("format")
@@ -86,6 +103,10 @@ def read_model_file(path: Path) -> ModelFile:
         return ModelFile(**metadata)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: the model's description is damaged: {error}") from error
+
+
+def _hint_at_weights(path: Path) -> str:
+    return f"for plain weights type: -m BACKBONE:{path}"
 
 
 def _check_types(metadata: Mapping[str, Any]) -> None:
@@ -107,6 +128,12 @@ def _check_types(metadata: Mapping[str, Any]) -> None:
     classes = metadata["classes"]
     if not classes or not all(isinstance(name, str) and name for name in classes):
         raise ValueError("classes are not a list of names")
+    if len(set(classes)) < len(classes):
+        raise ValueError("classes hold the same name twice")
+    for name in classes:
+        name.encode("utf-8", "surrogateescape")  # as every output writes it
+    if len(metadata["backbone"]) > _LONGEST_NAME:
+        raise ValueError(f"backbone is {metadata['backbone']!r:.80}")
 
 
 def read_preprocessing(data: Mapping[str, Any]) -> Preprocessing:
@@ -154,16 +181,15 @@ def load_model_file(path: Path) -> tuple[Classifier, ModelFile]:
     Raises:
         ModelError: damaged, foreign, or from a newer version.
     """
-    description = read_model_file(path)
-    tensors, _ = load_tensors(path)
+    tensors, description = load_model_tensors(path)
     classifier = _build_described(path, description)
-    try:
-        classifier.load_state_dict(tensors)
-    except RuntimeError as error:
+    if misfits := _find_misfits(tensors, classifier):
         raise ModelError(
-            f"{path}: the tensors do not fit {description.backbone}: "
-            f"{shorten_names(_find_misfits(tensors, classifier))}"
-        ) from error
+            f"{path}: the tensors do not fit {description.backbone}: {shorten_names(misfits)}"
+        )
+    own = classifier.state_dict()
+    fitting = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
+    classifier.load_state_dict(fitting, assign=True)
     return classifier.eval(), description
 
 
@@ -176,16 +202,38 @@ def _find_misfits(tensors: Mapping[str, Tensor], classifier: Classifier) -> list
     )
 
 
+class _WithoutMemory(TorchFunctionMode):
+    """Tensors that modules make for their parameters get neither memory nor random numbers.
+
+    Weights of a file take their places. Until then a description can be of any size, and the file
+    decides what it needs.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: Any = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
 def _build_described(path: Path, description: ModelFile) -> Classifier:
+    """The network without memory for its parameters."""
     try:
-        return build_classifier(
-            find_backbone(description.backbone),
-            num_classes=len(description.classes),
-            head=HeadConfig(**description.head),
-            image_size=description.preprocessing.crop,
-            pretrained=description.pretrained_input,
-            options=description.options,
-        )
+        with _WithoutMemory():
+            return build_classifier(
+                find_backbone(description.backbone),
+                num_classes=len(description.classes),
+                head=HeadConfig(**description.head),
+                image_size=description.preprocessing.crop,
+                pretrained=description.pretrained_input,
+                options=description.options,
+            )
     except (UsageError, ValueError, TypeError) as error:
         raise ModelError(
             f"{path} describes a model that this vtrain cannot build: {error}",
