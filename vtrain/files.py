@@ -162,16 +162,23 @@ def write_error(path: Path, error: OSError, *, written: int = 0) -> VtrainError:
             f"cannot write {path}: {reason} after {written:,} bytes ({_free_space(folder)})",
             "free some space or choose another folder; what was there before is untouched",
         )
-    if isinstance(error, FileNotFoundError):
-        return UsageError(f"cannot write {path}: the folder {folder} does not exist")
-    if isinstance(error, (PermissionError, NotADirectoryError)) or error.errno == errno.EROFS:
+    if isinstance(error, FileNotFoundError) and not folder.exists():
+        return UsageError(
+            f"cannot write {path}: the folder {folder} does not exist",
+            f"create it with: mkdir -p {folder}",
+        )
+    closed = (PermissionError, FileNotFoundError, NotADirectoryError)
+    if isinstance(error, closed) or error.errno == errno.EROFS:
         return UsageError(
             f"cannot write {path}: folder {folder}: {error.strerror}",
             "choose a folder that you may write to",
         )
     if error.errno == errno.ENAMETOOLONG:
-        return UsageError(f"cannot write {path}: {error.strerror}")
-    return ResourceError(f"cannot write {path}: {error.strerror or error}")
+        return UsageError(f"cannot write {path}: {error.strerror}", "choose a shorter name")
+    return ResourceError(
+        f"cannot write {path}: {error.strerror or error}",
+        "look after the disk; what was there before is untouched",
+    )
 
 
 def find_disk_error(

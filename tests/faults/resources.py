@@ -1,5 +1,6 @@
 """A machine that lacks something: disk, memory, files, a home, a network, workers, locks."""
 
+import ctypes
 import errno
 import os
 import resource
@@ -18,13 +19,13 @@ from tests.faults.case import Case, NotPossible
 from tests.faults.command import Command, set_value, wrap
 from tests.faults.processes import Running, run_to_end, started
 from tests.faults.training import RECIPES, Recipe, build_fit, images, require_same, undisturbed
+from tests.forking import fork, wait
 from vtrain.errors import ImageError
 from vtrain.files import write_error
 
 WITH_WORKERS = RECIPES[1]
 PLAIN = RECIPES[0]
 STORED = RECIPES[3]
-NOBODY = 65534
 
 
 def cases(full: bool) -> Iterator[Case]:
@@ -111,14 +112,14 @@ def _file_size_limit(folder: Path) -> None:
     _goes_on(folder, PLAIN)
 
 
-def _fail_write(call: int, lasting: bool) -> None:
-    """Let the disk be full when the contents of checkpoints are brought to it."""
+def _fail_write(call: int, lasting: bool, part: str = "/.last.ckpt.") -> None:
+    """Let the disk be full when what has `part` in its path is brought to it."""
     calls = 0
 
     def build(original: Any) -> Any:
         def fsync(descriptor: int) -> None:
             nonlocal calls
-            if ".last.ckpt." in Path(f"/proc/self/fd/{descriptor}").readlink().name:
+            if part in str(Path(f"/proc/self/fd/{descriptor}").readlink()):
                 calls += 1
                 if calls == call or (lasting and calls > call):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -158,16 +159,10 @@ def _no_space_to_begin(folder: Path) -> None:
     _goes_on(folder, PLAIN)
 
 
-def _fill_cache() -> None:
-    def allocate(descriptor: int, offset: int, length: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    os.posix_fallocate = allocate
-
-
 def _full_cache_disk(folder: Path) -> None:
     """Stored features only save time: without them the result is the same."""
-    command = build_fit(STORED, folder, before=_fill_cache)
+    before = partial(_fail_write, 0, True, "/cache/")
+    command = build_fit(STORED, folder, before=before)
     _succeeds(command, "feature cache: cannot write")
     require_same(STORED, folder / "run")
 
@@ -234,10 +229,29 @@ def _real_full_disk(folder: Path) -> None:
 
 
 def _real_full_shared_memory(folder: Path) -> None:
-    if os.environ.get("VTRAIN_TEST_SHM") is None:
-        raise NotPossible("/dev/shm is shared with everything else on this machine")
-    with _small_disk(Path("/dev/shm"), "4k"):
-        _refused(build_fit(WITH_WORKERS, folder), 5, "shared memory is full")
+    if wait(fork(_own_small_shared_memory)):
+        raise NotPossible("no /dev/shm of its own can be mounted for a process")
+    command = build_fit(
+        WITH_WORKERS, folder, "data.image_size=256", before=_own_small_shared_memory
+    )
+    _refused(command, 5, "shared memory is full", "shm-size")
+
+
+def _own_small_shared_memory() -> None:
+    """Let this process and its children alone see a /dev/shm of 256 kB.
+
+    Raises:
+        OSError: that takes the rights of root.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_mounts, private, recursive = 0x20000, 1 << 18, 1 << 14
+    done = (
+        libc.unshare(new_mounts) == 0
+        and libc.mount(b"none", b"/", None, private | recursive, None) == 0
+        and libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=256k") == 0
+    )
+    if not done:
+        raise OSError(ctypes.get_errno(), "mount")
 
 
 # --- memory, files -------------------------------------------------------------------------------
@@ -389,32 +403,38 @@ def _home(folder: Path, *, value: str | None) -> None:
 def _cache(folder: Path, *, kind: str) -> None:
     places = {"file": folder / "a file", "proc": Path("/proc/vtrain"), "closed": folder / "closed"}
     place = places[kind]
-    before = None
+    before: Callable[[], None] | None = None
     if kind == "file":
         place.touch()
     if kind == "closed":
         place.mkdir(mode=0o500)
-        before = partial(_become_nobody, folder)
+        before = _obey_permissions
     command = build_fit(STORED, folder, environ={"VTRAIN_CACHE": str(place)}, before=before)
     _succeeds(command, "feature cache: cannot write")
     require_same(STORED, folder / "run")
 
 
-def _become_nobody(*folders: Path) -> None:
-    """Give up the rights that ignore permissions, but for what lies in `folders`."""
+def _obey_permissions() -> None:
+    """Give up the rights by which root writes where nobody may.
+
+    Raises:
+        OSError: the kernel does not let us.
+    """
     if os.geteuid() != 0:
         return
-    for each in folders:
-        each.chmod(0o777)
-    os.seteuid(NOBODY)
-    reachable = all(os.access(each, os.W_OK, effective_ids=True) for each in folders)
-    assert reachable, "the folders of this case lie below closed ones"
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    if libc.capget(header, sets) == 0:
+        sets[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    if libc.capset(header, sets) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def _closed_run_folder(folder: Path) -> None:
     (folder / "run").mkdir(mode=0o500)
-    command = build_fit(PLAIN, folder, before=partial(_become_nobody, folder))
-    _refused(command, 2, "cannot write", "permission denied".capitalize(), "may write to")
+    command = build_fit(PLAIN, folder, before=_obey_permissions)
+    _refused(command, 2, "cannot write", "Permission denied", "may write to")
 
 
 def _read_only_run_folder(folder: Path) -> None:
@@ -432,7 +452,7 @@ def _read_only_data(folder: Path) -> None:
         path.chmod(0o555 if path.is_dir() else 0o444)
     try:
         overrides = (f"data.train={own}/train", f"data.val={own}/val")
-        _succeeds(build_fit(PLAIN, folder, *overrides, before=partial(_become_nobody, folder)))
+        _succeeds(build_fit(PLAIN, folder, *overrides, before=_obey_permissions))
     finally:
         for path in [own, *own.rglob("*")]:
             path.chmod(0o755 if path.is_dir() else 0o644)
@@ -456,7 +476,7 @@ def _no_output(folder: Path) -> None:
     """A terminal that is gone takes no run with it; its log has everything."""
     _succeeds(build_fit(PLAIN, folder, before=_close_output))
     require_same(PLAIN, folder / "run")
-    assert "frozen" in (folder / "run" / "log.txt").read_text()
+    assert "epoch 4/4" in (folder / "run" / "log.txt").read_text()
 
 
 def _close_output() -> None:
