@@ -3,9 +3,17 @@
 import atexit
 import os
 import sys
+import threading
 from typing import NoReturn
 
-from vtrain.signals import build_stop_error, exit_on_stop_signals, raise_on_stop_signals
+from vtrain.signals import (
+    build_stop_error,
+    end_children,
+    exit_on_stop_signals,
+    raise_on_stop_signals,
+)
+
+EXIT_SECONDS = 3.0  # for exit handlers, when everything has been written
 
 
 def run() -> NoReturn:
@@ -26,6 +34,10 @@ def run() -> NoReturn:
         sys.exit(code)
     from vtrain.console import flush_output
 
+    flush_output()
+    # One that waits for a disk that does not answer would be waited for, for ever.
+    end_children()
+    threading.Timer(EXIT_SECONDS, os._exit, [code]).start()
     atexit._run_exitfuncs()
     flush_output()
     os._exit(code)

@@ -171,6 +171,14 @@ def shield_worker() -> None:
         threading.Thread(target=_await_end, args=arguments, daemon=True).start()
 
 
+def end_children() -> None:
+    """Kill what is left of the processes that this one has started, at its end."""
+    from multiprocessing import active_children
+
+    for child in active_children():
+        child.kill()
+
+
 def _await_end(parent: int, origin: int) -> None:
     """End on a SIGTERM from the parent, or when `origin`, which started this process, is gone."""
     while os.getppid() == origin:

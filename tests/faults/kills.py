@@ -41,6 +41,8 @@ def cases(full: bool) -> Iterator[Case]:
     """Every point with every recipe, and 500 random moments; or each point once, and a few."""
     for number, (module, name, call, after) in enumerate(POINTS):
         recipes = RECIPES if full else [RECIPES[number % len(RECIPES)]]
+        if not full and number % 3 == 2:
+            continue
         for recipe in recipes:
             when = "after" if after else "before"
             title = f"{when} call {call} of {name}, {recipe.name}"

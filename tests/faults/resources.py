@@ -29,48 +29,8 @@ STORED = RECIPES[3]
 
 
 def cases(full: bool) -> Iterator[Case]:
-    """All of them in both forms, but for those that take longest."""
-    named: list[tuple[str, Callable[[Path], None]]] = [
-        ("file size limit while saving", _file_size_limit),
-        ("disk full at the first save", partial(_full_disk, call=1)),
-        ("disk full at a later save", partial(_full_disk, call=3)),
-        ("disk full for good, then free again", _full_disk_then_free),
-        ("disk too full to begin", _no_space_to_begin),
-        ("disk full while features are stored", _full_cache_disk),
-        ("disk full under the log and the metrics", _full_disk_for_metrics),
-        ("/dev/shm full", _shared_memory_full),
-        ("memory limit", _memory_limit),
-        ("MemoryError in a worker", _memory_error_in_worker),
-        ("too many open files", _file_limit),
-        ("worker killed", partial(_worker_lost, number=signal.SIGKILL)),
-        ("worker crashed", partial(_worker_lost, number=signal.SIGSEGV)),
-        ("worker stopped for ever", partial(_worker_lost, number=signal.SIGSTOP)),
-        ("every worker killed at the same file", _deadly_file),
-        ("HOME unset", partial(_home, value=None)),
-        ("HOME does not exist", partial(_home, value="/nonexistent/home")),
-        ("HOME is a file", partial(_home, value="/dev/null")),
-        ("cache folder is a file", partial(_cache, kind="file")),
-        ("cache folder on a read-only file system", partial(_cache, kind="proc")),
-        ("cache folder closed to this user", partial(_cache, kind="closed")),
-        ("run folder closed to this user", _closed_run_folder),
-        ("run folder on a read-only file system", _read_only_run_folder),
-        ("data folder closed to writing", _read_only_data),
-        ("no network", _no_network),
-        ("terminal gone", _no_output),
-        ("no temporary folder", _no_temporary_folder),
-        ("lock left by a killed run", _stale_lock),
-        ("lock of another run", _held_lock),
-        ("file system without locks", _no_locks),
-        ("file system without hard links", _no_hard_links),
-        ("embed: disk full", partial(_full_disk_of, kind="embed")),
-        ("predict into a file: disk full", partial(_full_disk_of, kind="predict")),
-        ("embed: worker killed", _embed_worker_killed),
-    ]
-    if full:
-        named += [
-            ("real full disk (tmpfs)", _real_full_disk),
-            ("real full /dev/shm (tmpfs)", _real_full_shared_memory),
-        ]
+    """All of them, or one of each sort."""
+    named = [*_SHORT, *_MORE] if full else _SHORT
     for name, handle in named:
         yield Case(name, handle)
 
@@ -541,3 +501,47 @@ def _refuse_links() -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     os.link = link
+
+
+# --- all of them ---------------------------------------------------------------------------------
+
+_SHORT: list[tuple[str, Callable[[Path], None]]] = [
+    ("file size limit while saving", _file_size_limit),
+    ("disk full at a later save", partial(_full_disk, call=3)),
+    ("disk too full to begin", _no_space_to_begin),
+    ("disk full while features are stored", _full_cache_disk),
+    ("disk full under the log and the metrics", _full_disk_for_metrics),
+    ("/dev/shm full", _shared_memory_full),
+    ("memory limit", _memory_limit),
+    ("too many open files", _file_limit),
+    ("worker killed", partial(_worker_lost, number=signal.SIGKILL)),
+    ("HOME unset", partial(_home, value=None)),
+    ("cache folder on a read-only file system", partial(_cache, kind="proc")),
+    ("run folder closed to this user", _closed_run_folder),
+    ("run folder on a read-only file system", _read_only_run_folder),
+    ("no network", _no_network),
+    ("terminal gone", _no_output),
+    ("lock left by a killed run", _stale_lock),
+    ("lock of another run", _held_lock),
+    ("file system without locks", _no_locks),
+    ("embed: disk full", partial(_full_disk_of, kind="embed")),
+    ("predict into a file: disk full", partial(_full_disk_of, kind="predict")),
+]
+_MORE: list[tuple[str, Callable[[Path], None]]] = [
+    ("disk full at the first save", partial(_full_disk, call=1)),
+    ("disk full for good, then free again", _full_disk_then_free),
+    ("MemoryError in a worker", _memory_error_in_worker),
+    ("worker crashed", partial(_worker_lost, number=signal.SIGSEGV)),
+    ("worker stopped for ever", partial(_worker_lost, number=signal.SIGSTOP)),
+    ("every worker killed at the same file", _deadly_file),
+    ("HOME does not exist", partial(_home, value="/nonexistent/home")),
+    ("HOME is a file", partial(_home, value="/dev/null")),
+    ("cache folder is a file", partial(_cache, kind="file")),
+    ("cache folder closed to this user", partial(_cache, kind="closed")),
+    ("data folder closed to writing", _read_only_data),
+    ("no temporary folder", _no_temporary_folder),
+    ("file system without hard links", _no_hard_links),
+    ("embed: worker killed", _embed_worker_killed),
+    ("real full disk (tmpfs)", _real_full_disk),
+    ("real full /dev/shm (tmpfs)", _real_full_shared_memory),
+]
