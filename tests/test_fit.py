@@ -254,7 +254,7 @@ VARIED = (
 
 
 @pytest.mark.parametrize(
-    ("step", "workers"), [*((step, 0) for step in range(1, 11)), (2, 2), (7, 2)]
+    ("step", "workers"), [(1, 0), (5, 0), (9, 0), (7, 2)]
 )
 def test_resumed_run_equals_the_uninterrupted_one(
     monkeypatch: pytest.MonkeyPatch, step: int, workers: int

@@ -146,8 +146,8 @@ def test_two_hosts_need_no_common_run_folder_or_cache(folder: Path) -> None:
 
 def test_signal_to_one_process_stops_all_and_resume_is_exact() -> None:
     # Batch norms are trained here: what is validated and saved has the statistics of the first.
-    settings = ("data.batch_size=2", "train.epochs=15", "model.batch_norm=train", "train.ema=0.9")
-    with start(3, "run_dir=parts", *settings) as process:
+    settings = ("data.batch_size=2", "train.epochs=7", "model.batch_norm=train", "train.ema=0.9")
+    with start(2, "run_dir=parts", *settings) as process:
         wait_for(Path("parts/metrics.jsonl"))
         workers = subprocess.run(
             ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
@@ -157,9 +157,9 @@ def test_signal_to_one_process_stops_all_and_resume_is_exact() -> None:
     assert process.returncode != 0
     assert "stopped at step" in err
     step = load_checkpoint(Path("parts/last.ckpt")).state.step
-    assert 0 < step < 15 * 4
-    run(3, "run_dir=parts", *settings, "--resume")
-    run(3, "run_dir=whole", *settings)
+    assert 0 < step < 7 * 4
+    run(2, "run_dir=parts", *settings, "--resume")
+    run(2, "run_dir=whole", *settings)
     assert largest_difference("parts", "whole") == 0
     assert_same_metrics("parts", "whole", ("step", "val_loss", "val_top1"))
     result = json.loads(Path("whole/result.json").read_text())
