@@ -253,9 +253,7 @@ VARIED = (
 )
 
 
-@pytest.mark.parametrize(
-    ("step", "workers"), [(1, 0), (5, 0), (9, 0), (7, 2)]
-)
+@pytest.mark.parametrize(("step", "workers"), [(1, 0), (5, 0), (9, 0), (7, 2)])
 def test_resumed_run_equals_the_uninterrupted_one(
     monkeypatch: pytest.MonkeyPatch, step: int, workers: int
 ) -> None:

@@ -300,3 +300,38 @@ def test_the_estimate_is_that_of_the_files(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0 <= last.stat().st_size - sizes["checkpoint_bytes"] < overhead
     assert 0 <= model.stat().st_size - sizes["model_bytes"] < overhead
     assert json.loads((result.run_dir / "result.json").read_text())["epochs"] == 2
+
+
+# --- what must not change ------------------------------------------------------------------------
+
+
+def test_resume_needs_neither_the_weights_nor_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = run("run_dir=runs/base", "train.epochs=1")
+    settings = ["freeze=lp-ft", f"model.weights={base.run_dir}"]
+    whole = run(*settings, "run_dir=runs/whole", "train.epochs=4")
+    run_until(monkeypatch, 12, *settings, "run_dir=runs/parts", "train.epochs=4")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("weights are loaded again")
+
+    monkeypatch.setattr("vtrain.plan.load_weights", refuse)
+    resumed = run(*settings, "run_dir=runs/parts", "train.epochs=4", resume=True)
+    assert_same_run(whole.run_dir, resumed.run_dir)
+
+
+def test_other_preprocessing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the run that the weights come from was trained anew, on larger images."""
+    sizes = ["data.image_size=null", "freeze=lp-ft", "model.weights=runs/base", "train.epochs=4"]
+    run("run_dir=runs/base", "train.epochs=1")
+    run_until(monkeypatch, 7, *sizes, "run_dir=runs/parts")
+    shutil.rmtree("runs/base")
+    run("run_dir=runs/base", "train.epochs=1", "data.image_size=48")
+    with pytest.raises(UsageError, match=r"preprocessing\.crop: 32 -> 48"):
+        run(*sizes, "run_dir=runs/parts", resume=True)
+
+
+def test_other_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_until(monkeypatch, 7, "run_dir=runs/parts")
+    next(Path("images/train/bee").iterdir()).unlink()
+    with pytest.raises(UsageError, match=r"data\.train count: 18 -> 17"):
+        run("run_dir=runs/parts", resume=True)

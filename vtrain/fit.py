@@ -15,7 +15,7 @@ from vtrain.errors import UsageError, VtrainError
 from vtrain.files import sweep_temporaries
 from vtrain.fit_run import FitRun, describe_machine
 from vtrain.phase import PhaseBuilder
-from vtrain.plan import FitPlan, build_plan, data_facts, show_plan
+from vtrain.plan import FitPlan, build_plan, run_facts, show_plan
 from vtrain.records import FitResult
 from vtrain.run_folder import (
     LOG_NAME,
@@ -181,7 +181,7 @@ def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
     for change in allowed:
         console.say(f"changed since the run was started: {change}")
     plan = _plan(loaded, console, group, checkpoint)
-    data = find_changes(checkpoint.data, data_facts(plan.data))
+    data = find_changes(checkpoint.data, run_facts(plan))
     machine = find_changes({"processes": 1, **checkpoint.machine}, describe_machine(plan))
     # Another number of processes makes other batches, and so another run.
     processes = [change for change in machine if change.name == "processes"]

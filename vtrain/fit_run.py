@@ -32,7 +32,7 @@ from vtrain.models.freezing import (
 )
 from vtrain.models.model_file import ModelFile, load_model_file, save_model
 from vtrain.phase import PhaseBuilder
-from vtrain.plan import FitPlan, data_facts, show_stages
+from vtrain.plan import FitPlan, run_facts, show_stages
 from vtrain.profile import PROFILE_NAME, build_profile, show_profile
 from vtrain.records import EpochMetrics, EvaluationResult, FitResult, LabelledImages, to_plain
 from vtrain.run_folder import (
@@ -533,7 +533,7 @@ class FitRun:
                 planned_epochs=self.planned_epochs,
                 frozen=self.frozen,
                 config=flatten_config(plan.config),
-                data=data_facts(plan.data),
+                data=run_facts(plan),
                 machine=describe_machine(plan),
             ),
         )

@@ -1,6 +1,6 @@
 """The plan of a run: data, model, phases and rates, known before the first step is taken."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from vtrain.models.freezing import (
     summarize_stages,
 )
 from vtrain.models.weights import describe_weights, load_weights
-from vtrain.records import Preprocessing
+from vtrain.records import Preprocessing, to_plain
 from vtrain.runtime import find_device, place_model, seed_everything
 from vtrain.training.memory import can_train, find_batch_size
 from vtrain.training.metric_log import require_tensorboard
@@ -108,8 +108,8 @@ def build_plan(
     """Scan and check the data, build the model, load its weights, and lay out the phases.
 
     `planned_epochs` is the number of epochs that a resumed run started with: its phases stay
-    where they were, and only the last one is extended. `planned_batch` is its batch size, which
-    stays.
+    where they were, and only the last one is extended. Its weights come from the checkpoint, so
+    that none are loaded. `planned_batch` is its batch size, which stays.
 
     Raises:
         DataError, ModelError, UsageError: what the config asks for cannot be had.
@@ -122,7 +122,9 @@ def build_plan(
     precision = choose_precision(config.train.precision, device, depthwise=spec.depthwise)
     splits = scan_splits(config.data, seed=config.seed, console=console)
     # Before the images are read, which can take long: nobody should wait for a wrong file name.
-    classifier, preprocessing, pretrained_input = _build_model(config, spec, splits, console)
+    classifier, preprocessing, pretrained_input = _build_model(config, spec, splits)
+    if planned_epochs is None:
+        load_weights(classifier, config.model.weights, notify=console.say)
     splits = check_splits(splits, config.data, console=console)
     _require_batch(config, len(splits.train), group.world_size)
     phases, groups = _lay_out(config, spec, classifier, planned_epochs)
@@ -245,7 +247,7 @@ def _require_batch(config: FitConfig, images: int, processes: int) -> None:
 
 
 def _build_model(
-    config: FitConfig, spec: BackboneSpec, splits: Splits, console: Console
+    config: FitConfig, spec: BackboneSpec, splits: Splits
 ) -> tuple[Classifier, Preprocessing, bool]:
     source = describe_weights(config.model.weights, spec)
     preprocessing = source.preprocessing
@@ -260,7 +262,6 @@ def _build_model(
         pretrained=source.pretrained_input,
         options=config.model.options,
     )
-    load_weights(classifier, config.model.weights, notify=console.say)
     return classifier, preprocessing, source.pretrained_input
 
 
@@ -272,13 +273,15 @@ def _plan_phases(config: FitConfig, spec: BackboneSpec, planned_epochs: int | No
     return [*phases[:-1], Phase(last.name, extended, last.rules, last.restart_schedule)]
 
 
-def data_facts(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What of `data.json` must be the same when a run is resumed."""
-    facts: dict[str, Any] = {"classes": ", ".join(map(one_line, data["classes"]))}
-    for name, split in data.items():
+def run_facts(plan: FitPlan) -> dict[str, Any]:
+    """What must be the same when a run is resumed, besides its config: data and preprocessing."""
+    facts: dict[str, Any] = {"classes": ", ".join(map(one_line, plan.splits.classes))}
+    for name, split in plan.data.items():
         if isinstance(split, dict):
             facts[f"data.{name} count"] = split["count"]
             facts[f"data.{name} files"] = split["sha256"][:12]
+    for name, value in to_plain(plan.preprocessing).items():
+        facts[f"preprocessing.{name}"] = value
     return facts
 
 
