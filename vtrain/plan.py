@@ -1,6 +1,6 @@
 """The plan of a run: data, model, phases and rates, known before the first step is taken."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,9 +122,8 @@ def build_plan(
     precision = choose_precision(config.train.precision, device, depthwise=spec.depthwise)
     splits = scan_splits(config.data, seed=config.seed, console=console)
     # Before the images are read, which can take long: nobody should wait for a wrong file name.
-    classifier, preprocessing, pretrained_input = _build_model(config, spec, splits)
-    if planned_epochs is None:
-        load_weights(classifier, config.model.weights, notify=console.say)
+    notify = console.say if planned_epochs is None else None
+    classifier, preprocessing, pretrained_input = _build_model(config, spec, splits, notify)
     splits = check_splits(splits, config.data, console=console)
     _require_batch(config, len(splits.train), group.world_size)
     phases, groups = _lay_out(config, spec, classifier, planned_epochs)
@@ -247,8 +246,9 @@ def _require_batch(config: FitConfig, images: int, processes: int) -> None:
 
 
 def _build_model(
-    config: FitConfig, spec: BackboneSpec, splits: Splits
+    config: FitConfig, spec: BackboneSpec, splits: Splits, notify: Callable[[str], None] | None
 ) -> tuple[Classifier, Preprocessing, bool]:
+    """The classifier, its input, and how it was built; with `notify` its weights are loaded."""
     source = describe_weights(config.model.weights, spec)
     preprocessing = source.preprocessing
     if config.data.image_size is not None:
@@ -262,6 +262,8 @@ def _build_model(
         pretrained=source.pretrained_input,
         options=config.model.options,
     )
+    if notify is not None:
+        load_weights(classifier, config.model.weights, notify=notify)
     return classifier, preprocessing, source.pretrained_input
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -180,8 +181,15 @@ def test_check_images_lists_the_bad_ones_in_order(tmp_path: Path, workers: int) 
     assert check_images([], workers=workers) == []
 
 
-def test_a_file_that_kills_its_process_is_listed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "the process that decoded it died"),
+        (lambda: time.sleep(600), "reading it takes more than 1 s"),
+    ],
+)
+def test_a_file_that_is_the_end_of_its_process_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object], reason: str
 ) -> None:
     good = write(tmp_path / "good.png", save(two_colours(), format="PNG"))
     killer = write(tmp_path / "killer.png", save(two_colours(), format="PNG"))
@@ -189,12 +197,14 @@ def test_a_file_that_kills_its_process_is_listed(
 
     def check(path: Path) -> None:
         if path == killer:
-            os.kill(os.getpid(), signal.SIGKILL)
+            act()
         truly_check(path)
 
     monkeypatch.setattr(images, "check_image", check)  # forked workers inherit it
+    for name in ("_CHECK_SECONDS", "_APART_SECONDS"):
+        monkeypatch.setattr(images, name, 1.0)
     found = check_images([*[good] * 20, killer, *[good] * 20], workers=2)
-    assert found == [SkippedFile(killer, "the process that decoded it died")]
+    assert found == [SkippedFile(killer, reason)]
 
 
 def test_spawned_processes_check_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,19 @@
 """The one way in which every command reads an image: hardened Pillow, upright 8-bit RGB."""
 
 import logging
+import multiprocessing
 import os
 import re
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from io import BufferedReader, BytesIO, FileIO, RawIOBase
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -22,6 +25,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from vtrain.data.shards import read_member
+from vtrain.data.worker_troubles import run_apart
 from vtrain.errors import ImageError
 from vtrain.records import SkippedFile
 from vtrain.signals import shield_worker, stop_signals_blocked
@@ -69,6 +73,8 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _JPEG_BARE = (0x01, 0xD8)  # markers without a segment behind them
 _CHUNK_FILES = 16  # files in one task of a checking process
+_CHECK_SECONDS = 300.0  # for one task, whose files may come over a slow network
+_APART_SECONDS = 60.0  # for one file in a process of its own
 _WAVE_FILES = 1024  # files for each process of one pool
 
 
@@ -159,21 +165,32 @@ def _check_wave(
     """One pool, one wave: when a process dies, only this wave is looked at file by file."""
     chunks = [paths[i : i + _CHUNK_FILES] for i in range(0, len(paths), _CHUNK_FILES)]
     bad: list[SkippedFile] = []
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(workers, len(chunks)), initializer=shield_worker)
     try:
         with stop_signals_blocked():
             futures = _submit_chunks(pool, chunks)
         for chunk, future in zip(chunks, futures, strict=True):
             try:
-                reasons = future.result() if future else _find_faults_alone(chunk)
-            except BrokenProcessPool:
-                reasons = _find_faults_alone(chunk)
+                reasons = future.result(_CHECK_SECONDS) if future else _find_faults_apart(chunk)
+            except (BrokenProcessPool, TimeoutError) as error:
+                if isinstance(error, TimeoutError):
+                    _kill_all(set(multiprocessing.active_children()) - others)
+                reasons = _find_faults_apart(chunk)
             found = zip(chunk, reasons, strict=True)
             bad += [SkippedFile(path, reason) for path, reason in found if reason is not None]
             report(len(chunk))
+    except KeyboardInterrupt:
+        _kill_all(set(multiprocessing.active_children()) - others)
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
     return bad
+
+
+def _kill_all(processes: Iterable[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
 
 
 def _submit_chunks(
@@ -189,18 +206,12 @@ def _submit_chunks(
     return futures
 
 
-def _find_faults_alone(paths: Sequence[Path]) -> list[str | None]:
-    """Faults of files of which one may kill its process: each gets a process of its own."""
-    reasons: list[str | None] = []
-    for path in paths:
-        with ProcessPoolExecutor(1, initializer=shield_worker) as pool:
-            try:
-                with stop_signals_blocked():
-                    future = pool.submit(_find_faults, [path])
-                reasons += future.result()
-            except BrokenProcessPool:
-                reasons.append("the process that decoded it died")
-    return reasons
+def _find_faults_apart(paths: Sequence[Path]) -> list[str | None]:
+    """Faults of files of which one may kill its process or hold it up: each gets its own."""
+    return [
+        run_apart(partial(_find_fault, path), timeout=_APART_SECONDS) or _find_fault(path)
+        for path in paths
+    ]
 
 
 def _find_faults(paths: Sequence[Path]) -> list[str | None]:
