@@ -2,7 +2,11 @@
 
 import contextlib
 import json
+import os
 import re
+import socket
+import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,29 +136,55 @@ def glob_escape(text: str) -> str:
 def lock_run(run_dir: Path, *, notify: Callable[[str], None]) -> Iterator[None]:
     """Hold `run.lock` while the context is open; `notify` is told of a longer wait.
 
+    The lock is the kernel's and goes with the process. On a file system that has none, the file
+    itself is the lock, which `notify` is told as well; one of a dead process of this machine does
+    not count.
+
     Raises:
         RunLockedError: another process holds it.
         UsageError: the folder cannot be written.
     """
-    lock = FileLock(run_dir / LOCK_NAME)
+    path = run_dir / LOCK_NAME
+    lock = FileLock(path)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=min(1.0, LOCK_WAIT_SECONDS))
-        except Timeout:
-            notify(f"waiting for {run_dir / LOCK_NAME}")
-            lock.acquire(timeout=LOCK_WAIT_SECONDS)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                lock.acquire(timeout=min(1.0, LOCK_WAIT_SECONDS))
+            except Timeout:
+                notify(f"waiting for {path}, held by {_read_owner(path)}")
+                lock.acquire(timeout=LOCK_WAIT_SECONDS)
     except OSError as error:
         if not isinstance(error, Timeout):
-            raise write_error(run_dir / LOCK_NAME, error) from error
+            raise write_error(path, error) from error
         raise RunLockedError(
-            f"run folder {run_dir} is in use by another process",
-            "wait until it ends, or choose another run_dir",
+            f"run folder {run_dir} is in use by {_read_owner(path)}",
+            f"wait until it ends, or choose another run_dir; if its machine is gone, remove {path}",
         ) from error
+    if caught:
+        notify(f"{run_dir} is on a file system without locks: {path} alone keeps others out")
+    else:
+        _write_owner(path)
     try:
         yield
     finally:
         lock.release()
+
+
+def _write_owner(path: Path) -> None:
+    """Say in the lock's file who holds it, for others to tell; it keeps nobody out."""
+    text = f"process {os.getpid()} on {socket.gethostname()}, {time.strftime('%Y-%m-%d %H:%M')}"
+    with contextlib.suppress(OSError):
+        path.write_text(text, encoding="utf-8")
+
+
+def _read_owner(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")[:200].strip()
+    except OSError:
+        text = ""
+    return text if text.startswith("process ") and text.isprintable() else "another process"
 
 
 def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:

@@ -468,7 +468,7 @@ def _held_lock(folder: Path) -> None:
         running.wait_for(lambda: (folder / "run" / "run.lock").exists(), "the lock")
         running.send(signal.SIGSTOP, group=True)
         waits = partial(set_value, "vtrain.run_folder", "LOCK_WAIT_SECONDS", 0.2)
-        _refused(build_fit(WITH_WORKERS, folder, before=waits), 7, "in use by another process")
+        _refused(build_fit(WITH_WORKERS, folder, before=waits), 7, "in use by process ")
         running.send(signal.SIGCONT, group=True)
         assert running.wait() == 0, running.text()
     require_same(WITH_WORKERS, folder / "run")
