@@ -14,7 +14,14 @@ from tests.tiny import CPU
 from vtrain.data.loaders import Batch
 from vtrain.errors import DivergedError
 from vtrain.training.ema import ModelEma
-from vtrain.training.loop import LossWatch, StepReport, TrainLoop, TrainState, timed
+from vtrain.training.loop import (
+    LossWatch,
+    NotFiniteError,
+    StepReport,
+    TrainLoop,
+    TrainState,
+    timed,
+)
 from vtrain.training.losses import build_loss
 from vtrain.training.precision import Precision
 from vtrain.training.schedules import Schedule
@@ -464,3 +471,71 @@ def test_other_errors_of_torch_are_not_taken_for_too_little_memory() -> None:
     with pytest.raises(RuntimeError, match="shape"):
         run_epoch(loop, draw_batches([8]))
     assert loop.state.splits == 1
+
+
+# --- steps that are left out ---------------------------------------------------------------------
+
+
+def build_normed() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.BatchNorm1d(12), nn.Linear(12, CLASSES))
+
+
+def test_step_that_the_scaler_leaves_out_leaves_no_trace_in_batch_norm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The gradients of the second step overflow; its statistics have been gathered by then."""
+    batches = draw_batches([4, 4, 4])
+    expected = build_normed()
+    loop = build_loop(expected, lr=0.1, precision="fp16")
+    run_epoch(loop, [batches[0]])
+    known = copy.deepcopy(expected.state_dict())
+
+    model = build_normed()
+    loop = build_loop(model, lr=0.1, precision="fp16")
+    truly_step, norms = loop.precision.step, iter([1.0, math.inf])
+
+    def step(*arguments: object, **named: object) -> Tensor:
+        norm = next(norms)
+        if norm == math.inf:
+            loop.optimizer.zero_grad()
+            return torch.tensor(norm)
+        return truly_step(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop.precision, "step", step)
+    run_epoch(loop, batches[:2])
+    assert loop.state.step == 2
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, known[name]), name
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_left_out_step_changes_nothing_but_the_count(accumulate: int) -> None:
+    batches = draw_batches([4] * (3 * accumulate))
+    model = build_normed()
+    first, second, third = (
+        batches[place * accumulate : (place + 1) * accumulate] for place in range(3)
+    )
+    loop = build_loop(model, lr=0.1, accumulate=accumulate, state=TrainState(left_out=[2]))
+    reports = run_epoch(loop, batches)
+    assert (loop.state.step, loop.state.batch) == (3, 3 * accumulate)
+    assert [report.images for report in reports] == [4 * accumulate, 4 * accumulate, 8 * accumulate]
+    other = build_normed()
+    again = build_loop(other, lr=0.1, accumulate=accumulate)
+    # Without dropout nothing depends on the place of a batch.
+    run_epoch(again, [*first, *third])
+    assert torch.equal(flatten(model), flatten(other))
+    assert loop.state.loss_sum == again.state.loss_sum
+    assert len(second) == accumulate
+
+
+def test_bad_step_knows_its_images() -> None:
+    batches = draw_batches([4, 3, 2, 4])
+    model = build_model()
+    loop = build_loop(model, accumulate=2)
+    with torch.no_grad():
+        weight = next(model.parameters())
+        weight[0, 0] = math.nan
+    with pytest.raises(NotFiniteError) as caught:
+        run_epoch(loop, batches)
+    assert (caught.value.step, caught.value.positions) == (1, list(range(7)))
