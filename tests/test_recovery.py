@@ -1,5 +1,6 @@
 """What a run comes back from: damaged files, losses that are not finite, a disk too full."""
 
+import errno
 import json
 import shutil
 import signal
@@ -67,6 +68,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     assert_same_run(whole.run_dir, resumed.run_dir)
     (line,) = said
     assert "runs/parts/last.ckpt" in line
+    assert Path("runs/parts/last.ckpt.damaged").exists() == (fault is not Path.unlink)
     assert line.endswith("going on from the checkpoint before it, of step 6")
 
 
@@ -151,6 +153,47 @@ def test_lost_best_model_of_a_run_that_is_extended(said: list[str]) -> None:
     if second.best_epoch == 2:
         kept = read_model(second.run_dir)
         assert all(torch.equal(tensor, weights[name]) for name, tensor in kept.items())
+
+
+@pytest.mark.parametrize("fault", [damage, Path.unlink])
+@pytest.mark.parametrize("finished", [True, False])
+def test_lost_best_model_with_no_epoch_left(said: list[str], fault: Any, finished: bool) -> None:
+    first = run("run_dir=runs/a")
+    weights = load_checkpoint(first.run_dir / "last.ckpt").model
+    fault(first.run_dir / "model.safetensors")
+    if not finished:
+        (first.run_dir / "result.json").unlink()
+    second = run("run_dir=runs/a", resume="auto")
+    assert (second.best_epoch, second.already_finished) == (2, False)
+    kept = read_model(second.run_dir)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in kept.items())
+
+
+@pytest.mark.parametrize("content", ["{}", '{"val_top1": "high"}', "[1]", "null", "", '"x"'])
+def test_damaged_result_is_made_again(content: str) -> None:
+    first = run("run_dir=runs/a")
+    path = first.run_dir / "result.json"
+    before = json.loads(path.read_text())
+    path.write_text(content)
+    run("run_dir=runs/a", resume=True)
+    after = json.loads(path.read_text())
+    assert {**before, "seconds": 0} == {**after, "seconds": 0}
+
+
+def test_checkpoint_that_is_a_link_to_another_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_until(monkeypatch, 7, "run_dir=runs/parts")
+    elsewhere = tmp_path / "elsewhere.ckpt"
+    Path("runs/parts/last.ckpt").rename(elsewhere)
+    Path("runs/parts/last.ckpt").symlink_to(elsewhere)
+
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    run("run_dir=runs/parts", EVERY_STEP, resume=True)
+    assert load_checkpoint(elsewhere).state.epoch == 2
 
 
 # --- --resume auto -------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Run folders: numbers, the lock, what resume refuses, and which run is the newest."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,12 +17,14 @@ from vtrain.records import FitResult
 from vtrain.run_folder import (
     Change,
     choose_run_dir,
+    claim_run_dir,
     find_changes,
     find_newest_run,
     find_run_names,
     glob_escape,
     load_result,
     lock_run,
+    require_new_run,
     require_same_run,
     save_result,
 )
@@ -259,12 +263,9 @@ def finish(name: str, *, time: int, model: bool = True) -> Path:
 
 def test_result_comes_back_and_is_versioned() -> None:
     run_dir = finish("a", time=1)
-    result = load_result(run_dir)
-    assert result is not None
-    assert result["schema"] == 1
-    assert result["run_dir"] == "runs/a"
-    assert (result["best_epoch"], result["planned_epochs"]) == (3, 5)
-    assert (result["val_macro_f1"], result["test_top1"]) == (1 / 3, None)
+    assert load_result(run_dir) == replace(RESULT, run_dir=run_dir, already_finished=True)
+    written = json.loads((run_dir / "result.json").read_text())
+    assert (written["schema"], written["run_dir"]) == (1, "runs/a")
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", "7", "null", "\x00"])
@@ -299,3 +300,29 @@ def test_no_finished_run(exists: bool) -> None:
         find_newest_run(RUNS)
     assert "vtrain fit CONFIG" in (caught.value.hint or "")
     assert find_run_names(RUNS) == []
+
+
+def test_what_is_no_folder_ends_the_search_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to("nowhere/x")
+    with pytest.raises(UsageError, match="cannot create run folder link"):
+        claim_run_dir("link", "c")
+    Path("runs").mkdir()
+    Path("runs/c-001").touch()
+    assert claim_run_dir(None, "c") == Path("runs/c-002")
+    Path("runs/d-001").symlink_to("nowhere")
+    assert claim_run_dir(None, "d") == Path("runs/d-002")
+    shutil.rmtree("runs")
+    Path("runs").symlink_to("nowhere")
+    with pytest.raises(UsageError, match="cannot create run folder runs/c-001"):
+        claim_run_dir(None, "c")
+
+
+def test_folder_that_another_start_has_used_meanwhile(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").touch()
+    require_new_run(tmp_path)
+    (tmp_path / "log.txt").touch()
+    with pytest.raises(UsageError, match="has been used by another run"):
+        require_new_run(tmp_path)

@@ -105,14 +105,30 @@ def test_what_has_been_reached_may_take_its_time(
     assert caught == []
 
 
-def test_an_echo_is_no_second_signal(caught: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    with StopRequest(lambda _: None, once=False):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("once", [True, False])
+def test_an_echo_is_no_second_signal(
+    caught: list[int], monkeypatch: pytest.MonkeyPatch, number: int, once: bool
+) -> None:
+    """As when a terminal closes: the kernel and the shell both tell of it."""
+    with StopRequest(lambda _: None, once=once):
+        for _ in range(3):
+            os.kill(os.getpid(), number)
         assert caught == []
-        monkeypatch.setattr("vtrain.signals._ECHO_SECONDS", 0.0)
+        for name in ("_ECHO_SECONDS", "_KEY_ECHO_SECONDS"):
+            monkeypatch.setattr(f"vtrain.signals.{name}", 0.0)
+        os.kill(os.getpid(), number)
+        assert caught == [number]
+
+
+def test_time_that_has_run_out_is_said_again(
+    caught: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtrain.signals.GRACE_SECONDS", 0.01)
+    monkeypatch.setattr("vtrain.signals._GRACE_INTERVAL", 0.01)
+    with StopRequest(lambda _: None):
         os.kill(os.getpid(), signal.SIGTERM)
-        assert caught == [signal.SIGTERM]
+        wait_until(lambda: len(caught) > 2)
 
 
 def test_ignored_signals_stay_ignored(caught: list[int]) -> None:

@@ -202,6 +202,8 @@ def load_last_checkpoint(run_dir: Path, *, warn: Callable[[str], None]) -> Check
             f"{error.message}: going on from the checkpoint before it, "
             f"of step {checkpoint.state.step}"
         )
+    if last.exists():  # what this version cannot read, another program may
+        last.replace(last.with_name(f"{last.name}.damaged"))
     previous.replace(last)
     return checkpoint
 

@@ -21,6 +21,7 @@ from vtrain.records import to_plain
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK_FAILED = (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.ESTALE)
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)
 _TEMPORARY = re.compile(r"\..*\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -230,8 +231,10 @@ def _keep_as(path: Path, previous: Path) -> None:
     link = _temporary_name(previous)
     try:
         link.hardlink_to(path)
-    except OSError:  # not on this file system
-        path.replace(previous)
+    except OSError as error:
+        if error.errno in _NO_HARD_LINKS:
+            path.replace(previous)
+        # Else, as where `path` is a link to another disk, the new content is what matters.
     else:
         link.replace(previous)
         link.unlink(missing_ok=True)  # it stays where both were names of one file already

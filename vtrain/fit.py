@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from vtrain.checkpoint import Checkpoint, load_last_checkpoint
 from vtrain.config import LoadedConfig, flatten_config
 from vtrain.console import Console
 from vtrain.distributed import ALONE, ProcessGroup
-from vtrain.errors import UsageError, VtrainError
+from vtrain.errors import ModelError, UsageError, VtrainError
 from vtrain.files import sweep_temporaries
 from vtrain.fit_run import FitRun, describe_machine
 from vtrain.phase import PhaseBuilder
@@ -19,16 +19,19 @@ from vtrain.plan import FitPlan, build_plan, run_facts, show_plan
 from vtrain.records import FitResult
 from vtrain.run_folder import (
     LOG_NAME,
+    MODEL_NAME,
     choose_run_dir,
     claim_run_dir,
     find_changes,
     has_run,
     load_result,
     lock_run,
+    require_new_run,
     require_same_run,
 )
 from vtrain.runtime import explain_torch_error, find_device, keep_freed_memory
 from vtrain.signals import StopRequest, build_stop_error
+from vtrain.tensor_files import load_tensors
 
 Value = TypeVar("Value")
 Resume = bool | Literal["auto"]
@@ -61,7 +64,7 @@ def fit(
         )
     keep_freed_memory()
     device = find_device(group.choose_device(loaded.config.train.device))
-    with _stopped_early(resume), explained_errors(), group.joined(device), group.explained():
+    with _stopped_outside(), explained_errors(), group.joined(device), group.explained():
         if dry_run:
             show_plan(_plan(loaded, console, group), console)
             return None
@@ -78,13 +81,15 @@ class _Job:
 
 
 @contextmanager
-def _stopped_early(resume: Resume) -> Iterator[None]:
+def _stopped_outside() -> Iterator[None]:
     """Explain a stop outside of the run itself: while the images are checked, for instance."""
     try:
         yield
     except KeyboardInterrupt as error:
-        hint = "the same command continues" if resume else "the same command starts again"
-        raise build_stop_error(error, "stopped before training: nothing is lost", hint) from error
+        hint = "the same command with --resume auto goes on with a run, or starts it"
+        raise build_stop_error(
+            error, "stopped outside of training: nothing is lost", hint
+        ) from error
 
 
 def _fit(loaded: LoadedConfig, job: _Job, resume: Resume) -> FitResult:
@@ -106,6 +111,7 @@ def _fit(loaded: LoadedConfig, job: _Job, resume: Resume) -> FitResult:
     plan = _plan(loaded, console, group)
     run_dir = _first_alone(group, lambda: claim_run_dir(config.run_dir, loaded.name))
     with _locked(run_dir, console, group):
+        _first_alone(group, lambda: require_new_run(run_dir))
         return _run(plan, run_dir, None, job)
 
 
@@ -177,11 +183,15 @@ def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
         allowed = require_same_run(run_dir, config=changes, data=[], epochs_done=done)
     longer = any(change.name in ("train.epochs", "train.early_stop") for change in allowed)
     if finished is not None and not longer:
-        return _already_finished(run_dir, finished)
+        return finished
     for change in allowed:
         console.say(f"changed since the run was started: {change}")
     plan = _plan(loaded, console, group, checkpoint)
-    data = find_changes(checkpoint.data, run_facts(plan))
+    data = [
+        change
+        for change in find_changes(checkpoint.data, run_facts(plan))
+        if change.name in checkpoint.data or not change.name.startswith("preprocessing.")
+    ]
     machine = find_changes({"processes": 1, **checkpoint.machine}, describe_machine(plan))
     # Another number of processes makes other batches, and so another run.
     processes = [change for change in machine if change.name == "processes"]
@@ -192,14 +202,15 @@ def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
     return _run(plan, run_dir, checkpoint, job)
 
 
-def _read_run(run_dir: Path, console: Console) -> tuple[Checkpoint | None, dict[str, Any] | None]:
+def _read_run(run_dir: Path, console: Console) -> tuple[Checkpoint | None, FitResult | None]:
     """The checkpoint of a run and, where it has finished, its result."""
-    return load_last_checkpoint(run_dir, warn=console.warn), load_result(run_dir)
-
-
-def _already_finished(run_dir: Path, result: dict[str, Any]) -> FitResult:
-    fields = {name: result[name] for name in FitResult.__dataclass_fields__ if name in result}
-    return FitResult(**{**fields, "run_dir": run_dir, "already_finished": True})
+    result = load_result(run_dir)
+    if result is not None:
+        try:
+            load_tensors(run_dir / MODEL_NAME)
+        except ModelError:  # it is made up for where the run goes on
+            result = None
+    return load_last_checkpoint(run_dir, warn=console.warn), result
 
 
 def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job) -> FitResult:

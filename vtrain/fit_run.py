@@ -251,7 +251,10 @@ class FitRun:
             self._save()
         while True:
             try:
-                return self._run_phases(tensorboard)
+                self._run_phases(tensorboard)
+                if self.best is not None:  # made up for, with no epoch left
+                    self._save()
+                return
             except NotFiniteError as error:
                 self._name_images(error)
                 if not self._can_leave_out(error.step):
@@ -414,6 +417,7 @@ class FitRun:
 
     def _stop(self) -> None:
         """Save and raise; only where the state is consistent."""
+        self.loop.sync()  # while time still runs: what diverged is gone back from
         self.stop.finish()
         self._save()
         self.plan.group.barrier()  # torchrun ends all as soon as one has gone

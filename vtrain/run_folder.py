@@ -64,7 +64,7 @@ def choose_run_dir(run_dir: str | None, name: str, *, resume: bool) -> Path:
     if run_dir is None:
         numbers = sorted(_run_numbers(name))
         if not resume:
-            return RUNS / f"{name}-{(numbers[-1] if numbers else 0) + 1:03d}"
+            return _find_free(name, (numbers[-1] if numbers else 0) + 1)
         if not numbers:
             raise UsageError(
                 f"nothing to resume: no run of {name} below {RUNS}/",
@@ -112,12 +112,32 @@ def claim_run_dir(run_dir: str | None, name: str) -> Path:
     while True:
         path = choose_run_dir(run_dir, name, resume=False)
         try:
-            path.mkdir(parents=True, exist_ok=run_dir is not None)
-        except FileExistsError:
-            continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(exist_ok=run_dir is not None)
+        except FileExistsError as error:
+            if run_dir is None and path.is_dir():  # another start was faster
+                continue
+            raise UsageError(
+                f"cannot create run folder {path}: it, or {path.parent}, is something else than a "
+                "folder",
+                "remove that, or choose another run_dir",
+            ) from error
         except OSError as error:
             raise write_error(path, error) from error
         return path
+
+
+def require_new_run(run_dir: Path) -> None:
+    """Make sure, with the lock held, that no other start of a moment ago has used the folder.
+
+    Raises:
+        UsageError: there is something in it.
+    """
+    if {each.name for each in run_dir.iterdir()} - {LOCK_NAME}:
+        raise UsageError(
+            f"run_dir: {run_dir} has been used by another run since this one was started",
+            "continue that with --resume, or choose another run_dir",
+        )
 
 
 def _run_numbers(name: str) -> Iterator[int]:
@@ -125,6 +145,13 @@ def _run_numbers(name: str) -> Iterator[int]:
         found = re.fullmatch(r"(\d+)", path.name[len(name) + 1 :])
         if found and path.is_dir():
             yield int(found[1])
+
+
+def _find_free(name: str, number: int) -> Path:
+    """The first folder from `number` on whose name nothing has, not even a broken link."""
+    while os.path.lexists(path := RUNS / f"{name}-{number:03d}"):
+        number += 1
+    return path
 
 
 def glob_escape(text: str) -> str:
@@ -237,12 +264,18 @@ def save_result(run_dir: Path, result: FitResult) -> None:
     write_json(run_dir / RESULT_NAME, {"schema": 1, **to_plain(result)})
 
 
-def load_result(run_dir: Path) -> dict[str, Any] | None:
-    """The content of `result.json`, None where the run has not finished."""
+def load_result(run_dir: Path) -> FitResult | None:
+    """What `result.json` says, None where the run has not finished or the file is damaged."""
     try:
-        return dict(json.loads((run_dir / RESULT_NAME).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        content = json.loads((run_dir / RESULT_NAME).read_text(encoding="utf-8"))
+        known = {name: content[name] for name in FitResult.__dataclass_fields__ if name in content}
+        result = FitResult(**{**known, "run_dir": run_dir, "already_finished": True})
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
+    numbers = (result.val_top1, result.val_macro_f1, result.seconds, result.test_top1 or 0.0)
+    counts = (result.best_epoch, result.epochs, result.planned_epochs)
+    whole = all(isinstance(each, int) for each in counts)
+    return result if whole and all(isinstance(each, (int, float)) for each in numbers) else None
 
 
 def find_newest_run(runs: Path) -> Path:

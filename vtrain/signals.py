@@ -20,8 +20,11 @@ STOP_SIGNALS = tuple(
 # Job schedulers kill 10 s and more after their first signal. A step that takes longer than this is
 # given up: the last checkpoint is all that an exact resume needs.
 GRACE_SECONDS = 7.0
-# torchrun passes on a signal that the terminal, or the scheduler, has sent to every process.
+# One event can send a signal twice: the kernel and the shell when a terminal closes, `timeout` to a
+# process and to its group, torchrun what every process has got already. A second Ctrl-C is meant.
 _ECHO_SECONDS = 2.0
+_KEY_ECHO_SECONDS = 0.3
+_GRACE_INTERVAL = 1.0
 _PARENT_CHECK_SECONDS = 1.0
 
 _arrived: list[signal.Signals] = []
@@ -76,14 +79,14 @@ def _raise(number: int, _: FrameType | None) -> NoReturn:
 class StopRequest:
     """Turns the first signal into a flag that a loop looks at, where its state is consistent.
 
-    A second signal acts at once: the handlers that were there before are back in place by then.
-    So does the time: `GRACE_SECONDS` after the first one they are called, unless `finish` was.
+    A second signal acts at once: it goes to the handlers that were there before. So does the time:
+    `GRACE_SECONDS` after the first one they are called, and again each second, unless `finish` was.
+    The same signal in the next two seconds is an echo of the first; Ctrl-C in the next 0.3 s.
     Use as a context manager in the main thread; elsewhere it does nothing.
 
     Args:
         notify: is told of the first signal.
-        once: whether a signal reaches this process once. Otherwise more of them in the next
-            two seconds count as the same.
+        once: whether Ctrl-C reaches this process once; with torchrun it does not.
     """
 
     def __init__(self, notify: Callable[[str], None], *, once: bool = True) -> None:
@@ -121,10 +124,16 @@ class StopRequest:
             self.received = signal.Signals(number)
             self._since = time.monotonic()
             if hasattr(signal, "SIGALRM"):
-                signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS)
+                # Again each second: what is raised in a destructor, for one, goes nowhere.
+                signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS, _GRACE_INTERVAL)
             self._notify(f"{self.received.name} received: finishing this step, then saving")
-        elif self._once or time.monotonic() - self._since > _ECHO_SECONDS:
+        elif not self._is_echo(number):
             self._act(signal.Signals(number), frame)
+
+    def _is_echo(self, number: int) -> bool:
+        by_key = self._once and number == signal.SIGINT
+        seconds = _KEY_ECHO_SECONDS if by_key else _ECHO_SECONDS
+        return number == self.received and time.monotonic() - self._since < seconds
 
     def _give_up(self, _: int, frame: FrameType | None) -> None:
         assert self.received is not None

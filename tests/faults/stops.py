@@ -117,6 +117,7 @@ def _twice(folder: Path, *, number: int) -> None:
         running.wait_for(lambda: (folder / "hangs").exists(), "the step that hangs")
         running.send(number)
         running.wait_for(lambda: "finishing this step" in running.text(), "the answer")
+        time.sleep(0.5 if number == signal.SIGINT else 2.2)  # sooner it would be an echo
         sent = time.monotonic()
         running.send(number)
         code = running.wait()

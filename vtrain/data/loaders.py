@@ -2,7 +2,6 @@
 
 import multiprocessing
 import sys
-import time
 import traceback
 import warnings
 from collections import deque
@@ -383,7 +382,7 @@ class ImageLoader:
     def _run(self) -> Iterator[Batch]:
         """One pass over what was not given yet; ends with torch's error where a worker is lost."""
         iterator = self._start()
-        waited_from = time.monotonic()
+        waited = 0.0  # by torch's count: a process that was stopped meanwhile has waited for nobody
         while True:
             try:
                 batch = next(iterator, None)
@@ -391,13 +390,14 @@ class ImageLoader:
                 # Torch looks after its workers only when it has waited for so long as this.
                 if not str(error).startswith(_TIMED_OUT):
                     raise
-                if (seconds := time.monotonic() - waited_from) >= self._timeout:
-                    raise RuntimeError(f"{_TIMED_OUT} after {seconds:.0f} seconds") from error
+                waited += min(self._timeout, _LOOK_SECONDS)
+                if waited >= self._timeout:
+                    raise RuntimeError(f"{_TIMED_OUT} after {waited:.0f} seconds") from error
                 continue
             if batch is None:
                 return
             yield batch
-            waited_from = time.monotonic()
+            waited = 0.0
 
     def _start(self) -> Iterator[Batch]:
         others = set(multiprocessing.active_children())
