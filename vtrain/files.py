@@ -234,7 +234,8 @@ def _keep_as(path: Path, previous: Path) -> None:
     except OSError as error:
         if error.errno in _NO_HARD_LINKS:
             path.replace(previous)
-        # Else, as where `path` is a link to another disk, the new content is what matters.
+        elif error.errno != errno.EXDEV:  # `path` led to another disk: there is no earlier one then
+            raise
     else:
         link.replace(previous)
         link.unlink(missing_ok=True)  # it stays where both were names of one file already
