@@ -236,9 +236,12 @@ def _keep_as(path: Path, previous: Path) -> None:
             path.replace(previous)
         elif error.errno != errno.EXDEV:  # `path` led to another disk: there is no earlier one then
             raise
-    else:
+        return
+    try:
         link.replace(previous)
-        link.unlink(missing_ok=True)  # it stays where both were names of one file already
+    finally:  # it stays where both were names of one file already
+        with suppress(OSError):
+            link.unlink(missing_ok=True)
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:
