@@ -1,6 +1,7 @@
 """Runs the command line: `python -m vtrain`."""
 
 import atexit
+import gc
 import os
 import sys
 import threading
@@ -23,6 +24,10 @@ def run() -> NoReturn:
     and its output is out, nothing is left to do: the process ends there.
     """
     raise_on_stop_signals()
+    # A seventh of the start: looking for plugins of pydantic among all packages, which would run
+    # code of theirs, and for garbage among objects that are here to stay.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    gc.set_threshold(20_000)
     try:
         from vtrain.cli import main
 
