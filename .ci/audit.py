@@ -2,7 +2,8 @@
 
     .venv/bin/python .ci/audit.py
 
-Ends with 1 where there is one. Where no service can be asked, it says so and ends with 0.
+Ends with 1 where there is one that another version has mended; one that none has is only named.
+Where no service can be asked, it says so and ends with 0.
 """
 
 import json
@@ -56,13 +57,13 @@ def ask(tool: Path, service: str) -> list[dict[str, Any]]:
 
 
 def report(known: list[dict[str, Any]], service: str) -> int:
-    """Name what was found; 1 where there is anything."""
+    """Name what was found; 1 where something can be done about it."""
     holes = [(each, hole) for each in known for hole in each["vulns"]]
     for each, hole in holes:
         fixed = ", ".join(hole["fix_versions"]) or "no version yet"
         sys.stdout.write(f"{each['name']} {each['version']}: {hole['id']}, mended in {fixed}\n")
     sys.stdout.write(f"audit: {len(known)} packages asked of {service}, {len(holes)} holes known\n")
-    return 1 if holes else 0
+    return 1 if any(hole["fix_versions"] for _, hole in holes) else 0
 
 
 if __name__ == "__main__":
