@@ -68,7 +68,6 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     assert_same_run(whole.run_dir, resumed.run_dir)
     (line,) = said
     assert "runs/parts/last.ckpt" in line
-    assert Path("runs/parts/last.ckpt.damaged").exists() == (fault is not Path.unlink)
     assert line.endswith("going on from the checkpoint before it, of step 6")
 
 
@@ -82,6 +81,7 @@ def test_the_damaged_checkpoint_never_becomes_the_one_before(
         with pytest.raises(InterruptedRunError):
             run("run_dir=runs/parts", resume=True)
     assert load_checkpoint(Path("runs/parts/last.ckpt")).state.step == 6
+    assert Path("runs/parts/last.ckpt.damaged").exists()
     run_until_resumed(monkeypatch, 8)
     assert load_checkpoint(Path("runs/parts/previous.ckpt")).state.step == 7
 
@@ -167,6 +167,26 @@ def test_lost_best_model_with_no_epoch_left(said: list[str], fault: Any, finishe
     assert (second.best_epoch, second.already_finished) == (2, False)
     kept = read_model(second.run_dir)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in kept.items())
+
+
+def test_lost_best_model_does_not_look_like_lost_patience(
+    monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    settings = ["run_dir=runs/parts", "train.epochs=4", "train.early_stop=1"]
+    run_until(monkeypatch, 7, *settings)
+    Path("runs/parts/model.safetensors").unlink()
+    result = run(*settings, resume=True)
+    assert result.best_epoch >= 2
+    assert (result.run_dir / "model.safetensors").exists()
+
+
+def test_finished_run_needs_no_checkpoint() -> None:
+    first = run("run_dir=runs/a")
+    (first.run_dir / "last.ckpt").unlink()
+    assert run("run_dir=runs/a", resume="auto").already_finished
+    (first.run_dir / "result.json").unlink()
+    with pytest.raises(ModelError, match="holds a model, but no checkpoint"):
+        run("run_dir=runs/a", resume="auto")
 
 
 @pytest.mark.parametrize("content", ["{}", '{"val_top1": "high"}', "[1]", "null", "", '"x"'])
@@ -308,6 +328,27 @@ def test_a_run_that_diverges_again_and_again_stops(
         run("run_dir=runs/a", "train.on_nan=rollback")
     assert len(said) == 4  # the fifth step of the epoch would have been all of it
     assert load_checkpoint(Path("runs/a/last.ckpt")).state.step <= 5
+
+
+def test_run_that_diverged_goes_on_with_a_rollback(
+    monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """As the hint of the error says."""
+    spoil_steps(monkeypatch, [7])
+    whole = run("run_dir=runs/whole", "train.on_nan=rollback")
+    with pytest.raises(DivergedError):
+        run("run_dir=runs/parts")
+    resumed = run("run_dir=runs/parts", "train.on_nan=rollback", resume=True)
+    assert_same_run(whole.run_dir, resumed.run_dir)
+
+
+def test_each_bad_step_names_its_own_images(
+    monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    monkeypatch.setattr(TrainLoop, "_looks_now", lambda self, batches: self.state.batch == batches)
+    spoil_steps(monkeypatch, [2, 4])
+    run("run_dir=runs/a", "train.on_nan=rollback")
+    assert [line.count("images/train/") for line in said] == [4, 4]
 
 
 # --- the disk ------------------------------------------------------------------------------------

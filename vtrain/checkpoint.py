@@ -17,7 +17,14 @@ from vtrain.models.classifier import Classifier, build_pretrained_classifier
 from vtrain.models.model_file import find_model_file, load_model_file
 from vtrain.models.weights import describe_weights, load_native_weights
 from vtrain.records import Preprocessing
-from vtrain.run_folder import CHECKPOINT_NAME, MODEL_NAME, PREVIOUS_NAME, RUNS, find_newest_run
+from vtrain.run_folder import (
+    CHECKPOINT_NAME,
+    DAMAGED_NAME,
+    MODEL_NAME,
+    PREVIOUS_NAME,
+    RUNS,
+    find_newest_run,
+)
 from vtrain.runtime import keep_freed_memory, seed_everything
 from vtrain.tensor_files import load_torch, save_torch
 from vtrain.training.inference import prepare_for_inference
@@ -203,7 +210,7 @@ def load_last_checkpoint(run_dir: Path, *, warn: Callable[[str], None]) -> Check
             f"of step {checkpoint.state.step}"
         )
     if last.exists():  # what this version cannot read, another program may
-        last.replace(last.with_name(f"{last.name}.damaged"))
+        last.replace(run_dir / DAMAGED_NAME)
     previous.replace(last)
     return checkpoint
 

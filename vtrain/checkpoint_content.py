@@ -13,11 +13,12 @@ from vtrain.training.loop import TrainState
 from vtrain.training.metric_log import COLUMNS
 
 _MOST = 2**53  # epochs, steps, images: far beyond any run, and exact as a float
+_READ = ("lr", "peak_lrs", "stage", "weight_decay")
 _NUMBERS = ("planned_epochs", "epoch", "batch", "step", "image_count", "best_epoch", "splits")
 
 
 def check_content(content: Mapping[str, Any]) -> None:
-    """Refuse entries of another type or range than a run saves; unknown ones are left alone.
+    """Refuse entries of another type or range than a run saves.
 
     Raises:
         KeyError: an entry is missing.
@@ -61,11 +62,13 @@ def check_fit(
     counted = state.image_count > 0 or (begun and len(state.left_out) > 0)
     if state.batch > batches or begun != counted:
         raise ValueError(f"batch {state.batch} of {batches} after {state.image_count} images")
+    if len(state.history) != state.epoch:
+        raise ValueError(f"{len(state.history)} rows of metrics after {state.epoch} epochs")
     for row in state.history:
-        if not row.keys() >= set(COLUMNS):
+        if row.keys() != set(COLUMNS):
             raise ValueError("its history of epochs has other columns")
-    own, groups = optimizer.state_dict(), content.optimizer["param_groups"]
-    if [_form(group) for group in groups] != [_form(group) for group in own["param_groups"]]:
+    own, groups = optimizer.state_dict()["param_groups"], content.optimizer["param_groups"]
+    if len(own) != len(groups) or not all(map(_agree, groups, own)):
         raise ValueError("its optimizer has other settings or numbers of parameters")
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     for index, values in content.optimizer["state"].items():
@@ -77,10 +80,15 @@ def check_fit(
                 raise ValueError(f"its optimizer's {name} of parameter {index} has another shape")
 
 
-def _form(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The names and types of a group's settings, and its parameters by number."""
-    kinds = {name: _describe(value) for name, value in group.items()}
-    return {**kinds, "params": group["params"]}
+def _agree(group: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether two groups have the same parameters and the same types of settings.
+
+    Settings that another version of torch has or lacks do not count, but for those that we read.
+    """
+    if group["params"] != own["params"] or any(name not in group for name in _READ):
+        return False
+    common = group.keys() & own.keys()
+    return all(_describe(group[name]) == _describe(own[name]) for name in common)
 
 
 def _describe(value: object) -> object:

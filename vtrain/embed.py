@@ -102,7 +102,7 @@ def embed(
         ResourceError: no space left, found before the first image is read where possible; a
             loader worker died or hung; or another process did.
         RunLockedError: another process writes to `output`.
-        StoppedError, InterruptedRunError: after SIGTERM or Ctrl-C; what is done can be resumed.
+        StoppedError, InterruptedRunError: after a signal; what is done can be resumed.
     """
 
     def forward(images: Tensor) -> Tensor:

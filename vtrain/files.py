@@ -169,7 +169,7 @@ def write_error(path: Path, error: OSError, *, written: int = 0) -> VtrainError:
             f"create it with: mkdir -p {folder}",
         )
     closed = (PermissionError, FileNotFoundError, NotADirectoryError)
-    if isinstance(error, closed) or error.errno == errno.EROFS:
+    if isinstance(error, closed) or (error.errno == errno.EROFS and not written):
         return UsageError(
             f"cannot write {path}: folder {folder}: {error.strerror}",
             "choose a folder that you may write to",

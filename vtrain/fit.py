@@ -103,16 +103,15 @@ def _fit(loaded: LoadedConfig, job: _Job, resume: Resume) -> FitResult:
         chosen = choose_run_dir(config.run_dir, loaded.name, resume=going_on)
         return chosen if going_on else None
 
-    earlier = _first_alone(group, choose)
-    if earlier is not None:
-        run_dir = earlier
+    run_dir = _first_alone(group, choose)
+    if run_dir is not None:
         with _locked(run_dir, console, group):
             return _resume(loaded, run_dir, job)
     plan = _plan(loaded, console, group)
-    run_dir = _first_alone(group, lambda: claim_run_dir(config.run_dir, loaded.name))
-    with _locked(run_dir, console, group):
-        _first_alone(group, lambda: require_new_run(run_dir))
-        return _run(plan, run_dir, None, job)
+    new = _first_alone(group, lambda: claim_run_dir(config.run_dir, loaded.name))
+    with _locked(new, console, group):
+        _first_alone(group, lambda: require_new_run(new))
+        return _run(plan, new, None, job)
 
 
 def _first_alone(group: ProcessGroup, call: Callable[[], Value]) -> Value:
@@ -169,7 +168,10 @@ def explained_errors() -> Iterator[None]:
 def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
     console, group = job.console, job.group
     checkpoint, finished = _first_alone(group, lambda: _read_run(run_dir, console))
+    if checkpoint is None and finished is not None:
+        return finished
     if checkpoint is None:
+        _first_alone(group, lambda: _require_no_model(run_dir))
         console.say(f"{run_dir} holds no checkpoint yet: starting from the beginning")
         return _run(_plan(loaded, console, group), run_dir, None, job)
     now = flatten_config(loaded.config)
@@ -200,6 +202,15 @@ def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
     for change in machine:
         console.warn(f"{change}: results can differ in the last bits")
     return _run(plan, run_dir, checkpoint, job)
+
+
+def _require_no_model(run_dir: Path) -> None:
+    """Refuse to train over the result of a run that has lost its checkpoints."""
+    if (run_dir / MODEL_NAME).exists():
+        raise ModelError(
+            f"{run_dir} holds a model, but no checkpoint to go on from",
+            "start a new run with another run_dir; model.weights takes this one's",
+        )
 
 
 def _read_run(run_dir: Path, console: Console) -> tuple[Checkpoint | None, FitResult | None]:

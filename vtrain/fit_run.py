@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vtrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vtrain.checkpoint_content import check_fit
 from vtrain.config import dump_config, flatten_config
-from vtrain.console import Console
+from vtrain.console import Console, one_line
 from vtrain.data.loaders import Batch, EpochBatchSampler
 from vtrain.data.transforms import build_batch_mix
 from vtrain.distributed import ProcessGroup
@@ -38,6 +38,7 @@ from vtrain.records import EpochMetrics, EvaluationResult, FitResult, LabelledIm
 from vtrain.run_folder import (
     CHECKPOINT_NAME,
     CONFIG_NAME,
+    DAMAGED_NAME,
     MODEL_NAME,
     PREVIOUS_NAME,
     RESOLVED_NAME,
@@ -267,7 +268,7 @@ class FitRun:
 
     def _name_images(self, error: NotFiniteError) -> None:
         """Add the images of the step to the message, and all of them to the log."""
-        paths = [str(self.plan.splits.train.paths[each]) for each in error.positions]
+        paths = [one_line(self.plan.splits.train.paths[each]) for each in error.positions]
         if paths:
             error.message += f", whose images are {shorten_names(paths, limit=5)}"
             self.console.log_only(f"images of step {error.step}: {', '.join(paths)}")
@@ -621,7 +622,8 @@ class FitRun:
         problem = self.plan.group.broadcast(problem)
         if problem is None:
             return
-        state.best_epoch, state.best_top1, state.best_loss = 0, -1.0, math.inf
+        # Early stopping counts from here.
+        state.best_epoch, state.best_top1, state.best_loss = state.epoch, -1.0, math.inf
         if state.batch == 0:  # these are the weights that the last row of metrics is about
             self._note_best(EpochMetrics(**state.history[-1]), copy=True)
         self.console.warn(
@@ -650,7 +652,8 @@ class FitRun:
             seconds=self.seconds_before + time.perf_counter() - self.started,
         )
         if self.is_main:
-            (self.run_dir / PREVIOUS_NAME).unlink(missing_ok=True)
+            for name in (PREVIOUS_NAME, DAMAGED_NAME):
+                (self.run_dir / name).unlink(missing_ok=True)
             save_result(self.run_dir, result)
             self._report_profile()
         return result

@@ -27,6 +27,7 @@ RESULT_NAME = "result.json"
 MODEL_NAME = "model.safetensors"
 CHECKPOINT_NAME = "last.ckpt"
 PREVIOUS_NAME = "previous.ckpt"  # the one before, should the last one turn out to be damaged
+DAMAGED_NAME = "last.ckpt.damaged"
 # Forked loader workers inherit the lock and outlive a killed parent by some seconds.
 LOCK_WAIT_SECONDS = 15.0
 # What a resumed run may change; a change of epochs may only extend it.
@@ -36,6 +37,7 @@ MAY_CHANGE = (
     "train.device",
     "train.early_stop",
     "train.epochs",
+    "train.on_nan",
     "train.save_every_steps",
     "train.tensorboard",
 )
@@ -74,7 +76,7 @@ def choose_run_dir(run_dir: str | None, name: str, *, resume: bool) -> Path:
     path = Path(run_dir)
     if resume:
         _require_run(path)
-    if not resume and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not resume and _is_used(path):
         raise UsageError(
             f"run_dir: {path} exists already and is never overwritten",
             "continue it with --resume, or choose another run_dir",
@@ -86,15 +88,27 @@ def has_run(run_dir: str | None, name: str) -> bool:
     """Whether there is something to resume: a folder with anything in it, or a numbered run."""
     if run_dir is None:
         return any(True for _ in _run_numbers(name))
-    path = Path(run_dir)
-    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+    return _is_used(Path(run_dir))
+
+
+def _is_used(path: Path) -> bool:
+    return path.exists() and (not path.is_dir() or bool(_list_names(path)))
+
+
+def _list_names(folder: Path) -> set[str]:
+    try:
+        return {each.name for each in folder.iterdir()}
+    except OSError as error:
+        raise UsageError(
+            f"cannot read run folder {folder}: {error.strerror}", "choose another run_dir"
+        ) from error
 
 
 def _require_run(path: Path) -> None:
     """Raise UsageError unless `path` is the folder of a run, or of one that was just starting."""
     if not path.is_dir():
         raise UsageError(f"nothing to resume: {path} does not exist", "start without --resume")
-    names = {each.name for each in path.iterdir()}
+    names = _list_names(path)
     # The lock comes first in a new folder, the checkpoint is what matters in one that was copied.
     if names and not names & {LOCK_NAME, CHECKPOINT_NAME, PREVIOUS_NAME}:
         raise UsageError(
@@ -133,7 +147,7 @@ def require_new_run(run_dir: Path) -> None:
     Raises:
         UsageError: there is something in it.
     """
-    if {each.name for each in run_dir.iterdir()} - {LOCK_NAME}:
+    if _list_names(run_dir) - {LOCK_NAME}:
         raise UsageError(
             f"run_dir: {run_dir} has been used by another run since this one was started",
             "continue that with --resume, or choose another run_dir",
@@ -189,7 +203,7 @@ def lock_run(run_dir: Path, *, notify: Callable[[str], None]) -> Iterator[None]:
             f"run folder {run_dir} is in use by {_read_owner(path)}",
             f"wait until it ends, or choose another run_dir; if its machine is gone, remove {path}",
         ) from error
-    if caught:
+    if any("flock" in str(each.message) for each in caught):
         notify(f"{run_dir} is on a file system without locks: {path} alone keeps others out")
     else:
         _write_owner(path)

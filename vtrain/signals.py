@@ -105,30 +105,38 @@ class StopRequest:
                 self._previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._give_up)
             if _arrived:
                 # Raised earlier, and swallowed by code that catches everything.
-                self.received = _arrived[0]
+                self._note(_arrived[0])
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.finish()
+        alarm = self._previous.pop(signal.SIGALRM, None) if hasattr(signal, "SIGALRM") else None
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
+        if alarm is not None:  # last: until now a signal could start the clock
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
 
     def finish(self) -> None:
         """Let what is being done take its time, such as the last save."""
-        if hasattr(signal, "SIGALRM"):
+        if self._previous and hasattr(signal, "SIGALRM"):
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
-            self.received = signal.Signals(number)
-            self._since = time.monotonic()
-            if hasattr(signal, "SIGALRM"):
-                # Again each second: what is raised in a destructor, for one, goes nowhere.
-                signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS, _GRACE_INTERVAL)
-            self._notify(f"{self.received.name} received: finishing this step, then saving")
+            self._note(signal.Signals(number))
+            self._notify(
+                f"{signal.Signals(number).name} received: finishing this step, then saving"
+            )
         elif not self._is_echo(number):
             self._act(signal.Signals(number), frame)
+
+    def _note(self, number: signal.Signals) -> None:
+        self.received = number
+        self._since = time.monotonic()
+        if hasattr(signal, "SIGALRM"):
+            # Again each second: what is raised in a destructor, for one, goes nowhere.
+            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS, _GRACE_INTERVAL)
 
     def _is_echo(self, number: int) -> bool:
         by_key = self._once and number == signal.SIGINT
@@ -168,8 +176,12 @@ def shield_worker() -> None:
     kills makes its parent fail in the middle of a step that it would have finished and saved; one
     that outlives its parent holds on to the lock of the run.
     """
-    if not hasattr(signal, "sigtimedwait"):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "sigtimedwait"):  # not on Linux: SIGTERM alone ends this process
+        for number in set(STOP_SIGNALS) - {signal.SIGTERM}:
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     from multiprocessing import parent_process  # not for commands that start no process

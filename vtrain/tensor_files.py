@@ -362,7 +362,8 @@ def _check_archive(path: Path, stream: BinaryIO) -> None:
                 raise _damaged(path, "its entries are compressed, which torch.save never does")
             if sum(entry.file_size for entry in entries) > size:
                 raise _damaged(path, "its entries are larger than the file")
-            if len({entry.filename for entry in entries}) != len(entries):
+            # Torch's reader of archives does not tell capitals from small letters.
+            if len({entry.filename.lower() for entry in entries}) != len(entries):
                 raise _damaged(path, "the same entry twice")
             if archive.comment:
                 _check_seal(path, stream, archive.comment)
@@ -393,7 +394,7 @@ def _check_pickles(stream: BinaryIO, *, zipped: bool) -> None:
     with zipfile.ZipFile(stream) as archive:
         entries = archive.infolist()
         for entry in entries:
-            if entry.filename.endswith("data.pkl"):
+            if entry.filename.lower().endswith("data.pkl"):
                 check_pickle(BytesIO(archive.read(entry)), tensors=len(entries))
 
 

@@ -97,7 +97,7 @@ def change_states() -> Iterator[tuple[str, dict[str, Any]]]:
         if each.name not in ("best_top1", "best_loss", "seconds", "loss_sum", "history"):
             values |= {"a negative number": -1, "a fraction": 1.5, "a truth": True}
         for name, value in values.items():
-            if not (each.name == "history" and name == "a list"):
+            if not (each.name in ("history", "left_out") and name == "a list"):
                 yield f"{name} as state.{each.name}", {"state": {**state, each.name: value}}
     yield "an unknown part of state", {"state": {**state, "more": 1}}
     yield "a history of numbers", {"state": {**state, "history": [1, 2]}}

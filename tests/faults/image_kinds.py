@@ -824,6 +824,11 @@ KINDS = (
         f"is a JPEG of more than {MAX_SCANS} scans",
     ),
     Kind(
+        "sequential jpeg of too many scans",
+        lambda: flat_jpeg([(40, 90)], scans=empty_scans(SIZE, MAX_SCANS)),
+        f"is a JPEG of more than {MAX_SCANS} scans",
+    ),
+    Kind(
         "jpeg of 10,000 scans of a megapixel",
         lambda: flat_jpeg(
             [(40, 90)], size=(1024, 1024), frame=0xC2, scans=empty_scans((1024, 1024), 10_000)

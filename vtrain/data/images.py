@@ -50,7 +50,7 @@ MAX_TEXT_PIXELS = 10_000_000
 MAX_TEXT_COMMENTS = 1_000
 WHITE = (255, 255, 255)
 # To be raised when `read_image` becomes stricter: then nothing counts as checked before.
-CHECK_RULES = 2
+CHECK_RULES = 3
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -247,8 +247,7 @@ def _decode(
         image.verify()  # finds flipped bits that a decode misses, for a few percent of its time
         image = _open(file)
     if isinstance(image, JpegImageFile):
-        if image.info.get("progressive"):
-            _require_few_scans(file)
+        _require_few_scans(file)
         if min_edge is not None:
             # draft() takes the largest of 1, 1/2, 1/4, 1/8 that keeps both edges at this size.
             image.draft(None, (2 * min_edge, 2 * min_edge))
@@ -263,6 +262,8 @@ def _require_few_scans(file: BinaryIO) -> None:
     """Refuse a JPEG whose scans would keep a decoder busy for minutes."""
     file.seek(0)
     content = file.read()
+    if content.count(b"\xff%c" % _JPEG_SCAN) <= MAX_SCANS:
+        return
     scans = position = 0
     for _ in range(MAX_PIECES):
         found = _JPEG_MARKER.search(content, position)

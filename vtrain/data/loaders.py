@@ -438,15 +438,21 @@ class ImageLoader:
         """
         timeout = min(self._timeout, _PROBE_SECONDS)
         for keys in self._asked.waiting:
-            if run_apart(partial(self._dataset.__getitems__, keys), timeout=timeout) is None:
+            if run_apart(partial(_read_apart, self._dataset, keys), timeout=timeout) is None:
                 continue
             reasons = {
-                key[0]: run_apart(partial(self._dataset.__getitems__, [key]), timeout=timeout)
+                key[0]: run_apart(partial(_read_apart, self._dataset, [key]), timeout=timeout)
                 for key in keys
             }
             if deadly := {key: reason for key, reason in reasons.items() if reason is not None}:
                 return deadly
         return {}
+
+
+def _read_apart(dataset: "_ImageDataset | _StreamDataset", keys: Sequence[Any]) -> None:
+    # As in a worker. The threads of the process that this one is a copy of are not in it.
+    torch.set_num_threads(1)
+    dataset.__getitems__(keys)
 
 
 class _Asked:

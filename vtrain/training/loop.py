@@ -129,6 +129,8 @@ class TrainLoop:
         except NotFiniteError as error:
             own = torch.cat(self.recent.get(error.step, [torch.empty(0)])).tolist()
             error.positions = [int(each) for part in self.group.gather(own) for each in part]
+            self.watch = None  # what follows has nothing to do with this
+            self.recent.clear()
             raise
         self.recent.clear()
 
