@@ -333,11 +333,14 @@ class FitRun:
         if self.plan.config.train.compile:
             work.model.compile()
         self.loop.model, self.loop.prepare = self._share_gradients(work.model), work.prepare
-        while self.state.epoch < stop_epoch and not self._stopped_early():
-            metrics = self._run_epoch(work.batches)
-            self._end_epoch(metrics, stop_epoch)
-            if tensorboard is not None:
-                tensorboard.write(metrics)
+        try:
+            while self.state.epoch < stop_epoch and not self._stopped_early():
+                metrics = self._run_epoch(work.batches)
+                self._end_epoch(metrics, stop_epoch)
+                if tensorboard is not None:
+                    tensorboard.write(metrics)
+        finally:
+            work.close()
 
     def _share_gradients(self, model: torch.nn.Module) -> torch.nn.Module:
         """The same model; with several processes, one that averages gradients over them."""

@@ -17,6 +17,7 @@ from vtrain.data.feature_store import FeatureLoader, StoredRows, iterate_rows
 from vtrain.data.loaders import (
     Batch,
     EpochBatchSampler,
+    ImageLoader,
     build_eval_loader,
     build_train_loader,
     prefetch_to_device,
@@ -53,6 +54,11 @@ class PhaseWork:
     model: nn.Module
     batches: Iterable[Batch]
     prepare: Callable[[Tensor], Tensor]
+
+    def close(self) -> None:
+        """End the processes that read the images of this phase."""
+        if isinstance(self.batches, _Readable):
+            self.batches.close()
 
 
 class FrozenThenTrained(nn.Module):
@@ -371,10 +377,11 @@ class PhaseBuilder:
 class _Readable:
     """Batches of a loader, again for each epoch, as long as all their images can be read."""
 
-    def __init__(
-        self, loader: Iterable[Batch], images: LabelledImages, device: torch.device
-    ) -> None:
+    def __init__(self, loader: ImageLoader, images: LabelledImages, device: torch.device) -> None:
         self._loader, self._images, self._device = loader, images, device
+
+    def close(self) -> None:
+        self._loader.close()
 
     def __iter__(self) -> Iterator[Batch]:
         return prefetch_to_device(require_readable(self._loader, self._images.paths), self._device)

@@ -83,7 +83,7 @@ def explain_error(error: BaseException, arguments: Sequence[str]) -> VtrainError
         return _explain_usage(error, arguments)
     if isinstance(error, KeyboardInterrupt):
         name = f" by {error.number.name}" if isinstance(error, TerminatedError) else ""
-        return build_stop_error(error, f"interrupted{name}")
+        return build_stop_error(error, f"interrupted{name}", "run the same command again")
     if isinstance(error, MemoryError):
         return ResourceError("out of memory", "lower the batch size or the number of workers")
     from vtrain.files import find_disk_error

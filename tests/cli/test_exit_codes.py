@@ -81,7 +81,7 @@ def test_the_codes_are_those_of_the_contract() -> None:
         (OSError(errno.ENOSPC, "No space left on device"), 5, "error: no space left"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 5, "out of memory"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal"), 5, "a loader worker died"),
-        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\nhint: run the same command again\n"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )

@@ -562,8 +562,7 @@ def test_a_worker_that_dies_interrupts_nothing_but_the_wait_for_it(
 
 def worker_processes(loader: ImageLoader) -> list[Any]:
     """The processes that a loader has started."""
-    assert loader._loader is not None
-    return list(loader._loader._iterator._workers)  # type: ignore[union-attr]
+    return list(loader._processes)
 
 
 def test_signals_to_the_whole_group_do_not_reach_the_workers(images: LabelledImages) -> None:
@@ -586,7 +585,8 @@ def test_a_sigterm_from_the_parent_ends_a_worker(images: LabelledImages) -> None
     loader = build_eval_loader(
         images.paths, None, EvalTransform(SMALL), batch_size=1, workers=1, timeout=20
     )
-    next(iter(loader))
+    batches = iter(loader)
+    next(batches)
     (process,) = worker_processes(loader)
     process.terminate()
     process.join(5)

@@ -104,7 +104,7 @@ def _require_stopped(running: Running, number: int, code: int) -> None:
     assert "Traceback" not in text, text
     assert "Exception ignored" not in text, text
     if code and "error:" in text:
-        assert "stopped" in text, text
+        assert "stopped" in text or "interrupted" in text, text
         assert "hint: " in text, text
     running.require_no_others()
 

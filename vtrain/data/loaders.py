@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeAlias
@@ -207,6 +208,7 @@ def build_train_loader(
         pin_memory=pin_memory,
         timeout=timeout,
         notify=notify,
+        kept=True,
     )
 
 
@@ -311,6 +313,7 @@ class ImageLoader:
     way, or a worker hangs, the files are tried one by one, each in a process of its own: one that
     kills its process, or takes more than a minute, is a failure of its batch.
 
+    Its workers end with each pass, or are `kept` for the next one until `close`.
     Its randomness is its own: neither making nor using one touches torch's global generator.
 
     Raises:
@@ -328,7 +331,9 @@ class ImageLoader:
         pin_memory: bool,
         timeout: float,
         notify: Notify,
+        kept: bool = False,
     ) -> None:
+        self._kept = kept
         self._dataset = dataset
         self._asked = _Asked(batches)
         self._workers = workers
@@ -340,6 +345,20 @@ class ImageLoader:
         self._processes: list[Any] = []
 
     def __iter__(self) -> Iterator[Batch]:
+        try:
+            yield from self._iterate()
+        finally:
+            if not self._kept:
+                self.close()
+
+    def close(self) -> None:
+        """End the workers; another pass starts new ones.
+
+        Left to the garbage collector they can hold up whatever runs then for seconds.
+        """
+        self._drop_workers(None)
+
+    def _iterate(self) -> Iterator[Batch]:
         self._asked.begin()
         lost_at = -1
         while True:
@@ -381,6 +400,8 @@ class ImageLoader:
 
     def _run(self) -> Iterator[Batch]:
         """One pass over what was not given yet; ends with torch's error where a worker is lost."""
+        if not self._asked.has_more():  # as in an epoch that was saved after its last batch
+            return
         iterator = self._start()
         waited = 0.0  # by torch's count: a process that was stopped meanwhile has waited for nobody
         while True:
@@ -426,7 +447,7 @@ class ImageLoader:
             # An iterator draws a base seed when it is made: from here, not from the global one.
             generator=torch.Generator().manual_seed(self._seed),
             worker_init_fn=_set_up_worker,
-            persistent_workers=self._workers > 0,
+            persistent_workers=self._kept and self._workers > 0,
             timeout=min(self._timeout, _LOOK_SECONDS) if self._workers else 0,
             pin_memory=self._pin_memory,
         )
@@ -475,6 +496,13 @@ class _Asked:
         for keys in self._source:
             self.waiting.append(keys)
             yield keys
+
+    def has_more(self) -> bool:
+        """Whether there is anything left to ask for."""
+        first = next(self._source, None)
+        if first is not None:
+            self._source = chain([first], self._source)
+        return first is not None or bool(self.waiting)
 
     def came_back(self) -> None:
         """The first of those that are waited for has come."""
