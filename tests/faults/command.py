@@ -16,7 +16,7 @@ import vtrain.__main__
 import vtrain.embed
 import vtrain.fit
 import vtrain.predict_file
-from vtrain.signals import raise_on_stop_signals
+from vtrain.signals import STOP_SIGNALS, raise_on_stop_signals
 
 BEGUN = "begun"  # a file beside the output
 
@@ -55,6 +55,8 @@ def run(command: Command, output: Path) -> NoReturn:
     for name, limit in command.limits.items():
         kind = getattr(resource, name)
         resource.setrlimit(kind, (limit, resource.getrlimit(kind)[1]))
+    for number in STOP_SIGNALS:  # which a parent in the background, or under nohup, has ignored
+        signal.signal(number, signal.SIG_DFL)
     raise_on_stop_signals()  # as run() will once more
     output.with_name(BEGUN).touch()
     if command.before is not None:

@@ -169,6 +169,7 @@ def _while_starting(folder: Path, *, seconds: float, number: int) -> None:
         stderr=subprocess.STDOUT,
         start_new_session=True,
         text=True,
+        preexec_fn=_heed_signals,
     ) as process:
         _wait_for_python(process)
         time.sleep(seconds)
@@ -179,6 +180,12 @@ def _while_starting(folder: Path, *, seconds: float, number: int) -> None:
     assert process.returncode in (_expected_code(number), 0), f"{process.returncode}: {text}"
     assert "Traceback" not in text, text
     _resume(folder, recipe)
+
+
+def _heed_signals() -> None:
+    """Undo what a parent in the background, or under nohup, has ignored."""
+    for number in NUMBERS:
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _wait_for_python(process: "subprocess.Popen[str]") -> None:
@@ -209,6 +216,7 @@ def _under_torchrun(folder: Path, *, number: int) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             text=True,
+            preexec_fn=_heed_signals,
         ) as process:
             if stop:
                 deadline = time.monotonic() + 90
