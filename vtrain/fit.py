@@ -171,7 +171,6 @@ def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
     if checkpoint is None and finished is not None:
         return finished
     if checkpoint is None:
-        _first_alone(group, lambda: _require_no_model(run_dir))
         console.say(f"{run_dir} holds no checkpoint yet: starting from the beginning")
         return _run(_plan(loaded, console, group), run_dir, None, job)
     now = flatten_config(loaded.config)
@@ -202,15 +201,6 @@ def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
     for change in machine:
         console.warn(f"{change}: results can differ in the last bits")
     return _run(plan, run_dir, checkpoint, job)
-
-
-def _require_no_model(run_dir: Path) -> None:
-    """Refuse to train over the result of a run that has lost its checkpoints."""
-    if (run_dir / MODEL_NAME).exists():
-        raise ModelError(
-            f"{run_dir} holds a model, but no checkpoint to go on from",
-            "start a new run with another run_dir; model.weights takes this one's",
-        )
 
 
 def _read_run(run_dir: Path, console: Console) -> tuple[Checkpoint | None, FitResult | None]:
