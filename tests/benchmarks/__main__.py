@@ -31,6 +31,7 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.measure import TABLE_HEAD, NotRunError, Row, Settings
+from tests.output import say
 
 BENCHMARKS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "S1": probe.benchmark,
@@ -106,15 +107,6 @@ def run(name: str, settings: Settings, out: Path | None) -> str | None:
         except NotRunError as error:
             return str(error)
     return None
-
-
-def say(text: str, out: Path | None) -> None:
-    """Print at once, and append to the file."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-    if out is not None:
-        with out.open("a", encoding="utf-8") as stream:
-            stream.write(f"{text}\n")
 
 
 if __name__ == "__main__":

@@ -7,15 +7,7 @@ import pytest
 
 import vtrain.cli
 from tests.cli.program import Program, TerminalProgram
-from tests.tiny import draw_labelled
-
-CONFIG = """
-model: {backbone: simple_cnn, weights: none, options: {width_mult: 0.25}}
-freeze: none
-data: {train: images/train, val: images/val, image_size: 32, batch_size: 4, workers: 0}
-optim: {lr: 3e-3, backbone_lr: 3e-3}
-train: {epochs: 2, device: cpu, precision: fp32}
-"""
+from tests.runs import draw_tiny_data
 
 
 @pytest.fixture
@@ -36,9 +28,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        draw_labelled(Path("images/train"), {"ant": 6, "bee": 7, "cow": 5})
-        draw_labelled(Path("images/val"), {"ant": 2, "bee": 2, "cow": 2})
-        Path("tiny.yaml").write_text(CONFIG, encoding="utf-8")
+        draw_tiny_data()
         assert vtrain.cli.main(["fit", "tiny.yaml", "-q"]) == 0
     return root
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.faults.case import Case, NotPossible
 from tests.faults.suites import SUITES, Suite
+from tests.output import say
 
 TABLE_HEAD = (
     "| # | faults | handled / tried | not possible here | slowest case |\n|---|---|---|---|---|"
@@ -116,15 +117,6 @@ def try_once(case: Case) -> float:
         seconds = time.perf_counter() - started
         shutil.rmtree(folder, ignore_errors=True)
     return seconds
-
-
-def say(text: str, out: Path | None) -> None:
-    """Print at once, and append to the file."""
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-    if out is not None:
-        with out.open("a", encoding="utf-8") as stream:
-            stream.write(f"{text}\n")
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from tests.faults.command import Command
 from tests.faults.processes import make_shared_folder, run_to_end
+from tests.runs import read_rows
 from tests.tiny import draw_labelled
 from vtrain.checkpoint import Checkpoint, load_checkpoint
 from vtrain.tensor_files import load_tensors
 
-TIMES = ("images_per_second", "data_wait", "seconds")
 CONFIG = """
 model: {{backbone: simple_cnn, weights: {weights}, options: {{width_mult: 0.25}}, head: {head}}}
 freeze: {freeze}
@@ -114,7 +114,7 @@ def undisturbed(recipe: Recipe) -> tuple[Path, float]:
 def require_same(recipe: Recipe, run: Path) -> None:
     """Raise AssertionError unless a run came to what the undisturbed one did, to the bit."""
     expected, _ = undisturbed(recipe)
-    assert _rows(run) == _rows(expected), "metrics differ"
+    assert read_rows(run) == read_rows(expected), "metrics differ"
     for name in ("model", "ema", "optimizer"):
         _require_equal(name, _part(run, name), _part(expected, name))
     one, other = (load_tensors(each / "model.safetensors")[0] for each in (run, expected))
@@ -127,11 +127,6 @@ def require_same(recipe: Recipe, run: Path) -> None:
     left = [path.name for path in run.iterdir() if path.name.startswith(".")]
     assert not left, f"left over: {left}"
     assert not (run / "previous.ckpt").exists()
-
-
-def _rows(run: Path) -> list[dict[str, Any]]:
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
 def _part(run: Path, name: str) -> Any:
