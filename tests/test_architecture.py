@@ -18,6 +18,7 @@ PACKAGE = Path(vtrain.cli.__file__).parent
 LAYERS = (
     ("__main__",),
     ("cli",),
+    ("commands.",),
     ("usage",),  # explains the errors of all below
     ("fit", "init", "predict_file"),
     ("fit_run",),
@@ -41,7 +42,10 @@ LAYERS = (
 START_UP = (
     "__main__", "cli", "usage", "console", "config", "config_checks", "config_errors",
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
-    "run_folder", "records", "errors", "init", "cache_folder", "signals",
+    "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
+    "commands.cache", "commands.config", "commands.embed", "commands.env", "commands.evaluate",
+    "commands.fit", "commands.options", "commands.outcomes", "commands.predict", "commands.sample",
+    "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")

@@ -10,6 +10,7 @@ import typer
 
 import vtrain.cli
 from tests.cli.program import Program, assert_refused, run_process
+from vtrain.commands.options import complete_backbones, complete_models
 from vtrain.usage import OTHER_NAMES
 from vtrain.zoo import backbone_names
 
@@ -181,16 +182,16 @@ def complete(line: str) -> list[str]:
 
 
 def test_completion_functions(folder: Path) -> None:
-    assert vtrain.cli.complete_backbones("") == list(backbone_names())
-    assert vtrain.cli.complete_backbones("resnet1") == ["resnet18", "resnet101", "resnet152"]
-    assert vtrain.cli.complete_models("runs/") == ["runs/tiny-001"]
-    assert vtrain.cli.complete_models("alex") == ["alexnet"]
+    assert complete_backbones("") == list(backbone_names())
+    assert complete_backbones("resnet1") == ["resnet18", "resnet101", "resnet152"]
+    assert complete_models("runs/") == ["runs/tiny-001"]
+    assert complete_models("alex") == ["alexnet"]
     Path("runs/tiny-001/result.json").unlink()
-    assert vtrain.cli.complete_models("runs/") == []
+    assert complete_models("runs/") == []
 
 
 def test_completion_without_runs(empty: Path) -> None:
-    assert vtrain.cli.complete_models("runs") == []
+    assert complete_models("runs") == []
 
 
 def test_bash_completes_commands_backbones_and_runs(folder: Path) -> None:

@@ -1,0 +1,68 @@
+"""`vtrain cache`: stored features and scans."""
+
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from vtrain.commands.options import Debug, Json, Quiet
+from vtrain.console import Console, format_bytes, print_json, print_table
+from vtrain.errors import UsageError
+
+
+def cache(
+    clear: Annotated[bool, typer.Option("--clear", help="Remove what is stored.")] = False,
+    unused_days: Annotated[
+        float,
+        typer.Option(
+            "--unused-days", metavar="DAYS", min=0, help="With --clear: only what rested so long."
+        ),
+    ] = 0.0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show or clear stored features and scans.
+
+    It is only ever a matter of time: what is removed is computed again when it is needed. The
+    folder is ~/.cache/vtrain, or what the variable VTRAIN_CACHE names.
+
+    \b
+    vtrain cache
+    vtrain cache --clear --unused-days 30
+    """
+    from vtrain.cache_folder import clear_cache, find_cache_folder, list_cache
+    from vtrain.records import to_plain
+
+    if unused_days and not clear:
+        raise UsageError("--unused-days was given without --clear", "add --clear")
+    root = find_cache_folder()
+    entries = clear_cache(root, unused_days=unused_days) if clear else list_cache(root)
+    if as_json:
+        listed = [to_plain(entry) for entry in entries]
+        print_json({"schema": 1, "folder": str(root), "removed": clear, "entries": listed})
+        return
+    _show_cache(entries)
+    total = format_bytes(sum(entry.size for entry in entries))
+    Console(quiet=quiet).say(f"{'removed' if clear else 'in'} {root}: {total}")
+
+
+def _show_cache(entries: Sequence[Any]) -> None:
+    if not entries:
+        return
+    print_table(
+        ("kind", "backbone", "layer", "precision", "augment", "size", "last used", "folder"),
+        [
+            (
+                entry.kind,
+                *(str(entry.facts.get(name, "-")) for name in ("backbone", "layer", "precision")),
+                str(entry.facts.get("view", {}).get("augment", "-")),
+                format_bytes(entry.size),
+                time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used)),
+                entry.folder.name,
+            )
+            for entry in entries
+        ],
+        right=(5,),
+    )

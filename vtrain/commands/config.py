@@ -1,0 +1,80 @@
+"""`vtrain init`, `config` and `schema`: configs written, resolved and described."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vtrain.commands.options import Config, Debug, Json, Overrides, Quiet, complete_backbones
+from vtrain.commands.outcomes import quote_path
+from vtrain.console import Console, print_json, print_line, print_text
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="One subfolder for each class.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="CONFIG", help="Where to write it."),
+    ] = None,
+    backbone: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Backbone to train.", autocompletion=complete_backbones),
+    ] = "resnet18",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a commented config for a folder of images.
+
+    \b
+    vtrain init photos/
+    vtrain init photos/ -o photos.yaml --backbone mobilenet_v3_small
+    """
+    from vtrain.init import build_config_text, inspect_folder, write_config
+
+    console = Console(quiet=quiet)
+    path = output or Path(f"{folder.resolve().name}.yaml")
+    summary = inspect_folder(folder)
+    write_config(path, build_config_text(summary, backbone=backbone))
+    for line in summary.lines():
+        console.say(line)
+    console.say(f"next: vtrain fit {quote_path(path)}")
+    print_line(str(path))
+
+
+def show_config(
+    config: Config,
+    overrides: Overrides = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """The whole config, and where each value came from.
+
+    \b
+    vtrain config flowers.yaml
+    vtrain config flowers.yaml optim.lr=1e-4
+    """
+    from vtrain.config import dump_config, load_config
+
+    loaded = load_config(config, overrides or [])
+    if as_json:
+        print_json(
+            {
+                "schema": 1,
+                "config": loaded.config.model_dump(mode="json"),
+                "origins": loaded.origins,
+            }
+        )
+    else:
+        print_text(dump_config(loaded.config, loaded.origins).rstrip("\n"))
+
+
+def schema(quiet: Quiet = False, debug: Debug = False) -> None:
+    """JSON Schema of the config, for editors.
+
+    \b
+    vtrain schema > vtrain.schema.json
+    """
+    from vtrain.config import json_schema
+
+    print_json(json_schema())

@@ -1,0 +1,103 @@
+"""`vtrain embed`: one feature vector for each image."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vtrain.commands.options import (
+    BatchSize,
+    Debug,
+    Device,
+    Json,
+    Model,
+    PrecisionName,
+    Quiet,
+    Workers,
+    choose_workers,
+)
+from vtrain.commands.outcomes import require_all_readable
+from vtrain.commands.together import told_once
+from vtrain.console import Console, print_json, print_line
+
+
+def embed(
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Images at any depth, or one image.")
+    ],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT.npy", help="The array to write; OUT.csv goes beside it.")
+    ],
+    model: Model = None,
+    layer: Annotated[
+        str,
+        typer.Option(
+            metavar="LAYER", help="penultimate, pooled, logits, or a stage of the backbone."
+        ),
+    ] = "penultimate",
+    feature_maps: Annotated[
+        bool, typer.Option("--feature-maps", help="Keep the spatial extent: [N, C, H, W].")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the same command was stopped or killed.")
+    ] = False,
+    as_json: Json = False,
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write one feature vector for each image.
+
+    OUT.npy is [N, D] float32; OUT.csv has row, path and status of each image. Under torchrun
+    the processes share the work; OUT.npy must be where all of them see it.
+
+    \b
+    vtrain embed photos/ photos.npy
+    vtrain embed photos/ photos.npy -m vit_b_16
+    vtrain embed photos/ maps.npy -m resnet50 --layer layer3 --feature-maps
+    torchrun --nproc-per-node=8 -m vtrain embed photos/ photos.npy --resume
+    """
+    from vtrain.checkpoint import load_model
+    from vtrain.distributed import read_process_group
+    from vtrain.embed import embed as run_embed
+    from vtrain.runtime import find_device
+
+    group = read_process_group()
+    console = Console(quiet=quiet or not group.is_main)
+    chosen = find_device(group.choose_device(device))
+    with told_once(group), group.joined(chosen):
+        with group.together(main_first=True):  # the first may have to download weights
+            loaded = load_model(model, device=chosen, precision=precision, notify=console.say)
+        with console.counter("embedding") as progress:
+            result = run_embed(
+                folder,
+                output,
+                loaded,
+                layer=layer,
+                feature_maps=feature_maps,
+                batch_size=batch_size,
+                workers=choose_workers(workers),
+                resume=resume,
+                group=group,
+                notify=console.say,
+                progress=progress,
+            )
+    if group.is_main:
+        _show_embed(result, as_json)
+
+
+def _show_embed(result: Any, as_json: bool) -> None:
+    from dataclasses import replace
+
+    from vtrain.records import to_plain
+
+    if as_json:
+        plain = to_plain(replace(result, failures=tuple(result.failures)))
+        print_json({"schema": 1, **plain})
+    else:
+        shape = "x".join(str(size) for size in (result.count, *result.dim))
+        print_line(f"{result.output}: {shape} float32, paths in {result.index}")
+    require_all_readable(result.failures, result.count)

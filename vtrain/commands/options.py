@@ -1,0 +1,70 @@
+"""Arguments and options that several commands take."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def complete_backbones(incomplete: str) -> list[str]:
+    """Backbone names for the shell."""
+    from vtrain.zoo import backbone_names
+
+    return [name for name in backbone_names() if name.startswith(incomplete)]
+
+
+def complete_models(incomplete: str) -> list[str]:
+    """What `-m` takes: finished runs and backbone names."""
+    from vtrain.run_folder import RUNS, find_run_names
+
+    runs = [name for name in find_run_names(RUNS) if name.startswith(incomplete)]
+    return [*runs, *complete_backbones(incomplete)]
+
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="Run folder, model file, or a backbone such as resnet50, resnet50:IMAGENET1K_V1 or "
+        "resnet50:weights.pth. Without it: the newest finished run below runs/.",
+        autocompletion=complete_models,
+    ),
+]
+Device = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1 or mps.")
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", metavar="N", min=1, help="Images per forward pass.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers", metavar="N", min=0, help="Processes that read images; chosen where not given."
+    ),
+]
+PrecisionName = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="PRECISION",
+        help="What the backbone computes in: auto (fastest that is safe), fp32, bf16 or fp16.",
+    ),
+]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE ...]",
+        help="Settings that replace those in the file, such as train.epochs=5.",
+    ),
+]
+
+
+def choose_workers(given: int | None) -> Any:
+    """What `--workers` stands for: a number, or `auto` where it was not given."""
+    return "auto" if given is None else given

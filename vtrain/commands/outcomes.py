@@ -1,0 +1,36 @@
+"""How commands end: what to type next, and which inputs could not be used."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vtrain.console import one_line
+from vtrain.errors import DataError
+
+NAMED_AT_MOST = 20  # unreadable inputs that an error names
+
+
+def quote_path(path: Path) -> str:
+    """A path as it can be pasted into a shell."""
+    from shlex import quote
+
+    return one_line(quote(str(path)))
+
+
+def require_all_readable(failures: Sequence[Any], total: int) -> None:
+    """Exit 3 where an image could not be read; every other one has been answered."""
+    if not failures:
+        return
+    lines = [f"  {one_line(each.path)}: {each.reason}" for each in failures[:NAMED_AT_MOST]]
+    if len(failures) > NAMED_AT_MOST:
+        lines.append(f"  and {len(failures) - NAMED_AT_MOST} more")
+    raise DataError(
+        f"{len(failures)} of {total} images could not be used:\n" + "\n".join(lines),
+        "the result is that of the others: repair or remove these",
+    )
+
+
+def require_all_answered(failed: int, count: int) -> None:
+    """Exit 3 where an input could not be used; every other one has been answered."""
+    if failed:
+        raise DataError(f"{failed} of {count} inputs could not be used", "their lines say why")

@@ -1,0 +1,128 @@
+"""`vtrain predict`: the most probable classes of images."""
+
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vtrain.commands.options import (
+    BatchSize,
+    Debug,
+    Device,
+    Json,
+    Model,
+    PrecisionName,
+    Quiet,
+    Workers,
+    choose_workers,
+)
+from vtrain.commands.outcomes import require_all_answered
+from vtrain.console import Console, print_csv_row, print_json, print_line
+from vtrain.errors import UsageError
+
+
+def predict(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...", help="Images, folders, globs, or - for a list of paths on stdin."
+        ),
+    ],
+    model: Model = None,
+    top_k: Annotated[
+        int, typer.Option("--top-k", "-k", metavar="N", min=1, help="Classes to show.")
+    ] = 5,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Write to a .jsonl or .csv file instead."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on after the last whole answer of FILE.")
+    ] = False,
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Classify images: one line for every input, in order.
+
+    \b
+    vtrain predict holiday.jpg
+    vtrain predict photos/ 'more/*.png' -m runs/flowers-001 --csv > answers.csv
+    vtrain predict cat.jpg -m resnet50 --top-k 3 --json
+    find photos -name '*.jpg' | vtrain predict - -o answers.jsonl --resume
+    """
+    from vtrain.checkpoint import load_model
+    from vtrain.predict import FoundInputs
+    from vtrain.predict import predict as run_predict
+    from vtrain.predict_file import choose_form, write_predictions
+    from vtrain.runtime import find_device
+
+    if as_json and as_csv:
+        raise UsageError("--json and --csv were both given", "choose one of them")
+    if resume and output is None:
+        raise UsageError("--resume needs the --output FILE that it goes on with")
+    form = None if output is None else choose_form(output, as_json=as_json, as_csv=as_csv)
+    console = Console(quiet=quiet)
+    inputs = FoundInputs(paths, sys.stdin.buffer, notify=console.say)
+    loaded = load_model(model, device=find_device(device), precision=precision, notify=console.say)
+    work: dict[str, Any] = {
+        "top_k": top_k,
+        "batch_size": batch_size,
+        "workers": choose_workers(workers),
+        "notify": console.warn,
+    }
+    if output is not None and form is not None:
+        with console.counter("predicting") as progress:
+            written = write_predictions(
+                output,
+                inputs,
+                loaded,
+                form=form,
+                resume=resume,
+                progress=lambda done: progress(done, inputs.known),
+                **work,
+            )
+        print_line(f"{output}: {written.count:,} answers")
+        require_all_answered(written.failed, written.count)
+        return
+    answers = run_predict(inputs, loaded, **work)
+    show = _prediction_printer(as_json, as_csv, min(top_k, len(loaded.classes)))
+    _print_predictions(answers, inputs, show, console)
+
+
+def _print_predictions(
+    answers: Iterable[Any], inputs: Any, show: Callable[[Any], None], console: Console
+) -> None:
+    failed = 0
+    with console.progress(0, "predicting", data=True) as bar:
+        for answer in answers:
+            show(answer)
+            bar.total = inputs.known
+            bar.update(1)
+            failed += answer.error is not None
+    require_all_answered(failed, inputs.known)
+
+
+def _prediction_printer(as_json: bool, as_csv: bool, top_k: int) -> Callable[[Any], None]:
+    from vtrain.predict import (
+        format_prediction,
+        prediction_csv_header,
+        prediction_csv_row,
+        prediction_json,
+    )
+
+    if as_json:
+        return lambda answer: print_json(prediction_json(answer), indent=False)
+    if as_csv:
+        print_csv_row(prediction_csv_header(top_k))
+        return lambda answer: print_csv_row(prediction_csv_row(answer, top_k))
+    return lambda answer: print_line(format_prediction(answer))
