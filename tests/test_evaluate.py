@@ -17,7 +17,6 @@ from vtrain.checkpoint import LoadedModel
 from vtrain.data.loaders import Batch
 from vtrain.errors import DataError, ModelError
 from vtrain.evaluate import (
-    ImagePrediction,
     ModelEvaluation,
     describe_match,
     evaluate,
@@ -26,7 +25,7 @@ from vtrain.evaluate import (
     write_predictions_csv,
 )
 from vtrain.predict import PredictInput, predict
-from vtrain.records import EvaluationResult, LabelledImages
+from vtrain.records import EvaluationResult, ImagePrediction, LabelledImages
 from vtrain.training.inference import compute_outputs, prepare_for_inference
 from vtrain.training.precision import Precision
 

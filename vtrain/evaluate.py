@@ -16,7 +16,7 @@ from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, ModelError
 from vtrain.files import write_csv
-from vtrain.records import EvaluationResult, LabelledImages, SkippedFile, to_plain
+from vtrain.records import EvaluationResult, ImagePrediction, LabelledImages, SkippedFile, to_plain
 from vtrain.training.inference import (
     compute_outputs,
     find_finite_rows,
@@ -28,20 +28,6 @@ from vtrain.training.streams import choose_streams, compute_in_order
 
 SCHEMA = 1
 NAMED_AT_MOST = 5
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePrediction:
-    """The most probable class of one labelled image; the probability is between 0 and 1.
-
-    `correct` compares the classes themselves: two of them may have one name.
-    """
-
-    path: Path
-    label: str
-    prediction: str
-    probability: float
-    correct: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,5 +1,6 @@
 """Plain records that the layers hand to one another; this module imports nothing heavy."""
 
+import math
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -254,6 +255,27 @@ class EvaluationResult:
     per_class: tuple[ClassMetrics, ...]
     confusion_matrix: tuple[tuple[int, ...], ...]
     failures: tuple[SkippedFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePrediction:
+    """What a model says of one labelled image; probabilities are between 0 and 1.
+
+    `correct` compares the classes themselves: two of them may have one name. `label_probability`
+    is that of the label, `second` the second most probable class (empty where there is one class
+    alone). `distance` tells how unlike the training images the image is: above 1 it is further
+    from them than 99 % of the validation images; NaN where the model cannot tell.
+    """
+
+    path: Path
+    label: str
+    prediction: str
+    probability: float
+    correct: bool
+    label_probability: float = math.nan
+    second: str = ""
+    second_probability: float = math.nan
+    distance: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,50 @@
+"""Self-contained HTML pages: one file each, no script, nothing fetched, safe against any name."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from vtrain.console import format_bytes, format_count, format_duration, one_line
+from vtrain.files import write_text
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("vtrain.pages"),
+        autoescape=True,  # select_autoescape() would not cover *.html.j2
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["one_line"] = one_line  # of file and class names, whatever is in them
+    environment.filters["count"] = format_count
+    environment.filters["bytes"] = format_bytes
+    environment.filters["duration"] = format_duration
+    environment.filters["percent"] = format_percent
+    return environment
+
+
+def format_percent(share: float | None, digits: int = 1) -> str:
+    """A share between 0 and 1 as people read it: 97.1 %; a dash for None."""
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
+def render_page(template: str, **content: Any) -> str:
+    """The text of `templates/<template>`, which extends `base.html.j2`.
+
+    Strings in `content` are escaped; only what is `markupsafe.Markup` already is taken as HTML.
+    """
+    return _environment().get_template(template).render(**content)
+
+
+def write_page(path: Path, template: str, **content: Any) -> None:
+    """Write a page, whole or not at all.
+
+    Raises:
+        ResourceError: no space left; an earlier file is intact.
+        UsageError: the path cannot be written.
+    """
+    write_text(path, render_page(template, **content))
