@@ -21,13 +21,14 @@ CONTRACT = {
     "embed": "FOLDER OUT.npy",
     "backbones": "[NAME]",
     "init": "FOLDER",
+    "check": "CONFIG|FOLDER [KEY=VALUE ...]",
     "config": "CONFIG [KEY=VALUE ...]",
     "schema": "",
     "sample": "FOLDER",
     "cache": "",
     "env": "",
 }
-JSON_COMMANDS = ("evaluate", "predict", "embed", "backbones", "config", "cache", "env")
+JSON_COMMANDS = ("evaluate", "predict", "embed", "backbones", "check", "config", "cache", "env")
 
 
 def find_examples(text: str) -> list[str]:

@@ -139,6 +139,7 @@ def inspect_images(
     paths: Sequence[Path],
     root: Path,
     *,
+    count: int,
     choose_workers: Callable[[int], int],
     progress: Callable[[int], object],
     notify: Notify,
@@ -150,16 +151,17 @@ def inspect_images(
     Args:
         paths: images below `root`.
         root: the folder, archive or list that they come from.
+        count: images of this root in all, of which `paths` may be a part.
         choose_workers: processes for a number of images to be read.
         progress: called with the number of images done since its last call.
         notify: is told once if nothing can be kept.
     """
     files = read_facts(paths, workers=choose_workers(len(paths)))
-    records = _open_records(root, len(paths), notify)
+    records = _open_records(root, count, notify)
     facts, readable = _look_up(records.load(), files.keys)
     unknown = np.flatnonzero(~readable)
     progress(len(paths) - len(unknown))
-    good = CheckedFiles(root, count=len(paths), notify=lambda _: None)
+    good = CheckedFiles(root, count=count, notify=lambda _: None)
     workers = choose_workers(len(unknown))
     step = max(workers, 1) * _PIECE_FILES
     bad: list[SkippedFile] = []
