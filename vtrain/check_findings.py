@@ -1,4 +1,4 @@
-"""What can be wrong with a data set: each kind of finding, how bad it is, and what to do about it."""
+"""What can be wrong with a data set: each kind of finding, how bad it is, and what to do then."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -159,7 +159,8 @@ class DataSet:
         readable = self.inspection.readable[self._starts[number] : self._starts[number + 1]]
         images = self.splits[split]
         labels = np.array(images.labels, np.intp)[readable]
-        return np.bincount(labels, minlength=len(images.classes)).tolist()
+        counts: list[int] = np.bincount(labels, minlength=len(images.classes)).tolist()
+        return counts
 
     def edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Shorter and longer edge of each readable image, in pixels."""
