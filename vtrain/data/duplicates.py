@@ -9,6 +9,7 @@ The first step sorts the hashes by 16 of their bits, so many times with other bi
 each only with the few behind it that agree in all of those: O(N log N) for N images, in numpy.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +28,7 @@ Kind = Literal["bytes", "pixels", "near"]
 # the most alike of two million pairs of those correlate to 0.957 as they are, 0.973 when cut to
 # fit. Copies that were scaled or compressed again correlate above 0.99.
 MIN_CORRELATION = 0.965
-MIN_CUT_CORRELATION = 0.976
+MIN_CUT_CORRELATION = 0.975
 _WORTH_CUTTING = 0.86  # correlation from which on a cut is sought that makes it higher
 _MAX_BITS = 8  # bits in which the hashes of a candidate may differ
 _MIN_CONTRAST = 4.0  # standard deviation in gray levels; below, images are all alike
@@ -67,21 +68,32 @@ class _Entries:
 
 
 def find_near_pairs(thumbs: Thumbs) -> NDArray[np.intp]:
-    """Pairs `[P, 2]` of positions, each once and in order, of nearly the same images."""
-    contrast = np.concatenate([each.std(axis=(1, 2)) for _, each in _pieces(thumbs)] or [[]])
+    """Pairs `[P, 2]` of positions, each once and in order, of nearly the same images.
+
+    Of many images that are the same, pairs that connect them all, not all their pairs.
+    """
+    contrast = np.concatenate(
+        [each.std(axis=(1, 2)) for _, each in _pieces(thumbs)] or [np.empty(0)]
+    )
     usable = np.flatnonzero(contrast >= _MIN_CONTRAST)
     if len(usable) < 2:
         return np.empty((0, 2), np.intp)
     entries = _hash_all(thumbs, usable)
     matches: set[tuple[int, int]] = set()
     seen = np.empty(0, np.int64)
+    roots = np.arange(len(thumbs))
     for codes in _find_candidates(entries, len(thumbs)):
         new = np.setdiff1d(codes, seen, assume_unique=True)
         seen = np.concatenate([seen, new])
+        before = len(matches)
         for some in _split(new, _PIECE):
-            matches.update(_match(thumbs, _unpack(some, len(thumbs))))
-    ordered = sorted({(min(pair), max(pair)) for pair in matches})
-    return np.array(ordered, np.intp).reshape(-1, 2)
+            rows = _unpack(some, len(thumbs))
+            apart = roots[rows[:, 0]] != roots[rows[:, 1]]
+            found = _match(thumbs, rows[apart])
+            matches.update((min(pair), max(pair)) for pair in found)
+        if len(matches) > before:
+            roots = np.array(_join(len(thumbs), list(matches)))
+    return np.array(sorted(matches), np.intp).reshape(-1, 2)
 
 
 def _match(thumbs: Thumbs, candidates: Rows) -> Iterator[tuple[int, int]]:
@@ -213,7 +225,7 @@ def _load_pairs(thumbs: Thumbs, pairs: Rows) -> tuple[Floats, Floats]:
 
 def _normalise(thumbs: Floats) -> Floats:
     """`[P, E * E]`, each with mean 0 and length 1."""
-    flat = thumbs.reshape(len(thumbs), -1)
+    flat = thumbs.reshape(len(thumbs), math.prod(thumbs.shape[1:]))
     flat = flat - flat.mean(axis=1, keepdims=True)
     return np.asarray(flat / np.linalg.norm(flat, axis=1, keepdims=True).clip(min=1e-6))
 
