@@ -152,7 +152,9 @@ def test_a_list_that_is_not_there_is_a_mistake_in_the_config(program: Program) -
     Path("exclude.txt").touch()
     for command in ("check", "fit", "config"):
         done = program(command, "c.yaml", "data.exclude=exclude.text")
-        assert_refused(done, 2, "data.exclude=exclude.text: no such file", "did you mean exclude.txt?")
+        assert_refused(
+            done, 2, "data.exclude=exclude.text: no such file", "did you mean exclude.txt?"
+        )
     done = program("config", "c.yaml", "data.exclude=set")
     assert_refused(done, 2, "set is a folder, expected a text file with one path per line")
 

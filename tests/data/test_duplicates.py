@@ -55,7 +55,8 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 def thumbs(images: Sequence[Image.Image]) -> NDArray[np.uint8]:
-    return np.array([shrink(image) for image in images], np.uint8).reshape(-1, 32, 32)
+    content = b"".join(shrink(image) for image in images)
+    return np.frombuffer(content, np.uint8).reshape(-1, 32, 32)
 
 
 ORIGINALS = [picture(seed) for seed in range(60)]

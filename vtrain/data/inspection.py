@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
@@ -42,6 +43,7 @@ FORMATS = {
     "AVIF": (".avif",),
 }
 _FORMAT_NAMES = tuple(FORMATS)
+_FORMAT_NUMBERS = {name: number for number, name in enumerate(FORMATS)}
 _OTHER_FORMAT = len(FORMATS)
 
 
@@ -66,6 +68,7 @@ FACTS = np.dtype(
         ("thumb", "u1", (THUMB_EDGE, THUMB_EDGE)),  # gray
     ]
 )
+_NUMBERS = struct.Struct("<IIBB")  # those of FACTS
 _KEPT = np.dtype([("key", "<u8"), ("facts", FACTS)])
 
 Facts: TypeAlias = NDArray[Any]  # [N] of FACTS
@@ -93,31 +96,26 @@ def inspect_image(path: Path) -> bytes:
         ImageError: it cannot be read.
     """
     whole = read_whole(path)
-    traits = {
-        Trait.TRANSPARENT: whole.transparent,
-        Trait.DEEP: whole.deep,
-        Trait.CMYK: whole.mode == "CMYK",
-        Trait.PALETTE: whole.mode in ("P", "PA"),
-        Trait.TURNED: whole.turned,
-        Trait.ANIMATED: whole.animated,
-    }
-    record = np.zeros((), FACTS)
-    record["digest"] = whole.digest
-    record["width"], record["height"] = whole.image.size
-    known = whole.format in FORMATS
-    record["format"] = _FORMAT_NAMES.index(whole.format) if known else _OTHER_FORMAT
-    record["traits"] = sum(trait for trait, holds in traits.items() if holds)
-    record["thumb"] = shrink(whole.image)
-    return record.tobytes()
+    # Plain numbers: this is a part of the time that a large set takes.
+    traits = (
+        1 * whole.transparent
+        | 2 * whole.deep
+        | 4 * (whole.mode == "CMYK")
+        | 8 * (whole.mode in ("P", "PA"))
+        | 16 * whole.turned
+        | 32 * whole.animated
+    )
+    number = _FORMAT_NUMBERS.get(whole.format, _OTHER_FORMAT)
+    return whole.digest + _NUMBERS.pack(*whole.image.size, number, traits) + shrink(whole.image)
 
 
-def shrink(image: Image.Image) -> NDArray[np.uint8]:
+def shrink(image: Image.Image) -> bytes:
     """Gray values `[32, 32]` of the whole image, whatever its shape."""
     factor = min(image.size) // _REDUCED_EDGE
     if factor > 1:
         image = image.reduce(factor)
     edges = (THUMB_EDGE, THUMB_EDGE)
-    return np.asarray(image.convert("L").resize(edges, Image.Resampling.BILINEAR))
+    return image.convert("L").resize(edges, Image.Resampling.BILINEAR).tobytes()
 
 
 def hash_pixels(path: Path) -> bytes:
