@@ -229,13 +229,46 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
-    """Precision, recall and F1 of one class (0 to 1; 0 where undefined) and its image count."""
+    """Precision, recall and F1 of one class (0 to 1; 0 where undefined) and its image count.
+
+    The intervals are those of 95 %, None where nothing can be said.
+    """
 
     name: str
     precision: float
     recall: float
     f1: float
     support: int
+    precision_interval: tuple[float, float] | None = None
+    recall_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Images whose confidence is above `low` and at most `high`, their mean and their accuracy."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationResult:
+    """How far probabilities are from the shares that are right.
+
+    All are expected calibration errors, 0 to 1. `ece` is that of the probabilities at `temperature`, `ece_raw` that without it. `ece_held_out`
+    is what `ece` would be if no image had helped to fit its own temperature; None where they have
+    not.
+    """
+
+    temperature: float
+    ece: float
+    ece_raw: float
+    ece_held_out: float | None
+    bins: tuple[CalibrationBin, ...]
+    bins_raw: tuple[CalibrationBin, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +276,8 @@ class EvaluationResult:
     """Metrics on a labelled folder.
 
     `confusion_matrix[t][p]` counts images of class `t` predicted as class `p`. `failures` are the
-    images that could not be read; they count in no metric.
+    images that could not be read; they count in no metric. Intervals are those of 95 %. `loss` is
+    that of the raw logits. `warnings` say what keeps the figures from being taken at face value.
     """
 
     classes: tuple[str, ...]
@@ -255,6 +289,11 @@ class EvaluationResult:
     per_class: tuple[ClassMetrics, ...]
     confusion_matrix: tuple[tuple[int, ...], ...]
     failures: tuple[SkippedFile, ...] = ()
+    top1_interval: tuple[float, float] | None = None
+    macro_f1_interval: tuple[float, float] | None = None
+    weighted_f1: float = math.nan
+    calibration: CalibrationResult | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
