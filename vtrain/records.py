@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
+UNKNOWN = "unknown"  # the answer for what is rejected
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
@@ -220,11 +221,24 @@ class ClassProbability:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer for one input: classes by falling probability, or the reason why there is none."""
+    """The answer for one input: classes by falling probability, or the reason why there is none.
+
+    `distance` tells how unlike the training images it is, see `ImagePrediction`; None where the
+    model cannot tell. `rejected` is why the answer is `unknown` in spite of its classes.
+    """
 
     path: str
     predictions: tuple[ClassProbability, ...] = ()
     error: str | None = None
+    distance: float | None = None
+    rejected: Literal["confidence", "distance"] | None = None
+
+    @property
+    def answer(self) -> str | None:
+        """The most probable class, or `unknown`; None with an error."""
+        if self.error is not None or not self.predictions:
+            return None
+        return UNKNOWN if self.rejected else self.predictions[0].name
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,11 +270,11 @@ class CalibrationBin:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationResult:
-    """How far probabilities are from the shares that are right.
+    """How far probabilities are from the shares that are right: errors from 0 to 1.
 
-    All are expected calibration errors, 0 to 1. `ece` is that of the probabilities at `temperature`, `ece_raw` that without it. `ece_held_out`
-    is what `ece` would be if no image had helped to fit its own temperature; None where they have
-    not.
+    All are expected calibration errors. `ece` is that of the probabilities at `temperature`,
+    `ece_raw` that without it. `ece_held_out` is what `ece` would be if no image had helped to fit
+    its own temperature; None where they have not.
     """
 
     temperature: float
