@@ -20,9 +20,9 @@ LAYERS = (
     ("cli",),
     ("commands.",),
     ("usage",),  # explains the errors of all below
-    ("fit", "init", "predict_file"),
+    ("fit", "init", "predict_file", "compare_page"),
     ("fit_run",),
-    ("phase", "profile"),
+    ("phase", "profile", "compare"),
     ("run_record",),
     ("evaluate", "predict", "embed", "plan"),
     ("checkpoint",),
@@ -45,9 +45,9 @@ START_UP = (
     "__main__", "cli", "usage", "console", "config", "config_checks", "config_errors",
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
-    "commands.cache", "commands.config", "commands.embed", "commands.env", "commands.evaluate",
-    "commands.fit", "commands.options", "commands.outcomes", "commands.predict", "commands.sample",
-    "commands.together",
+    "commands.cache", "commands.compare", "commands.config", "commands.embed", "commands.env",
+    "commands.evaluate", "commands.fit", "commands.options", "commands.outcomes",
+    "commands.predict", "commands.sample", "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -205,6 +205,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
+    "compare",
 )  # fmt: skip
 
 

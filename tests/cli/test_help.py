@@ -17,6 +17,7 @@ from vtrain.zoo import backbone_names
 CONTRACT = {
     "fit": "CONFIG [KEY=VALUE ...]",
     "evaluate": "FOLDER",
+    "compare": "RUN RUN...",
     "predict": "PATH...",
     "embed": "FOLDER OUT.npy",
     "backbones": "[NAME]",
@@ -27,7 +28,7 @@ CONTRACT = {
     "cache": "",
     "env": "",
 }
-JSON_COMMANDS = ("evaluate", "predict", "embed", "backbones", "config", "cache", "env")
+JSON_COMMANDS = ("evaluate", "compare", "predict", "embed", "backbones", "config", "cache", "env")
 
 
 def find_examples(text: str) -> list[str]:
