@@ -23,6 +23,10 @@ LAYERS = (
     ("fit", "init", "predict_file"),
     ("fit_run",),
     ("phase", "profile"),
+    ("report",),
+    ("report_card",),
+    ("report_content",),
+    ("report_facts",),
     ("run_record",),
     ("evaluate", "predict", "embed", "plan"),
     ("checkpoint",),
@@ -46,8 +50,8 @@ START_UP = (
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
     "commands.cache", "commands.config", "commands.embed", "commands.env", "commands.evaluate",
-    "commands.fit", "commands.options", "commands.outcomes", "commands.predict", "commands.sample",
-    "commands.together",
+    "commands.fit", "commands.options", "commands.outcomes", "commands.predict", "commands.report",
+    "commands.sample", "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -205,6 +209,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
+    "report",
 )  # fmt: skip
 
 
