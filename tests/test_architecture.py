@@ -20,9 +20,14 @@ LAYERS = (
     ("cli",),
     ("commands.",),
     ("usage",),  # explains the errors of all below
-    ("fit", "init", "predict_file", "compare_page"),
+    ("fit", "init", "predict_file"),
     ("fit_run",),
-    ("phase", "profile", "compare"),
+    ("phase", "profile"),
+    ("compare_page",),
+    ("report", "compare"),
+    ("report_card",),
+    ("report_content",),
+    ("report_facts",),
     ("run_record",),
     ("evaluate", "predict", "embed", "plan"),
     ("checkpoint",),
@@ -47,7 +52,7 @@ START_UP = (
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
     "commands.cache", "commands.compare", "commands.config", "commands.embed", "commands.env",
     "commands.evaluate", "commands.fit", "commands.options", "commands.outcomes",
-    "commands.predict", "commands.sample", "commands.together",
+    "commands.predict", "commands.report", "commands.sample", "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -205,7 +210,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
-    "compare",
+    "compare", "report",
 )  # fmt: skip
 
 

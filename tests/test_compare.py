@@ -125,7 +125,7 @@ def test_changes_by_class_and_images_by_sureness() -> None:
         ("ant", 2, 0), ("bee", 0, 1)
     ]  # fmt: skip
     assert [each.path.name for each in found.gained] == ["1", "0"]
-    assert found.macro_f1.difference == pytest.approx(0.4 - 1 / 3)
+    assert found.macro_f1.difference == pytest.approx(0.4 - 0.25)
 
 
 # --- data and settings ---------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_unusable_runs() -> None:
     for runs, message in (
         ([a], "one run alone"),
         ([a, a], "given twice"),
-        ([a, Path("runs/../runs/a")], "which is runs/a as well"),
+        ([a, Path("runs/../runs/a")], "given twice, the other time as runs/a"),
         ([a, Path("nix")], "nix is no run folder: not there"),
         ([a, Path("runs")], "runs is no run folder: it holds none of"),
     ):
@@ -210,7 +210,7 @@ def test_unusable_runs() -> None:
     with pytest.raises(ModelError, match="trained without a test split"):
         compare([a, b], split="test")
     write_run(Path("c"), None, finished=False)
-    with pytest.raises(ModelError, match="c holds no predictions-val.csv: the run has not") as got:
+    with pytest.raises(ModelError, match=r"c holds no predictions-val\.csv: the run") as got:
         compare([a, Path("c")])
     assert got.value.hint == "finish it: vtrain fit c/config.resolved.yaml run_dir=c --resume"
 
@@ -228,7 +228,7 @@ def test_damaged_runs() -> None:
     assert found.settings[0].key == "seed"
     for content in ("", "path,label\n", "path,label,prediction,probability,correct\nx,y,z,?,1\n"):
         (b / "predictions-val.csv").write_text(content)
-        with pytest.raises(ModelError, match="runs/b/predictions-val.csv"):
+        with pytest.raises(ModelError, match=r"runs/b/predictions-val\.csv"):
             compare([a, b])
 
 

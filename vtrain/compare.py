@@ -168,10 +168,11 @@ def _require_different(run_dirs: Sequence[Path]) -> None:
         )
     seen: dict[Path, Path] = {}
     for run_dir in run_dirs:
-        before = seen.setdefault(run_dir.resolve(), run_dir)
-        if before is not run_dir:
-            same = "twice" if str(before) == str(run_dir) else f"which is {before} as well"
-            raise UsageError(f"{run_dir} was given {same}", "name each run once")
+        place = run_dir.resolve()
+        if place in seen:
+            other = "" if seen[place] == run_dir else f", the other time as {seen[place]}"
+            raise UsageError(f"{run_dir} was given twice{other}", "name each run once")
+        seen[place] = run_dir
 
 
 # --- images that all runs have -------------------------------------------------------------------
@@ -213,9 +214,10 @@ def _match(
     facts = [_split_facts(record, split) for record in records]
     roots = [str(each.get("root", "")) for each in facts]
     digests = {each.get("sha256") for each in facts}
+    as_written = len(set(roots)) == 1 or "" in roots
     keyed = []
     for root, table in zip(roots, tables, strict=True):
-        if len(set(roots)) == 1 or not root:
+        if as_written:
             base, place = None, ""
         else:
             base = Path(root)

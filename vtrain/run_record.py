@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vtrain.config import FitConfig, flatten_config, load_config
+from vtrain.config import FitConfig, flatten_config, load_recorded_config
 from vtrain.errors import ModelError, UsageError, VtrainError
 from vtrain.files import read_csv_cell
 from vtrain.records import EpochMetrics, FitResult, ImagePrediction
@@ -113,7 +113,7 @@ class _Reader:
             self.problems.append(f"{RESOLVED_NAME} is missing")
             return None
         try:
-            return load_config(path).config
+            return load_recorded_config(path)
         except VtrainError as error:
             self.problems.append(f"{RESOLVED_NAME} cannot be read: {error.message[:200]}")
             return None

@@ -77,7 +77,9 @@ def test_examples_come_first_and_are_valid(program: Program, command: str) -> No
 def test_help_fits_80_columns(program: Program, command: str) -> None:
     text = program(*command.split(), "-h").out
     assert max(map(len, text.splitlines())) <= 80
-    assert "..." not in text.replace("PATH...", "").replace("[ARGS]...", "").replace(" ...]", "")
+    assert "..." not in text.replace("PATH...", "").replace("RUN...", "").replace(
+        "[ARGS]...", ""
+    ).replace(" ...]", "")
 
 
 def test_help_of_the_program(program: Program) -> None:

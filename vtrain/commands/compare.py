@@ -1,6 +1,5 @@
 """`vtrain compare`: which of several runs is better, and how sure that is."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +10,7 @@ from vtrain.commands.options import Debug, Json, Quiet, complete_runs
 from vtrain.commands.outcomes import quote_path
 from vtrain.console import (
     Console,
+    data_stream,
     find_width,
     format_bytes,
     format_duration,
@@ -45,7 +45,7 @@ def compare(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Which run is better, and how sure that is.
+    """Tell which run is better, and how surely.
 
     Runs are compared on the images that all of them have in predictions-val.csv: a paired
     bootstrap gives the interval of the difference, McNemar's exact test the p value. It compares
@@ -192,13 +192,13 @@ def _show_curves(runs: Sequence[Any]) -> None:
 
     if max(len(run.curve) for run in runs) < 2:
         return
-    width = find_width(sys.stdout) or WIDEST_PLOT
+    width = find_width(data_stream()) or WIDEST_PLOT
     print_line("")
     print_text(
         draw_lines(
             {str(run.run_dir): [100 * value for value in run.curve] for run in runs},
             width=max(NARROWEST_PLOT, min(width, WIDEST_PLOT)),
-            braille=takes_braille(sys.stdout),
+            braille=takes_braille(data_stream()),
             title="top-1 on the validation images, %",
             x_title="epoch",
             whole_x=True,
