@@ -212,7 +212,8 @@ def test_unusable_runs() -> None:
     write_run(Path("c"), None, finished=False)
     with pytest.raises(ModelError, match=r"c holds no predictions-val\.csv: the run") as got:
         compare([a, Path("c")])
-    assert got.value.hint == "finish it: vtrain fit c/config.resolved.yaml run_dir=c --resume"
+    command = "vtrain fit c/config.resolved.yaml run_dir=c --resume"
+    assert got.value.hint == f"wait until it has, or go on with it: {command}"
 
 
 def test_damaged_runs() -> None:

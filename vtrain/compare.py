@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import numpy as np
@@ -188,7 +189,8 @@ def _read_table(record: RunRecord, split: Split) -> list[ImagePrediction]:
             )
         raise ModelError(
             f"{record.run_dir} holds no {path.name}: the run has not finished",
-            f"finish it: vtrain fit {record.run_dir / RESOLVED_NAME} run_dir={record.run_dir} "
+            "wait until it has, or go on with it: vtrain fit "
+            f"{quote(str(record.run_dir / RESOLVED_NAME))} {quote(f'run_dir={record.run_dir}')} "
             "--resume",
         )
     table = read_predictions(record.run_dir, split)
@@ -416,7 +418,7 @@ def _find_warnings(
     records: Sequence[RunRecord], runs: Sequence[ComparedRun], split: Split
 ) -> Iterator[str]:
     if any(run.left_out for run in runs):
-        parts = ", ".join(f"{run.left_out} of {run.run_dir}" for run in runs if run.left_out)
+        parts = ", ".join(f"{run.left_out:,} of {run.run_dir}" for run in runs if run.left_out)
         yield f"left out, because not all runs have them: {parts} ({SPLIT_NAMES[split]} images)"
     yield from _compare_data(records)
     yield from _compare_classes(records)
@@ -470,7 +472,7 @@ def _find_notes(
         visible = smallest_visible_difference(count, runs[0].top1, level=LEVEL)
         points = f"{100 * visible:.{0 if visible >= 0.015 else 1}f}"
         yield (
-            f"{count} images tell differences from about {points} points on; more images show "
+            f"{count:,} images tell differences from about {points} points on; more images show "
             "smaller ones"
         )
     if len(differences) > 1:

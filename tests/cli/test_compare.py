@@ -36,7 +36,7 @@ def test_what_is_shown(pair: tuple[str, str], program: Program) -> None:
     assert done.code == 0
     assert done.out.startswith("2 runs on 20 validation images\n")
     for part in (
-        "runs/a  50.0 %",
+        "runs/a     50.0",
         "runs/b is better than runs/a: +40.0 points of top-1, 95 % interval +",
         "seed     0       4",
         "right in runs/b only: 9",

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any
 
 import typer
@@ -9,11 +10,13 @@ import typer
 from vtrain.commands.options import Debug, Json, Quiet, complete_runs
 from vtrain.commands.outcomes import quote_path
 from vtrain.console import (
+    GAP,
     Console,
     data_stream,
     find_width,
     format_bytes,
     format_duration,
+    one_line,
     print_json,
     print_line,
     print_table,
@@ -22,6 +25,7 @@ from vtrain.console import (
 from vtrain.errors import UsageError
 
 WIDEST_PLOT, NARROWEST_PLOT = 100, 40
+FEWEST_COLUMNS = 5  # of the table of runs: with the intervals
 CLASSES_SHOWN, IMAGES_SHOWN = 5, 3  # on each side
 
 
@@ -88,12 +92,12 @@ def _show_comparison(comparison: Any) -> None:
     from vtrain.compare import SPLIT_NAMES, describe_difference
 
     print_line(
-        f"{len(comparison.runs)} runs on {comparison.count} {SPLIT_NAMES[comparison.split]} images"
+        f"{len(comparison.runs)} runs on {comparison.count:,} {SPLIT_NAMES[comparison.split]} images"
     )
     _show_runs(comparison.runs)
     print_line("")
     for difference in comparison.differences:
-        print_line(describe_difference(difference, comparison))
+        _say_verdict(describe_difference(difference, comparison))
     _show_settings(comparison)
     for difference in comparison.differences:
         _show_classes(difference, comparison)
@@ -102,28 +106,36 @@ def _show_comparison(comparison: Any) -> None:
 
 
 def _show_runs(runs: Sequence[Any]) -> None:
-    interval = "95 % interval"
-    print_table(
-        ("run", "top-1", interval, "macro F1", interval, "best epoch", "time", "model"),
-        [
-            (
-                str(run.run_dir),
-                f"{100 * run.top1:.1f} %",
-                _format_interval(run.top1_interval),
-                f"{run.macro_f1:.3f}",
-                " to ".join(f"{limit:.3f}" for limit in run.macro_f1_interval),
-                "-" if run.best_epoch is None else f"{run.best_epoch} of {run.epochs}",
-                "-" if run.seconds is None else format_duration(run.seconds),
-                "-" if run.model_bytes is None else format_bytes(run.model_bytes),
-            )
-            for run in runs
-        ],
-        right=(1, 2, 3, 4, 5, 6, 7),
-    )  # fmt: skip
+    rows = [
+        (
+            str(run.run_dir),
+            f"{100 * run.top1:.1f}",
+            "-".join(f"{100 * limit:.1f}" for limit in run.top1_interval),
+            f"{run.macro_f1:.3f}",
+            "-".join(f"{limit:.3f}" for limit in run.macro_f1_interval),
+            "-" if run.best_epoch is None else f"{run.best_epoch}/{run.epochs}",
+            "-" if run.seconds is None else format_duration(run.seconds),
+            "-" if run.model_bytes is None else format_bytes(run.model_bytes),
+        )
+        for run in runs
+    ]
+    header = ("run", "top-1 %", "95 %", "F1", "95 %", "best", "time", "model")
+    count = _count_fitting([header, *rows], find_width(data_stream()))
+    print_table(header[:count], [row[:count] for row in rows], right=tuple(range(1, count)))
 
 
-def _format_interval(interval: tuple[float, float]) -> str:
-    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+def _count_fitting(rows: Sequence[Sequence[str]], width: int | None) -> int:
+    """How many columns a terminal has room for, without those that matter least, on the right."""
+    widths = [max(map(len, column)) + GAP for column in zip(*rows, strict=True)]
+    while width is not None and len(widths) > FEWEST_COLUMNS and sum(widths) - GAP > width:
+        widths.pop()
+    return len(widths)
+
+
+def _say_verdict(text: str) -> None:
+    """A sentence on stdout, broken between words where it is for a terminal."""
+    width = find_width(data_stream())
+    print_text(one_line(text) if width is None else fill(one_line(text), width))
 
 
 def _show_settings(comparison: Any) -> None:
@@ -176,7 +188,7 @@ def _show_images(difference: Any, comparison: Any) -> None:
         if not images:
             continue
         print_line("")
-        print_line(f"right in {run_dir} only: {len(images)}")
+        print_line(f"right in {run_dir} only: {len(images):,}")
         for each in images[:IMAGES_SHOWN]:
             wrong = each.baseline if each.other.correct else each.other
             print_line(
@@ -184,7 +196,7 @@ def _show_images(difference: Any, comparison: Any) -> None:
                 f"({wrong.probability:.2f})"
             )
         if len(images) > IMAGES_SHOWN:
-            print_line(f"  and {len(images) - IMAGES_SHOWN} more (--json lists all)")
+            print_line(f"  and {len(images) - IMAGES_SHOWN:,} more (--json lists all)")
 
 
 def _show_curves(runs: Sequence[Any]) -> None:

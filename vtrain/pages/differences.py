@@ -51,7 +51,7 @@ def difference_chart(
         top = frame.top + ROW * index
         middle = top + 24
         name = shorten(each.label, LONGEST_NAME)
-        parts.append(draw_text(frame.left, top + 13, name, full=each.label))
+        parts.append(draw_text(frame.left, top + 13, name, kind="over", full=each.label))
         parts.append(draw_line(x(each.low), middle, x(each.high), middle, "whisker"))
         ends = (x(each.low), x(each.high))
         parts.extend(draw_line(end, middle - 4, end, middle + 4, "whisker") for end in ends)
