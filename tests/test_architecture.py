@@ -22,6 +22,7 @@ LAYERS = (
     ("usage",),  # explains the errors of all below
     ("fit", "init", "predict_file"),
     ("fit_run",),
+    ("final_evaluation",),
     ("phase", "profile"),
     ("compare_page",),
     ("report", "compare"),

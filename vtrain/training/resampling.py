@@ -20,6 +20,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vtrain.records import CalibrationBin
+
 Interval = tuple[float, float]
 Counts = NDArray[np.int64]
 Shares = NDArray[np.float64]
@@ -54,17 +56,6 @@ class PairedDifference:
     low: float
     high: float
     level: float
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationBin:
-    """Images whose confidence is above `low` and at most `high`, their mean and their accuracy."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float
-    accuracy: float
 
 
 def wilson_interval(hits: int, count: int, *, level: float = 0.95) -> Interval:
