@@ -91,9 +91,8 @@ def compare(
 def _show_comparison(comparison: Any) -> None:
     from vtrain.compare import SPLIT_NAMES, describe_difference
 
-    print_line(
-        f"{len(comparison.runs)} runs on {comparison.count:,} {SPLIT_NAMES[comparison.split]} images"
-    )
+    images = f"{comparison.count:,} {SPLIT_NAMES[comparison.split]} images"
+    print_line(f"{len(comparison.runs)} runs on {images}")
     _show_runs(comparison.runs)
     print_line("")
     for difference in comparison.differences:
