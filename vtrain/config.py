@@ -35,7 +35,7 @@ __all__ = [
     "flatten_config",
     "json_schema",
     "load_config",
-    "load_recorded_config",
+    "read_settled_config",
     "reference_yaml",
 ]
 
@@ -67,11 +67,11 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     return LoadedConfig(config, _find_origins(source, config), path.stem, source.text)
 
 
-def load_recorded_config(path: Path) -> FitConfig:
-    """The config that a run has recorded, also where its data and weights are no longer there.
+def read_settled_config(path: Path) -> FitConfig:
+    """The config of a run that has been made: not checked against the folders of today.
 
     Raises:
-        ConfigError: the file cannot be read, or is no config.
+        ConfigError: the file cannot be read, or a key or value is none of a config.
     """
     source = load_source(path, ())
     config, _ = validate_source(source)

@@ -236,13 +236,13 @@ def _tiles_of(name: str, evaluation: Evaluation) -> list[tuple[str, str, str]]:
 
 
 def find_best_epoch(record: RunRecord) -> EpochMetrics | None:
-    """The row of the saved model; without a result that of the best macro F1."""
+    """The row of the saved model; without a result that of the best top-1 so far."""
     if record.result is not None:
         for row in record.metrics:
             if row.epoch == record.result.best_epoch:
                 return row
-    finite = [row for row in record.metrics if known(row.val_macro_f1) is not None]
-    return max(finite, key=lambda row: row.val_macro_f1, default=None)
+    finite = [row for row in record.metrics if known(row.val_top1) is not None]
+    return max(finite, key=lambda row: (row.val_top1, -row.val_loss), default=None)
 
 
 def describe_freeze(record: RunRecord) -> str:
@@ -266,7 +266,8 @@ def _build_messages(facts: Facts) -> list[Message]:
     messages = []
     if not facts.finished:
         epochs = len(facts.record.metrics)
-        text = f"This run has not finished: {epochs} epochs so far. Go on with: {RESUME}"
+        so_far = f"{epochs} epoch{'' if epochs == 1 else 's'} so far"
+        text = f"This run has not finished: {so_far}. Go on with: {RESUME}"
         messages.append(Message("warning", text))
     warnings = [text for each in facts.evaluations.values() for text in each.warnings]
     warnings += [*_warn_of_curves(facts.record), *_warn_of_data(facts.record)]
