@@ -19,6 +19,7 @@ CONTRACT = {
     "evaluate": "FOLDER",
     "predict": "PATH...",
     "embed": "FOLDER OUT.npy",
+    "report": "[RUN]",
     "backbones": "[NAME]",
     "init": "FOLDER",
     "config": "CONFIG [KEY=VALUE ...]",
