@@ -20,6 +20,7 @@ CONTRACT = {
     "compare": "RUN RUN...",
     "predict": "PATH...",
     "embed": "FOLDER OUT.npy",
+    "report": "[RUN]",
     "backbones": "[NAME]",
     "init": "FOLDER",
     "config": "CONFIG [KEY=VALUE ...]",
