@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import check_page, check_source
 from tests.cli.program import (
     Program,
     TerminalProgram,
@@ -115,6 +116,7 @@ def test_page(pair: tuple[str, str], program: Program) -> None:
     done = program("compare", *pair, "-o", "compare.html")
     assert done.code == 0
     assert done.talk == ["page: compare.html"]
+    assert check_source(Path("compare.html")) == []
     page = Page(Path("compare.html"))
     assert page.tags.count("img") == 1
     assert page.text.count("no picture") == 9  # a damaged one, and those that are not there
@@ -139,6 +141,18 @@ def test_hostile_names(empty: Path, program: Program) -> None:
     assert "taken for <script>alert(1)</script>\\x1b[31m[/]" in page.text
     assert "\x1b" not in page.text
     assert program("compare", "runs/a", run, "--json").code == 0
+    check_page(Path("x.html"))
+
+
+def test_many_runs_and_classes_in_a_browser(empty: Path, program: Program) -> None:
+    names = [f"class with a long name, number {index}" for index in range(60)]
+    runs = []
+    for index in range(8):
+        right = "".join("x" if (number * (index + 3)) % 7 else "." for number in range(120))
+        runs.append(f"runs/a folder with a rather long name for a run {index}")
+        write_run(Path(runs[-1]), answers(names, right), seed=index, classes=names)
+    assert program("compare", *runs, "-o", "x.html").code == 0
+    check_page(Path("x.html"))
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])
