@@ -25,7 +25,13 @@ LAYERS = (
     ("check_findings",),
     ("fit", "init", "predict_file"),
     ("fit_run",),
+    ("final_evaluation",),
     ("phase", "profile"),
+    ("compare_page",),
+    ("report", "compare"),
+    ("report_card",),
+    ("report_content",),
+    ("report_facts",),
     ("run_record",),
     ("evaluate", "predict", "embed", "plan"),
     ("checkpoint",),
@@ -37,7 +43,7 @@ LAYERS = (
     ("config_checks", "config_errors", "config_text"),
     ("config_schema", "config_source"),
     ("config_model",),
-    ("partial_array",),
+    ("partial_array", "terminal_plot"),
     ("console", "tensor_files", "run_folder"),
     ("runtime", "distributed", "files", "pickle_check", "yaml12", "zoo", "cache_folder", "signals"),
     ("records",),
@@ -48,9 +54,9 @@ START_UP = (
     "__main__", "cli", "usage", "console", "config", "config_checks", "config_errors",
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
-    "commands.cache", "commands.check", "commands.config", "commands.embed", "commands.env",
-    "commands.evaluate", "commands.fit", "commands.options", "commands.outcomes",
-    "commands.predict", "commands.sample", "commands.together",
+    "commands.cache", "commands.check", "commands.compare", "commands.config", "commands.embed",
+    "commands.env", "commands.evaluate", "commands.fit", "commands.options", "commands.outcomes",
+    "commands.predict", "commands.report", "commands.sample", "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -208,7 +214,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
-    "check",
+    "compare", "report", "check",
 )  # fmt: skip
 
 

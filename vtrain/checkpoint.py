@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vtrain.console import one_line
 from vtrain.errors import ModelError, NewerFormatError, UsageError
 from vtrain.models.backbones import pretrained_classes
 from vtrain.models.classifier import Classifier, build_pretrained_classifier
-from vtrain.models.model_file import find_model_file, load_model_file
+from vtrain.models.model_file import find_model_file, load_scoring_model
 from vtrain.models.weights import describe_weights, load_native_weights
 from vtrain.records import Preprocessing
 from vtrain.run_folder import (
@@ -27,7 +28,14 @@ from vtrain.run_folder import (
 )
 from vtrain.runtime import keep_freed_memory, seed_everything
 from vtrain.tensor_files import load_torch, save_torch
-from vtrain.training.inference import prepare_for_inference
+from vtrain.training.calibration import Novelty
+from vtrain.training.inference import (
+    Outputs,
+    compute_averaged,
+    compute_both,
+    find_model_device,
+    prepare_for_inference,
+)
 from vtrain.training.loop import TrainState
 from vtrain.training.precision import Precision, choose_inference_precision
 from vtrain.zoo import backbone_names, find_backbone
@@ -40,7 +48,9 @@ NO_CHECKPOINT_HINT = "start a new run: without --resume, and with another run_di
 class LoadedModel:
     """A classifier in evaluation mode on its device, with all that its use needs.
 
-    `precision` is `fp32`, `bf16` or `fp16`: what the classifier computes in.
+    `precision` is `fp32`, `bf16` or `fp16`: what the classifier computes in. `temperature` divides
+    the logits of calibrated probabilities; `novelty` tells how unlike the training images an image
+    is, None where the model knows nothing of them.
     """
 
     classifier: Classifier
@@ -48,6 +58,34 @@ class LoadedModel:
     classes: tuple[str, ...]
     source: str
     precision: str = "fp32"
+    temperature: float = 1.0
+    novelty: Novelty | None = None
+
+    def choose_compute(
+        self, *, raw: bool = False, tta: bool = False
+    ) -> tuple[Callable[[Tensor], Outputs], float]:
+        """What gives the outputs of uint8 images `[B, 3, H, W]`, and the temperature of its logits.
+
+        `raw` leaves the model's temperature out; `tta` averages over four views of each image.
+        """
+        device = find_model_device(self.classifier)
+        temperature = 1.0 if raw else self.temperature
+        plain = partial(
+            compute_both,
+            self.classifier,
+            preprocessing=self.preprocessing,
+            device=device,
+        )
+        if not tta:
+            return plain, temperature
+        averaged = partial(
+            compute_averaged,
+            self.classifier,
+            preprocessing=self.preprocessing,
+            device=device,
+            temperature=temperature,
+        )
+        return averaged, 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +162,10 @@ def _suggest(model: str) -> str:
 
 
 def _load_own(path: Path, device: torch.device, precision: str) -> LoadedModel:
-    classifier, description = load_model_file(path)
+    classifier, description, bank = load_scoring_model(path)
+    novelty = None
+    if description.novelty is not None and bank is not None:
+        novelty = Novelty(bank, **description.novelty).to(device)
     trained = _find_trained_precision(description.config)
     chosen = choose_inference_precision(precision, device, trained=trained)
     return LoadedModel(
@@ -133,6 +174,8 @@ def _load_own(path: Path, device: torch.device, precision: str) -> LoadedModel:
         description.classes,
         str(path),
         chosen,
+        description.temperature,
+        novelty,
     )
 
 
