@@ -22,7 +22,8 @@ LAYERS = (
     ("usage",),  # explains the errors of all below
     ("fit", "init", "predict_file"),
     ("fit_run",),
-    ("phase", "profile"),
+    ("suspects_page",),
+    ("phase", "profile", "suspects"),
     ("run_record",),
     ("evaluate", "predict", "embed", "features", "plan"),
     ("checkpoint",),
@@ -47,7 +48,7 @@ START_UP = (
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
     "commands.cache", "commands.config", "commands.embed", "commands.env", "commands.evaluate",
     "commands.fit", "commands.options", "commands.outcomes", "commands.predict", "commands.sample",
-    "commands.together",
+    "commands.suspects", "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -205,6 +206,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
+    "suspects",
 )  # fmt: skip
 
 

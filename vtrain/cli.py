@@ -20,6 +20,7 @@ from vtrain.commands.evaluate import evaluate
 from vtrain.commands.fit import fit
 from vtrain.commands.predict import predict
 from vtrain.commands.sample import sample
+from vtrain.commands.suspects import suspects
 from vtrain.console import (
     Console,
     OutputClosedError,
@@ -54,6 +55,7 @@ app.command(cls=FitCommand)(fit)
 app.command(cls=PlainCommand)(evaluate)
 app.command(cls=PlainCommand)(predict)
 app.command(cls=PlainCommand)(embed)
+app.command(cls=PlainCommand)(suspects)
 app.command(cls=PlainCommand)(backbones)
 app.command(cls=PlainCommand)(init)
 app.command("config", cls=PlainCommand)(show_config)

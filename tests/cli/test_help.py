@@ -19,6 +19,7 @@ CONTRACT = {
     "evaluate": "FOLDER",
     "predict": "PATH...",
     "embed": "FOLDER OUT.npy",
+    "suspects": "[RUN]",
     "backbones": "[NAME]",
     "init": "FOLDER",
     "config": "CONFIG [KEY=VALUE ...]",
@@ -27,7 +28,7 @@ CONTRACT = {
     "cache": "",
     "env": "",
 }
-JSON_COMMANDS = ("evaluate", "predict", "embed", "backbones", "config", "cache", "env")
+JSON_COMMANDS = ("evaluate", "predict", "embed", "backbones", "config", "cache", "env", "suspects")
 
 
 def find_examples(text: str) -> list[str]:
