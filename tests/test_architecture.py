@@ -22,8 +22,8 @@ LAYERS = (
     ("usage",),  # explains the errors of all below
     ("fit", "init", "predict_file"),
     ("fit_run",),
-    ("suspects_page",),
-    ("phase", "profile", "suspects"),
+    ("suspects_page", "neighbors_page"),
+    ("phase", "profile", "suspects", "neighbors"),
     ("run_record",),
     ("evaluate", "predict", "embed", "features", "plan"),
     ("checkpoint",),
@@ -47,8 +47,8 @@ START_UP = (
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
     "commands.cache", "commands.config", "commands.embed", "commands.env", "commands.evaluate",
-    "commands.fit", "commands.options", "commands.outcomes", "commands.predict", "commands.sample",
-    "commands.suspects", "commands.together",
+    "commands.fit", "commands.options", "commands.outcomes", "commands.neighbors",
+    "commands.predict", "commands.sample", "commands.suspects", "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -206,7 +206,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
-    "suspects",
+    "neighbors", "suspects",
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from vtrain.commands.embed import embed
 from vtrain.commands.env import env
 from vtrain.commands.evaluate import evaluate
 from vtrain.commands.fit import fit
+from vtrain.commands.neighbors import neighbors
 from vtrain.commands.predict import predict
 from vtrain.commands.sample import sample
 from vtrain.commands.suspects import suspects
@@ -55,6 +56,7 @@ app.command(cls=FitCommand)(fit)
 app.command(cls=PlainCommand)(evaluate)
 app.command(cls=PlainCommand)(predict)
 app.command(cls=PlainCommand)(embed)
+app.command(cls=PlainCommand)(neighbors)
 app.command(cls=PlainCommand)(suspects)
 app.command(cls=PlainCommand)(backbones)
 app.command(cls=PlainCommand)(init)

@@ -19,6 +19,7 @@ CONTRACT = {
     "evaluate": "FOLDER",
     "predict": "PATH...",
     "embed": "FOLDER OUT.npy",
+    "neighbors": "QUERY EMBEDDINGS.npy",
     "suspects": "[RUN]",
     "backbones": "[NAME]",
     "init": "FOLDER",
@@ -28,7 +29,17 @@ CONTRACT = {
     "cache": "",
     "env": "",
 }
-JSON_COMMANDS = ("evaluate", "predict", "embed", "backbones", "config", "cache", "env", "suspects")
+JSON_COMMANDS = (
+    "evaluate",
+    "predict",
+    "embed",
+    "backbones",
+    "config",
+    "cache",
+    "env",
+    "neighbors",
+    "suspects",
+)
 
 
 def find_examples(text: str) -> list[str]:
