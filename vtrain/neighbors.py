@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 import torch
@@ -173,13 +173,13 @@ class _Embeddings:
         """Rows from `first` on, `[n, D]`."""
         self.stream.seek(self.start + 4 * self.dim * first)
         count = min(count, self.count - first)
-        values: Vector = np.fromfile(self.stream, dtype="<f4", count=count * self.dim)
+        values = np.fromfile(self.stream, dtype="<f4", count=count * self.dim)
         if len(values) < count * self.dim:
             raise DataError(f"{one_line(self.path)} ends too soon", "make it again")
         return values.reshape(count, self.dim)
 
     def read_row(self, row: int) -> Vector:
-        return self.read(row, 1)[0]
+        return cast(Vector, self.read(row, 1)[0])
 
     def blocks(self) -> Iterator[tuple[int, Vector]]:
         size = max(1, BLOCK_BYTES // (4 * self.dim))

@@ -30,15 +30,8 @@ CONTRACT = {
     "env": "",
 }
 JSON_COMMANDS = (
-    "evaluate",
-    "predict",
-    "embed",
-    "backbones",
-    "config",
-    "cache",
-    "env",
-    "neighbors",
-    "suspects",
+    *("evaluate", "predict", "embed", "neighbors", "suspects"),
+    *("backbones", "config", "cache", "env"),
 )
 
 

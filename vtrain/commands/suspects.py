@@ -58,10 +58,10 @@ def suspects(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Labels of a run's images that look wrong, to look through by eye.
+    """Labels of a run's images that look wrong.
 
-    Ranked by how much similar images and a classifier that has not seen the image speak
-    against its label. Some of the first are labelled right and only look unusual.
+    A ranking to look through by eye: how much similar images, and a classifier that has not
+    seen the image, speak against its label. Some of the first are right and only unusual.
 
     \b
     vtrain suspects runs/flowers-001
