@@ -146,7 +146,7 @@ class _Embeddings:
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            reason = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0].partition(". ")[0]
             raise DataError(f"{one_line(path)} is no array: {reason:.200}", HINT) from error
         if not isinstance(array, np.memmap) or array.ndim != 2 or array.dtype != np.dtype("<f4"):
             found = f"{getattr(array, 'dtype', 'several arrays')} {getattr(array, 'shape', '')}"
