@@ -22,7 +22,7 @@ LAYERS = (
     ("usage",),  # explains the errors of all below
     ("fit", "init", "predict_file"),
     ("fit_run",),
-    ("suspects_page", "neighbors_page"),
+    ("final_evaluation", "suspects_page", "neighbors_page"),
     ("phase", "profile", "suspects", "neighbors"),
     ("run_record",),
     ("evaluate", "predict", "embed", "features", "plan"),
@@ -35,7 +35,7 @@ LAYERS = (
     ("config_checks", "config_errors", "config_text"),
     ("config_schema", "config_source"),
     ("config_model",),
-    ("partial_array",),
+    ("partial_array", "terminal_plot"),
     ("console", "tensor_files", "run_folder"),
     ("runtime", "distributed", "files", "pickle_check", "yaml12", "zoo", "cache_folder", "signals"),
     ("records",),
