@@ -141,7 +141,7 @@ def test_a_run_without_its_config(folder: Path, program: Program) -> None:
         (["-o", "nix/page.html"], 2, ["its folder nix does not exist"]),
         (["--csv", "--json"], 2, ["--json and --csv were both given"]),
         (["--split", "test"], 2, ["test"]),
-        (["--top", "0"], 2, ["0"]),
+        (["--top", "0"], 2, ["--top"]),
     ],
 )
 def test_refusals(
