@@ -25,15 +25,15 @@ LAYERS = (
     ("check_findings",),
     ("fit", "init", "predict_file"),
     ("fit_run",),
-    ("final_evaluation",),
-    ("phase", "profile"),
+    ("final_evaluation", "suspects_page", "neighbors_page"),
+    ("phase", "profile", "suspects", "neighbors"),
     ("compare_page",),
     ("report", "compare"),
     ("report_card",),
     ("report_content",),
     ("report_facts",),
     ("run_record",),
-    ("evaluate", "predict", "embed", "plan"),
+    ("evaluate", "predict", "embed", "features", "plan"),
     ("checkpoint",),
     ("checkpoint_content",),
     ("pages.",),
@@ -55,8 +55,9 @@ START_UP = (
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
     "commands.cache", "commands.check", "commands.compare", "commands.config", "commands.embed",
-    "commands.env", "commands.evaluate", "commands.fit", "commands.options", "commands.outcomes",
-    "commands.predict", "commands.report", "commands.sample", "commands.together",
+    "commands.env", "commands.evaluate", "commands.fit", "commands.neighbors", "commands.options",
+    "commands.outcomes", "commands.predict", "commands.report", "commands.sample",
+    "commands.suspects", "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -214,7 +215,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
-    "compare", "report", "check",
+    "compare", "report", "check", "neighbors", "suspects",
 )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 import csv
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from vtrain.checkpoint import LoadedModel
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform, normalize_images
 from vtrain.distributed import ProcessGroup
-from vtrain.embed import _choose_share, embed
+from vtrain.embed import _choose_share, digest_weights, embed
 from vtrain.errors import (
     DataError,
     ModelError,
@@ -188,6 +189,33 @@ def test_array_is_a_standard_file_that_can_be_mapped(tmp_path: Path, images: Pat
     assert result.output.read_bytes() == expected.read_bytes()
 
 
+def test_facts_say_what_the_rows_are_of(tmp_path: Path, images: Path) -> None:
+    model = build_tiny_model(CLASSES)
+    run(images, tmp_path / "out.npy", model)
+    facts = json.loads((tmp_path / "out.json").read_text())
+    assert (facts["schema"], facts["vtrain embed"], facts["model"]) == (1, "out.npy", "tiny")
+    assert (facts["layer"], facts["feature_maps"], facts["precision"]) == (
+        "penultimate",
+        False,
+        "fp32",
+    )
+    assert facts["weights"] == digest_weights(model)
+    assert facts["preprocessing"]["crop"] == model.preprocessing.crop
+    run(images, tmp_path / "out.npy", model, layer="logits")  # its own facts are replaced
+    assert json.loads((tmp_path / "out.json").read_text())["layer"] == "logits"
+
+
+@pytest.mark.parametrize("content", ['{"mine": 1}', "no JSON", "[1]", "3", "x" * 1_100_000])
+def test_a_json_file_of_somebody_else_is_not_replaced(
+    tmp_path: Path, images: Path, content: str
+) -> None:
+    (tmp_path / "out.json").write_text(content)
+    with pytest.raises(UsageError, match=r"out\.json exists already and is not of `vtrain embed`"):
+        run(images, tmp_path / "out.npy", build_tiny_model(CLASSES))
+    assert (tmp_path / "out.json").read_text() == content
+    assert not (tmp_path / "out.npy").exists()
+
+
 # --- refusals: nothing is left behind, and what was there stays
 
 
@@ -328,7 +356,7 @@ def test_interrupted_rows_are_resumed_to_the_same_bytes(
     model = build_tiny_model(CLASSES)
     run(images, tmp_path / "whole.npy", model)
     whole = (tmp_path / "whole.npy").read_bytes(), (tmp_path / "whole.csv").read_bytes()
-    for name in ("whole.npy", "whole.csv"):
+    for name in ("whole.npy", "whole.csv", "whole.json"):
         (tmp_path / name).unlink()
     output = tmp_path / "out.npy"
     message, hint = interrupt(images, output, monkeypatch, blocks=blocks)
@@ -355,7 +383,12 @@ def test_interrupted_rows_are_resumed_to_the_same_bytes(
     assert len(seen) == 4 - blocks
     assert [each.path for each in result.failures] == [bad]
     assert (output.read_bytes(), result.index.read_bytes()) == whole
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.csv", "out.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "images",
+        "out.csv",
+        "out.json",
+        "out.npy",
+    ]
 
 
 def test_resuming_twice_and_with_nothing_left(
@@ -549,7 +582,7 @@ def test_links_and_long_names_are_written_through(tmp_path: Path, images: Path) 
     assert link.is_symlink()
     assert np.load(target).shape[0] == 5
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["images", "link.csv", "link.npy", target.name]
+        ["images", "link.csv", "link.json", "link.npy", target.name]
     )
 
 
@@ -580,7 +613,7 @@ import os, signal, sys
 from pathlib import Path
 import vtrain.partial_array
 from tests.tiny import build_tiny_model
-from vtrain.embed import embed
+from vtrain.embed import digest_weights, embed
 vtrain.partial_array.COMMIT_SECONDS = 0.0
 embed(Path(sys.argv[1]), Path(sys.argv[2]), build_tiny_model(("ant", "bee", "cat")), batch_size=2,
       workers=0, notify=print, progress=lambda done, _: done < 4 or os.kill(os.getpid(), 9))

@@ -1,6 +1,7 @@
 """Features of every image of a folder as one `.npy` array, with an index of its rows beside it."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,7 +25,7 @@ from vtrain.data.loaders import (
 from vtrain.data.transforms import EvalTransform
 from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.errors import DataError, UsageError, VtrainError
-from vtrain.files import write_csv
+from vtrain.files import write_csv, write_json
 from vtrain.models.classifier import LOGITS, PENULTIMATE
 from vtrain.models.freezing import tensor_digest
 from vtrain.partial_array import (
@@ -49,6 +50,8 @@ from vtrain.training.inference import (
 from vtrain.training.streams import choose_streams, compute_in_order
 
 ROUND_BLOCKS = 4  # between two exchanges of progress among processes
+MADE_BY = "vtrain embed"  # a key of the .json, which tells it from others
+MAX_FACTS_BYTES = 1_000_000
 Forward = Callable[[Tensor], Tensor]
 ShowProgress = Callable[[int, int], object]
 
@@ -65,6 +68,11 @@ class _Job:
     files: PartialFiles
     layout: ArrayLayout
     work: dict[str, Any]
+
+
+def facts_path(output: Path) -> Path:
+    """Where it stands which model an array was made with."""
+    return output.with_suffix(".json")
 
 
 def embed(
@@ -86,8 +94,9 @@ def embed(
     `output` is a `.npy` file, float32 `[N, D]`, with `feature_maps` `[N, C, H, W]`; the rows
     follow the sorted paths. The `.csv` beside it has the columns row, path (`folder` joined with
     what is below it, so that it opens from the same working directory) and status: `ok`, or
-    `error: reason` where the row is NaN. Both replace what was there, when they are complete; the
-    memory needed does not grow with N beyond the list of paths. `layer` is what
+    `error: reason` where the row is NaN. The `.json` says which model and layer they are of. All
+    three replace what was there, when they are complete; the memory needed does not grow with N
+    beyond the list of paths. `layer` is what
     `Classifier.forward_layer` takes. `progress` gets the number of images done and of all.
 
     Until then the rows are in a hidden file beside `output`, which stays when the work ends early:
@@ -155,7 +164,7 @@ def _plan(
         "images": len(paths),
         "list of images": _digest_paths(paths),
         "model": model.source,
-        "weights": _digest_weights(model),
+        "weights": digest_weights(model),
         "preprocessing": to_plain(model.preprocessing),
         "precision": model.precision,
         "device": device.type,
@@ -173,7 +182,7 @@ def _check_output(output: Path) -> Path:
             f"output {output} does not end with .npy", f"write to {output.with_suffix('.npy')}"
         )
     index = output.with_suffix(".csv")
-    for path in (output, index):
+    for path in (output, index, facts_path(output)):
         if path.is_dir():
             raise UsageError(f"output {path} is a folder, expected a file")
         if path.exists() and not path.is_file():
@@ -183,7 +192,24 @@ def _check_output(output: Path) -> Path:
             f"output {output}: its folder {output.parent} does not exist",
             f"create it with: mkdir -p {output.parent}",
         )
+    _require_own(facts_path(output))
     return index
+
+
+def _require_own(facts: Path) -> None:
+    """Somebody else's `.json` of the same name is not replaced."""
+    try:
+        if not facts.exists():
+            return
+        small = facts.stat().st_size <= MAX_FACTS_BYTES
+        if small and MADE_BY in json.loads(facts.read_text(encoding="utf-8")):
+            return
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass  # nothing that was written here
+    raise UsageError(
+        f"output {facts} exists already and is not of `vtrain embed`",
+        "choose another name for the array, or move that file away",
+    )
 
 
 def _find_images(folder: Path, notify: Callable[[str], None]) -> Sequence[Path]:
@@ -205,7 +231,8 @@ def _digest_paths(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
-def _digest_weights(model: LoadedModel) -> str:
+def digest_weights(model: LoadedModel) -> str:
+    """SHA-256 of a model's tensors, in the precision that it computes in."""
     digest = hashlib.sha256()
     for name, tensor in model.classifier.state_dict().items():
         digest.update(f"{name} {tensor_digest(tensor)}\n".encode())
@@ -437,9 +464,20 @@ def _join_failures(parts: Iterable[RowFailures]) -> RowFailures:
 
 
 def _publish(job: _Job, failures: RowFailures) -> None:
-    # First the index, then the array takes its place: a full disk here leaves the old array.
+    # The array takes its place at last: a full disk here leaves the old one.
+    _write_facts(job)
     write_csv(job.index, ("row", "path", "status"), _index_rows(job.paths, failures))
     publish_rows(job.files)
+
+
+def _write_facts(job: _Job) -> None:
+    names = ("model", "weights", "preprocessing", "precision", "layer", "feature_maps")
+    facts = {name: job.work[name] for name in names}
+    shape = list(job.layout.shape)
+    write_json(
+        facts_path(job.index),
+        {"schema": 1, MADE_BY: f"{job.index.stem}.npy", "shape": shape, **facts},
+    )
 
 
 def _index_rows(

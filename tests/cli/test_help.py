@@ -21,6 +21,8 @@ CONTRACT = {
     "predict": "PATH...",
     "embed": "FOLDER OUT.npy",
     "report": "[RUN]",
+    "neighbors": "QUERY EMBEDDINGS.npy",
+    "suspects": "[RUN]",
     "backbones": "[NAME]",
     "init": "FOLDER",
     "check": "CONFIG|FOLDER [KEY=VALUE ...]",
@@ -31,8 +33,9 @@ CONTRACT = {
     "env": "",
 }
 JSON_COMMANDS = (
-    "evaluate", "compare", "predict", "embed", "backbones", "check", "config", "cache", "env",
-)  # fmt: skip
+    *("evaluate", "compare", "predict", "embed", "neighbors", "suspects"),
+    *("backbones", "check", "config", "cache", "env"),
+)
 
 
 def find_examples(text: str) -> list[str]:

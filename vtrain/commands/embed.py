@@ -26,7 +26,8 @@ def embed(
         Path, typer.Argument(metavar="FOLDER", help="Images at any depth, or one image.")
     ],
     output: Annotated[
-        Path, typer.Argument(metavar="OUT.npy", help="The array to write; OUT.csv goes beside it.")
+        Path,
+        typer.Argument(metavar="OUT.npy", help="The array to write; OUT.csv, OUT.json go beside."),
     ],
     model: Model = None,
     layer: Annotated[
@@ -51,8 +52,9 @@ def embed(
 ) -> None:
     """Write one feature vector for each image.
 
-    OUT.npy is [N, D] float32; OUT.csv has row, path and status of each image. Under torchrun
-    the processes share the work; OUT.npy must be where all of them see it.
+    OUT.npy is [N, D] float32; OUT.csv has row, path and status of each image, OUT.json the
+    model and layer. Under torchrun the processes share the work; OUT.npy must be where all of
+    them see it.
 
     \b
     vtrain embed photos/ photos.npy

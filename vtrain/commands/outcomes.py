@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vtrain.console import one_line
-from vtrain.errors import DataError
+from vtrain.errors import DataError, UsageError
 
 NAMED_AT_MOST = 20  # unreadable inputs that an error names
 
@@ -15,6 +15,21 @@ def quote_path(path: Path) -> str:
     from shlex import quote
 
     return one_line(quote(str(path)))
+
+
+def require_page_name(path: Path) -> None:
+    """Before any work: a page goes to a file with a name that browsers know, in a folder."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(
+            f"page {path} does not end with .html", f"write to {path.with_suffix('.html')}"
+        )
+    if path.is_dir():
+        raise UsageError(f"page {path} is a folder, expected a file")
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"page {path}: its folder {path.parent} does not exist",
+            f"create it with: mkdir -p {path.parent}",
+        )
 
 
 def require_all_readable(failures: Sequence[Any], total: int) -> None:

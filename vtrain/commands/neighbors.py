@@ -1,0 +1,126 @@
+"""`vtrain neighbors`: the most similar images of an embedded folder."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vtrain.commands.options import Debug, Device, Json, PrecisionName, Quiet, complete_models
+from vtrain.commands.outcomes import require_page_name
+from vtrain.console import Console, one_line, print_csv_row, print_json, print_table
+from vtrain.errors import UsageError
+
+
+class Metric(StrEnum):
+    """How features are compared."""
+
+    COSINE = "cosine"
+    EUCLIDEAN = "euclidean"
+
+
+def neighbors(
+    query: Annotated[
+        str,
+        typer.Argument(metavar="QUERY", help="An image, a path in the index, or a row number."),
+    ],
+    embeddings: Annotated[
+        Path,
+        typer.Argument(
+            metavar="EMBEDDINGS.npy", help="What `vtrain embed` wrote, its .csv beside it."
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="Model for an image that is not in the index; without it the one that the "
+            "embeddings were made with.",
+            autocompletion=complete_models,
+        ),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Images to show.")] = 10,
+    metric: Annotated[
+        Metric, typer.Option("--metric", metavar="METRIC", help="cosine or euclidean.")
+    ] = Metric.COSINE,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            "--layer", metavar="LAYER", help="As for embed, for embeddings without a .json."
+        ),
+    ] = None,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", metavar="FILE.html", help="Write a page with the pictures as well."),
+    ] = None,
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """The most similar images of an embedded folder.
+
+    \b
+    vtrain neighbors holiday.jpg photos.npy
+    vtrain neighbors photos/cat/001.jpg photos.npy -k 20 --page similar.html
+    vtrain neighbors 17 photos.npy --metric euclidean --csv > similar.csv
+    """
+    from vtrain.neighbors import find_neighbors
+    from vtrain.runtime import find_device
+
+    if as_json and as_csv:
+        raise UsageError("--json and --csv were both given", "choose one of them")
+    if page is not None:
+        require_page_name(page)
+    console = Console(quiet=quiet)
+    with console.counter("comparing") as progress:
+        result = find_neighbors(
+            query,
+            embeddings,
+            model=model,
+            k=k,
+            metric=metric.value,
+            layer=layer,
+            device=find_device(device),
+            precision=precision,
+            notify=console.say,
+            warn=console.warn,
+            progress=progress,
+        )
+    _tell(result, console)
+    if page is not None:
+        from vtrain.neighbors_page import write_neighbors_page
+
+        write_neighbors_page(page, result)
+        console.say(f"page: {one_line(page)}")
+    _show(result, as_json=as_json, as_csv=as_csv)
+
+
+def _tell(result: Any, console: Console) -> None:
+    if result.row is not None:
+        console.say(f"query: row {result.row}, {one_line(result.query)}")
+    if result.left_out:
+        rows = result.count + result.left_out
+        console.say(f"{result.left_out:,} of {rows:,} rows hold no features and are left out")
+
+
+def _show(result: Any, *, as_json: bool, as_csv: bool) -> None:
+    from vtrain.neighbors import neighbors_json
+
+    name = "similarity" if result.metric == "cosine" else "distance"
+    if as_json:
+        print_json(neighbors_json(result))
+    elif as_csv:
+        print_csv_row(("rank", name, "row", "path"))
+        for each in result.neighbors:
+            print_csv_row((each.rank, f"{each.value:.6f}", each.row, each.path))
+    else:
+        print_table(
+            (name, "row", "path"),
+            [(f"{each.value:.4f}", str(each.row), str(each.path)) for each in result.neighbors],
+            right=(0, 1),
+        )

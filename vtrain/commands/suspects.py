@@ -1,0 +1,142 @@
+"""`vtrain suspects`: labels of a run's images that look wrong."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vtrain.commands.options import (
+    BatchSize,
+    Debug,
+    Device,
+    Json,
+    PrecisionName,
+    Quiet,
+    Workers,
+    choose_workers,
+    complete_runs,
+)
+from vtrain.commands.outcomes import require_page_name
+from vtrain.console import Console, one_line, print_csv_row, print_json, print_table
+from vtrain.errors import UsageError
+
+
+class Split(StrEnum):
+    """Whose labels are ranked."""
+
+    TRAIN = "train"
+    VAL = "val"
+    BOTH = "both"
+
+
+def suspects(
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="Run folder; without it the newest finished run below runs/.",
+            autocompletion=complete_runs,
+        ),
+    ] = None,
+    split: Annotated[
+        Split, typer.Option("--split", metavar="SPLIT", help="train, val or both.")
+    ] = Split.TRAIN,
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Labels to show.")] = 40,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE.html", help="Write a page with the pictures as well."
+        ),
+    ] = None,
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Labels of a run's images that look wrong.
+
+    A ranking to look through by eye: how much similar images, and a classifier that has not
+    seen the image, speak against its label. Some of the first are right and only unusual.
+
+    \b
+    vtrain suspects runs/flowers-001
+    vtrain suspects runs/flowers-001 --split both --top 100 -o suspects.html
+    vtrain suspects runs/flowers-001 --csv > suspects.csv
+    """
+    from vtrain.run_folder import RUNS, find_newest_run
+    from vtrain.runtime import find_device
+    from vtrain.suspects import find_suspects
+
+    if as_json and as_csv:
+        raise UsageError("--json and --csv were both given", "choose one of them")
+    if output is not None:
+        require_page_name(output)
+    console = Console(quiet=quiet)
+    report = find_suspects(
+        run or find_newest_run(RUNS),
+        split=split.value,
+        top=top,
+        device=find_device(device),
+        precision=precision,
+        batch_size=batch_size,
+        workers=choose_workers(workers),
+        console=console,
+    )
+    _tell(report, console)
+    if output is not None:
+        from vtrain.suspects_page import write_suspects_page
+
+        with console.progress(len(report.suspects), "drawing") as bar:
+            write_suspects_page(output, report, on_picture=lambda: bar.update(1))
+        console.say(f"page: {one_line(output)}")
+    _show(report, as_json=as_json, as_csv=as_csv)
+
+
+def _tell(report: Any, console: Console) -> None:
+    for note in report.notes:
+        console.warn(note)
+    for each in report.failures:
+        console.warn(f"left out {one_line(each.path)}: {each.reason}")
+    alone = report.count - report.judged
+    if alone:
+        console.say(
+            f"{alone} of {report.count} images cannot be judged: unreadable, or the only one of "
+            "their class"
+        )
+    console.say(
+        f"the {len(report.suspects)} most suspect of {report.judged} labels "
+        f"({' and '.join(report.splits)}): a ranking to look through, no verdict"
+    )
+
+
+def _show(report: Any, *, as_json: bool, as_csv: bool) -> None:
+    from vtrain.suspects import CSV_HEADER, suspect_row, suspects_json
+
+    if as_json:
+        print_json(suspects_json(report))
+    elif as_csv:
+        print_csv_row(CSV_HEADER)
+        for each in report.suspects:
+            print_csv_row(suspect_row(each))
+    else:
+        print_table(
+            ("score", "label", "p", "suggested", "p", "like it", "path"),
+            [
+                (
+                    f"{each.score:.3f}",
+                    each.label,
+                    f"{each.label_probability:.2f}",
+                    each.suggested,
+                    f"{each.suggested_probability:.2f}",
+                    f"{each.agreeing}/{each.neighbors}",
+                    str(each.path),
+                )
+                for each in report.suspects
+            ],
+            right=(0, 2, 4, 5),
+        )
