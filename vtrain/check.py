@@ -1,6 +1,6 @@
 """Looks through a data set for what would spoil a result: damaged files, copies, odd classes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -22,11 +22,12 @@ from vtrain.check_findings import (
     find_odd_files,
     find_odd_sizes,
     find_scan_remarks,
+    find_similar,
     find_unreadable,
 )
 from vtrain.config import FitConfig, load_config
 from vtrain.console import Console, one_line
-from vtrain.data.duplicates import Group, group_images
+from vtrain.data.duplicates import Group, find_similar_pairs, group_images, join_pairs
 from vtrain.data.exclusion import Exclusion, write_exclusion
 from vtrain.data.folders import find_splits, is_source, scan_images, scan_labelled
 from vtrain.data.inspection import Inspection, hash_all_pixels, inspect_images
@@ -34,6 +35,7 @@ from vtrain.data.loaders import resolve_workers
 from vtrain.data.manifest import Notify
 from vtrain.data.splits import describe_unmatched, scan_splits
 from vtrain.errors import DataError, UsageError
+from vtrain.features import Features
 from vtrain.models.weights import describe_weights
 from vtrain.records import LabelledImages
 from vtrain.zoo import find_backbone
@@ -43,6 +45,7 @@ IMAGE_SIZE = 224  # pixels, of most backbones; where no config says which one is
 ALL = "images"  # the split of images without classes
 
 Workers = Literal["auto"] | int
+Embed = Callable[[Sequence[Path]], Features]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,7 @@ def check(
     source: Source,
     *,
     workers: Workers = "auto",
+    embed: Embed | None = None,
     progress: Callable[[int], object] = lambda _: None,
     notify: Notify = lambda _: None,
 ) -> CheckResult:
@@ -170,6 +174,7 @@ def check(
     Args:
         source: from `open_source`.
         workers: processes that read images.
+        embed: gives features of images, by which similar ones are sought as well.
         progress: called with the number of images done since its last call.
         notify: is told if nothing can be kept.
     """
@@ -183,6 +188,7 @@ def check(
     findings = chain(
         find_unreadable(data.inspection.bad, len(data), skipped=source.skips_bad),
         find_duplicates(data, groups),
+        _find_similar(data, groups, embed) if embed is not None else (),
         find_class_troubles(data),
         find_odd_sizes(data),
         find_odd_files(data, paths),
@@ -247,6 +253,22 @@ def find_groups(data: DataSet, choose_workers: Callable[[int], int]) -> list[Gro
     found = group_images(facts["digest"], facts["thumb"], sizes, hash_pixels=hash_some)
     places = positions.tolist()
     return [replace(group, members=tuple(places[m] for m in group.members)) for group in found]
+
+
+def _find_similar(data: DataSet, groups: Sequence[Group], embed: Embed) -> Iterator[Finding]:
+    """Groups of images whose features are alike, where they are not known to be the same."""
+    readable = np.flatnonzero(data.inspection.readable)
+    features = embed([data.path(position) for position in readable.tolist()])
+    positions = readable[features.positions]
+    group_of = np.arange(len(data))
+    for group in groups:
+        group_of[list(group.members)] = group.members[0]
+    pairs = find_similar_pairs(features.values)
+    ours = group_of[positions[pairs]]
+    apart = pairs[ours[:, 0] != ours[:, 1]]
+    places = positions.tolist()
+    found = [tuple(places[row] for row in rows) for rows in join_pairs(len(places), apart)]
+    yield from find_similar(data, found)
 
 
 _SECTIONS = {

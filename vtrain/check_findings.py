@@ -213,7 +213,7 @@ def find_duplicates(data: DataSet, groups: Iterable[Group]) -> Iterator[Finding]
         )
     for kind, text in (
         ("conflicting_labels", "that are the same, or nearly so, are in different classes"),
-        ("leaked", "are in more than one split, or nearly so"),
+        ("leaked", "that are the same, or nearly so, are in different splits"),
         ("duplicates", "of one split are there more than once"),
         ("near_duplicates", "of one split are nearly the same"),
     ):
@@ -225,6 +225,20 @@ def find_duplicates(data: DataSet, groups: Iterable[Group]) -> Iterator[Finding]
                 f"{len(paths):,} images {text} ({plural(len(found), 'group')}), such as {example}"
             )
             yield build(kind, len(paths), message, paths=paths, groups=tuple(found))
+
+
+def find_similar(data: DataSet, groups: Iterable[Sequence[int]]) -> Iterator[Finding]:
+    """Groups of images, by their positions, whose features are alike."""
+    found = [FoundGroup(tuple(map(data.member, group)), "features") for group in groups]
+    if not found:
+        return
+    paths = tuple(each.path for group in found for each in group.members)
+    across = sum(len({(each.split, each.label) for each in group.members}) > 1 for group in found)
+    message = (
+        f"{len(paths):,} images look alike to the model ({plural(len(found), 'group')}, {across:,} "
+        f"of them across splits or classes), such as {_name_pair(found[0], with_class=False)}"
+    )
+    yield build("similar", len(paths), message, paths=paths, groups=tuple(found))
 
 
 def classify(members: Sequence[Member], same: str) -> str:

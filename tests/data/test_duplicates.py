@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from vtrain.data import duplicates
-from vtrain.data.duplicates import find_near_pairs, group_images, hash_thumbs
+from vtrain.data.duplicates import (
+    find_near_pairs,
+    find_similar_pairs,
+    group_images,
+    hash_thumbs,
+    join_pairs,
+)
 from vtrain.data.images import read_image
 from vtrain.data.inspection import shrink
 
@@ -129,6 +135,18 @@ def test_groups_say_how_much_alike_their_images_are() -> None:
     ]
     assert asked == [[1, 3]]  # the others need not be decoded again
     assert [len(set(group.same)) for group in groups] == [1, 1, 2]
+
+
+def test_features_that_point_one_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates, "_BLOCK", 7)
+    random = np.random.default_rng(0)
+    features = random.normal(size=(40, 64)).astype(np.float32)
+    features[30] = features[3] - 0.1 * features[5]
+    features[31] = features[3] + 0.1 * features[4]
+    features += 50  # what all have in common says nothing
+    pairs = find_similar_pairs(features)
+    assert join_pairs(40, pairs) == [(3, 30, 31)]
+    assert find_similar_pairs(features[:0]).tolist() == []
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the photographs in ../shared")

@@ -5,10 +5,19 @@ from typing import Annotated, Any
 
 import typer
 
-from vtrain.commands.options import Debug, Json, Overrides, Quiet, Workers, choose_workers
-from vtrain.commands.outcomes import quote_path
+from vtrain.commands.options import (
+    Debug,
+    Device,
+    Json,
+    Model,
+    Overrides,
+    Quiet,
+    Workers,
+    choose_workers,
+)
+from vtrain.commands.outcomes import quote_path, require_page_name
 from vtrain.console import Console, one_line, print_json, print_line, print_table
-from vtrain.errors import DataError
+from vtrain.errors import DataError, UsageError
 
 EXAMPLES = 10  # images or groups of each error that are listed
 
@@ -35,6 +44,12 @@ def check(
             "--image-size", metavar="N", min=16, help="Model's input in pixels, for a folder: 224."
         ),
     ] = None,
+    embeddings: Annotated[
+        bool,
+        typer.Option("--embeddings", help="Seek similar images by a model's features as well."),
+    ] = False,
+    model: Model = None,
+    device: Device = "auto",
     as_json: Json = False,
     workers: Workers = None,
     quiet: Quiet = False,
@@ -47,18 +62,25 @@ def check(
     vtrain check photos/ -o check.html
     vtrain check flowers.yaml --write-list exclude.txt
     vtrain check flowers.yaml data.exclude=exclude.txt
+    vtrain check photos/ --embeddings -m resnet50
     """
     from vtrain.check import check as run_check
     from vtrain.check import check_json, open_source
     from vtrain.check import write_list as write_exclude_list
 
+    if output is not None:
+        require_page_name(output)
+    if model is not None and not embeddings:
+        raise UsageError("--model is for --embeddings", "add --embeddings, or leave it out")
     console = Console(quiet=quiet)
+    embed = _build_embed(model, device, workers, console) if embeddings else None
     opened = open_source(source, overrides or [], image_size=image_size, notify=console.warn)
     total = sum(map(len, opened.splits.values()))
     with console.progress(total, "checking images") as bar:
         result = run_check(
             opened,
             workers=choose_workers(workers),
+            embed=embed,
             progress=bar.update,
             notify=console.warn,
         )
@@ -77,6 +99,22 @@ def check(
     elif result.findings:
         console.say("with -o check.html: a page that shows the images")
     _require_sound(result, source, write_list)
+
+
+def _build_embed(model: str | None, device: str, workers: int | None, console: Console) -> Any:
+    """What computes the features of images."""
+    from vtrain.checkpoint import load_model
+    from vtrain.features import compute_features
+    from vtrain.runtime import find_device
+
+    loaded = load_model(model, device=find_device(device), precision="auto", notify=console.say)
+    return lambda paths: compute_features(
+        paths,
+        loaded,
+        workers=choose_workers(workers),
+        notify=console.say,
+        warn=console.warn,
+    )
 
 
 def _show(result: Any) -> None:

@@ -29,6 +29,10 @@ Kind = Literal["bytes", "pixels", "near"]
 # fit. Copies that were scaled or compressed again correlate above 0.99.
 MIN_CORRELATION = 0.965
 MIN_CUT_CORRELATION = 0.975
+# Of squeezenet's features less their mean: the most alike of different flowers have 0.93, of
+# different hand signs 0.92; half of the copies that were cut, mirrored or turned by 2° are above.
+MIN_COSINE = 0.94
+_BLOCK = 1_024  # images that are compared with all others at once
 _WORTH_CUTTING = 0.86  # correlation from which on a cut is sought that makes it higher
 _MAX_BITS = 8  # bits in which the hashes of a candidate may differ
 _MIN_CONTRAST = 4.0  # standard deviation in gray levels; below, images are all alike
@@ -324,6 +328,33 @@ def _match_pixels(
         if digest is not None:
             found[position] = earlier.setdefault(digest, position)
     return found
+
+
+def find_similar_pairs(features: Floats) -> NDArray[np.intp]:
+    """Pairs `[P, 2]` of rows of features `[N, D]` whose difference from the mean points one way.
+
+    All pairs are compared, in blocks: N² D multiplications, some seconds for 10,000 images.
+    """
+    unit = _normalise_rows(features - features.mean(axis=0)) if len(features) else features
+    found = [np.empty((0, 2), np.intp)]
+    for start in range(0, len(unit), _BLOCK):
+        block = unit[start : start + _BLOCK]
+        rows, columns = np.nonzero(block @ unit[start:].T >= MIN_COSINE)
+        later = columns > rows
+        found.append(np.stack([rows[later], columns[later]], axis=1) + start)
+    return np.concatenate(found)
+
+
+def _normalise_rows(rows: Floats) -> Floats:
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1e-6))
+
+
+def join_pairs(count: int, pairs: NDArray[np.intp]) -> list[tuple[int, ...]]:
+    """Groups of two or more of `count` positions that pairs connect, by their first member."""
+    members: dict[int, list[int]] = {}
+    for position, root in enumerate(_join(count, list(map(tuple, pairs.tolist())))):
+        members.setdefault(root, []).append(position)
+    return [tuple(each) for each in members.values() if len(each) > 1]
 
 
 def _join(count: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
