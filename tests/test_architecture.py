@@ -20,10 +20,11 @@ LAYERS = (
     ("cli",),
     ("commands.",),
     ("usage",),  # explains the errors of all below
-    ("fit", "init", "predict_file"),
+    ("fit", "init", "predict_file", "explain_files"),
     ("fit_run",),
     ("phase", "profile"),
     ("run_record",),
+    ("explain",),
     ("evaluate", "predict", "embed", "plan"),
     ("checkpoint",),
     ("checkpoint_content",),
@@ -46,8 +47,8 @@ START_UP = (
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
     "commands.cache", "commands.config", "commands.embed", "commands.env", "commands.evaluate",
-    "commands.fit", "commands.options", "commands.outcomes", "commands.predict", "commands.sample",
-    "commands.together",
+    "commands.explain", "commands.fit", "commands.options", "commands.outcomes", "commands.predict",
+    "commands.sample", "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -204,7 +205,8 @@ for arguments in json.loads(sys.argv[1]):
 print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
-    "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
+    "fit", "evaluate", "predict", "embed", "explain", "backbones", "init", "config", "schema",
+    "sample", "env",
 )  # fmt: skip
 
 

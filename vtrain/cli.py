@@ -17,6 +17,7 @@ from vtrain.commands.config import init, schema, show_config
 from vtrain.commands.embed import embed
 from vtrain.commands.env import env
 from vtrain.commands.evaluate import evaluate
+from vtrain.commands.explain import explain
 from vtrain.commands.fit import fit
 from vtrain.commands.predict import predict
 from vtrain.commands.sample import sample
@@ -54,6 +55,7 @@ app.command(cls=FitCommand)(fit)
 app.command(cls=PlainCommand)(evaluate)
 app.command(cls=PlainCommand)(predict)
 app.command(cls=PlainCommand)(embed)
+app.command(cls=PlainCommand)(explain)
 app.command(cls=PlainCommand)(backbones)
 app.command(cls=PlainCommand)(init)
 app.command("config", cls=PlainCommand)(show_config)

@@ -19,6 +19,7 @@ CONTRACT = {
     "evaluate": "FOLDER",
     "predict": "PATH...",
     "embed": "FOLDER OUT.npy",
+    "explain": "PATH...",
     "backbones": "[NAME]",
     "init": "FOLDER",
     "config": "CONFIG [KEY=VALUE ...]",
@@ -27,7 +28,7 @@ CONTRACT = {
     "cache": "",
     "env": "",
 }
-JSON_COMMANDS = ("evaluate", "predict", "embed", "backbones", "config", "cache", "env")
+JSON_COMMANDS = ("evaluate", "predict", "embed", "explain", "backbones", "config", "cache", "env")
 
 
 def find_examples(text: str) -> list[str]:
@@ -195,7 +196,7 @@ def test_completion_without_runs(empty: Path) -> None:
 
 
 def test_bash_completes_commands_backbones_and_runs(folder: Path) -> None:
-    assert complete("vtrain e") == ["evaluate", "embed", "env"]
+    assert complete("vtrain e") == ["evaluate", "embed", "explain", "env"]
     assert complete("vtrain backbones vgg16") == ["vgg16", "vgg16_bn"]
     assert complete("vtrain predict x.jpg -m runs/") == ["runs/tiny-001"]
     assert "--resume" in complete("vtrain fit --re")
