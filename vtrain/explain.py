@@ -30,7 +30,12 @@ from vtrain.training.inference import (
 )
 from vtrain.training.metrics import sum_dtype
 from vtrain.training.precision import Precision
-from vtrain.training.saliency import compute_class_maps, enlarge_maps, find_map_stage
+from vtrain.training.saliency import (
+    compute_class_maps,
+    enlarge_maps,
+    find_map_stage,
+    find_map_stages,
+)
 from vtrain.zoo import Stage
 
 NAMED_CLASSES = 50  # that an error lists; of more, those that are spelt like what was typed
@@ -192,7 +197,7 @@ def _explain(
 
 
 def _tell_coarse(cells: tuple[int, int], job: _Job) -> None:
-    stages = [stage.name for stage in job.classifier.spec.stages if stage.is_map]
+    stages = [stage.name for stage in find_map_stages(job.classifier.spec)]
     earlier = stages[: stages.index(job.stage.name)]
     more = f"; finer ones come from {', '.join(earlier)}" if earlier else ""
     job.notify(f"the maps of {job.stage.name} have only {cells[0]} x {cells[1]} cells{more}")
@@ -298,6 +303,6 @@ def overlay(image: Image.Image, values: NDArray[np.float32]) -> Image.Image:
     anchors = np.linspace(0, 1, len(RAMP))
     channels = [np.interp(values, anchors, channel) for channel in zip(*RAMP, strict=True)]
     colour = np.stack(channels, axis=2)
-    opacity = (0.75 * np.sqrt(values))[:, :, None]
+    opacity = (0.8 * values**0.75)[:, :, None]
     mixed = gray * (1 - opacity) + colour * opacity
     return Image.fromarray(np.rint(mixed).astype(np.uint8))

@@ -16,7 +16,6 @@ from vtrain.records import to_plain
 
 SCHEMA = 1
 INDEX_NAME = "explanations.json"
-METHOD = "Grad-CAM"
 LONGEST_STEM = 100  # bytes
 
 
@@ -85,12 +84,12 @@ def write_explanations(
     index = folder / INDEX_NAME
     rows: list[dict[str, Any]] = []
     failed = 0
-    head = {"schema": SCHEMA, "method": METHOD, **about}
+    head = {"schema": SCHEMA, **about}
     names = _Names()
     try:
         for each in explanations:
             written = _write_one(folder, each, names)
-            rows.append(explanation_json(written))
+            rows.append(explanation_json(written, below=folder))
             failed += each.error is not None
             show(written)
     except BaseException:
@@ -147,11 +146,12 @@ def _clean(stem: str) -> str:
     return short or "image"
 
 
-def explanation_json(written: WrittenExplanation) -> dict[str, Any]:
+def explanation_json(written: WrittenExplanation, *, below: Path | None = None) -> dict[str, Any]:
     """The object that one line of `vtrain explain --json` holds, and one of the index.
 
-    `box` has the edges left, top, right and bottom of the map in pixels of the upright original,
-    whose width and height are `image_size`.
+    Files are named as they open, or by their names `below` the folder they are in. `box` has the
+    edges left, top, right and bottom of the map in pixels of the upright original, whose width and
+    height are `image_size`.
     """
     each = written.explanation
     row: dict[str, Any] = {
@@ -161,14 +161,18 @@ def explanation_json(written: WrittenExplanation) -> dict[str, Any]:
     }
     if each.placement is not None:
         place = each.placement
+        files = [
+            path.relative_to(below) if path and below else path
+            for path in (written.overlay, written.map)
+        ]
         row |= {
             "prediction": each.prediction,
             "probability": each.probability,
             "class": each.explained,
             "class_probability": each.explained_probability,
             "found": each.found,
-            "overlay": to_plain(written.overlay),
-            "map": to_plain(written.map),
+            "overlay": to_plain(files[0]),
+            "map": to_plain(files[1]),
             "cells": list(each.cells),
             "image_size": [place.width, place.height],
             "box": [place.left, place.top, place.right, place.bottom],

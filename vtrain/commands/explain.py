@@ -38,7 +38,7 @@ def explain(
         typer.Option(
             metavar="STAGE",
             help="The stage of the backbone to look at: earlier ones are finer and less certain. "
-            "Without it: the last that is a map.",
+            "Without it: the last that is a map; of a ViT the first.",
         ),
     ] = None,
     as_json: Json = False,
@@ -47,7 +47,7 @@ def explain(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show where in its images a model sees a class (Grad-CAM).
+    """Show where in its images a model sees a class (Grad-CAM; a ViT: its attention).
 
     FOLDER gets NAME.overlay.png and NAME.map.npy ([H, W] float32 from 0 to 1, over the
     model's input) for each image, and explanations.json, which says where they lie in it.
@@ -62,14 +62,15 @@ def explain(
     from vtrain.explain_files import require_empty_folder, write_explanations
     from vtrain.predict import FoundInputs
     from vtrain.runtime import find_device
-    from vtrain.training.saliency import find_map_stage
+    from vtrain.training.saliency import find_map_stage, name_method
 
     require_empty_folder(output)
     console = Console(quiet=quiet)
     inputs = FoundInputs(paths, sys.stdin.buffer, notify=console.say)
     # Gradients in float32: there is little to compute, and a lower precision rounds them.
     loaded = load_model(model, device=find_device(device), precision="fp32", notify=console.say)
-    chosen = find_map_stage(loaded.classifier.spec, stage).name
+    spec = loaded.classifier.spec
+    chosen = find_map_stage(spec, stage).name
     explanations = explain_images(
         inputs,
         loaded,
@@ -78,7 +79,12 @@ def explain(
         batch_size=batch_size,
         notify=console.say,
     )
-    about = {"model": loaded.source, "stage": chosen, "input_size": loaded.preprocessing.crop}
+    about = {
+        "model": loaded.source,
+        "method": name_method(spec),
+        "stage": chosen,
+        "input_size": loaded.preprocessing.crop,
+    }
     with console.progress(0, "explaining", data=True) as bar:
 
         def show(written: Any) -> None:
