@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models.convnext import LayerNorm2d
 
 from vtrain.errors import UsageError
 from vtrain.models.backbones import as_feature_map
@@ -34,7 +35,11 @@ def compute_class_maps(
     a rule of its own (Chefer et al. 2021, arXiv:2103.15679, equations 5 and 6): the attention of
     all blocks behind the stage, weighted by its gradient, negative parts left out, averaged over
     the heads and followed from the class token down to the patches; the smallest value of each map
-    is subtracted. Grad-CAM on patch tokens finds objects hardly better than chance there.
+    is subtracted.
+
+    Layer norms pass gradients as if the spread that they divide by were a constant (Ali et al.
+    2022, arXiv:2202.07304, section 4.2). A logit behind one does not change when all features grow
+    in proportion, so that by the true gradient whatever made the features speaks for no class.
 
     Each map is then divided by its maximum. Gradients are taken with respect to activations alone:
     frozen, folded weights will do, and what lies below the stage keeps no activations. Works
@@ -59,7 +64,7 @@ def compute_class_maps(
     with torch.inference_mode(False), torch.enable_grad():
         if images.is_inference():
             images = images.clone()  # autograd refuses such tensors
-        with tap(classifier, chosen) as taken:
+        with _spread_held(classifier), tap(classifier, chosen) as taken:
             logits = classifier(images)
         if classes is None:
             classes = logits.argmax(dim=1)
@@ -139,6 +144,35 @@ def _weigh_channels(
     activations, slopes = (as_feature_map(spec, each[0]).float() for each in (outputs, gradients))
     weights = slopes.mean(dim=(2, 3), keepdim=True)
     return torch.relu((weights * activations).sum(dim=1))
+
+
+@contextmanager
+def _spread_held(classifier: Classifier) -> Iterator[None]:
+    """Layer norms give what they always do, and gradients that take their spread for a constant."""
+
+    def normalize(module: nn.Module, inputs: tuple[Tensor, ...], _output: object) -> Tensor:
+        assert isinstance(module, nn.LayerNorm)
+        values = inputs[0]
+        over_channels = isinstance(module, LayerNorm2d)
+        if over_channels:
+            values = values.movedim(1, -1)
+        dims = tuple(range(-len(module.normalized_shape), 0))
+        centred = values - values.mean(dims, keepdim=True)
+        spread = (centred.square().mean(dims, keepdim=True) + module.eps).sqrt().detach()
+        normalized = centred / spread
+        if module.weight is not None:
+            normalized = normalized * module.weight
+        if module.bias is not None:
+            normalized = normalized + module.bias
+        return normalized.movedim(-1, 1) if over_channels else normalized
+
+    norms = [module for module in classifier.modules() if isinstance(module, nn.LayerNorm)]
+    handles = [module.register_forward_hook(normalize) for module in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
