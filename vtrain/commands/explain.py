@@ -47,9 +47,9 @@ def explain(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show where in its images a model sees a class (Grad-CAM; a ViT: its attention).
+    """Show where in its images a model sees a class.
 
-    FOLDER gets NAME.overlay.png and NAME.map.npy ([H, W] float32 from 0 to 1, over the
+    By Grad-CAM; a ViT by its attention. FOLDER gets NAME.overlay.png and NAME.map.npy ([H, W] float32 from 0 to 1, over the
     model's input) for each image, and explanations.json, which says where they lie in it.
 
     \b
