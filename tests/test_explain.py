@@ -55,7 +55,8 @@ def test_an_answer_agrees_with_predict(tmp_path: Path, model: LoadedModel) -> No
         assert each.image is not None
         assert each.map is not None
         assert each.image.size == (64, 64)
-        assert (each.map.shape, each.map.dtype) == ((64, 64), np.float32)
+        assert each.map.shape == (64, 64)
+        assert each.map.dtype == np.float32
         assert each.map.min() >= 0
         assert 0.8 < each.map.max() <= 1
         assert each.cells == (8, 8)

@@ -25,10 +25,10 @@ from vtrain.predict import PredictInput
 from vtrain.training.inference import (
     NOT_FINITE,
     InferenceClassifier,
+    compute_probabilities,
     find_finite_rows,
     find_model_device,
 )
-from vtrain.training.metrics import sum_dtype
 from vtrain.training.precision import Precision
 from vtrain.training.saliency import (
     compute_class_maps,
@@ -260,7 +260,7 @@ def _answer_all(images: Sequence[_ReadImage], job: _Job) -> Iterator[Explanation
     crop = model.preprocessing.crop
     maps = enlarge_maps(small, (crop, crop)).cpu().numpy()
     predicted = logits.argmax(dim=1).tolist()
-    probabilities = logits.to(sum_dtype(device)).softmax(dim=1).tolist()
+    probabilities = compute_probabilities(logits, model.temperature).tolist()
     answer = partial(_answer, job=job, cells=(small.shape[1], small.shape[2]))
     for row, image in enumerate(images):
         if finite[row]:

@@ -49,8 +49,9 @@ def explain(
 ) -> None:
     """Show where in its images a model sees a class.
 
-    By Grad-CAM; a ViT by its attention. FOLDER gets NAME.overlay.png and NAME.map.npy ([H, W] float32 from 0 to 1, over the
-    model's input) for each image, and explanations.json, which says where they lie in it.
+    By Grad-CAM; a ViT by its attention. FOLDER gets NAME.overlay.png and NAME.map.npy
+    ([H, W] float32 from 0 to 1, over the model's input) for each image, and
+    explanations.json, which says where they lie in it.
 
     \b
     vtrain explain photos/ -o seen
