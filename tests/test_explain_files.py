@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vtrain.errors import UsageError
+from vtrain.errors import InterruptedRunError, UsageError
 from vtrain.explain import Explanation, Placement
 from vtrain.explain_files import WrittenExplanation, require_empty_folder, write_explanations
 
@@ -112,7 +112,7 @@ def test_index_of_interrupted_work(tmp_path: Path) -> None:
         yield explained("a.jpg")
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedRunError, match="interrupted: 1 done, listed in"):
         write_explanations(tmp_path / "o", give(), about={}, show=lambda _: None)
     index = read_index(tmp_path / "o")
     assert index["complete"] is False

@@ -13,6 +13,7 @@ from vtrain.errors import UsageError, VtrainError
 from vtrain.explain import Explanation, overlay
 from vtrain.files import atomic_write, write_error, write_json
 from vtrain.records import to_plain
+from vtrain.signals import build_stop_error
 
 SCHEMA = 1
 INDEX_NAME = "explanations.json"
@@ -75,6 +76,7 @@ def write_explanations(
     Raises:
         UsageError: see `require_empty_folder`; or the folder cannot be made.
         ResourceError: no space left.
+        StoppedError, InterruptedRunError: after a signal.
     """
     require_empty_folder(folder)
     try:
@@ -92,9 +94,13 @@ def write_explanations(
             rows.append(explanation_json(written, below=folder))
             failed += each.error is not None
             show(written)
-    except BaseException:
+    except BaseException as error:
         with suppress(VtrainError):  # the disk may be full: what ended the work says more
             write_json(index, {**head, "complete": False, "images": rows})
+        if isinstance(error, KeyboardInterrupt):
+            message = f"interrupted: {len(rows):,} done, listed in {index}"
+            hint = "give a new folder for all of them, or only the images that are left"
+            raise build_stop_error(error, message, hint) from error
         raise
     write_json(index, {**head, "complete": True, "images": rows})
     return WrittenFolder(index, len(rows), failed)
