@@ -24,6 +24,11 @@ LAYERS = (
     ("fit_run",),
     ("final_evaluation",),
     ("phase", "profile"),
+    ("compare_page",),
+    ("report", "compare"),
+    ("report_card",),
+    ("report_content",),
+    ("report_facts",),
     ("run_record",),
     ("explain",),
     ("evaluate", "predict", "embed", "plan"),
@@ -47,9 +52,10 @@ START_UP = (
     "__main__", "cli", "usage", "console", "config", "config_checks", "config_errors",
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
-    "commands.cache", "commands.config", "commands.embed", "commands.env", "commands.evaluate",
-    "commands.explain", "commands.fit", "commands.options", "commands.outcomes", "commands.predict",
-    "commands.sample", "commands.together",
+    "commands.cache", "commands.compare", "commands.config", "commands.embed", "commands.env",
+    "commands.evaluate", "commands.explain", "commands.fit", "commands.options",
+    "commands.outcomes", "commands.predict", "commands.report", "commands.sample",
+    "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -206,8 +212,8 @@ for arguments in json.loads(sys.argv[1]):
 print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
-    "fit", "evaluate", "predict", "embed", "explain", "backbones", "init", "config", "schema",
-    "sample", "env",
+    "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
+    "compare", "explain", "report",
 )  # fmt: skip
 
 
