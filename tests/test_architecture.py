@@ -20,11 +20,18 @@ LAYERS = (
     ("cli",),
     ("commands.",),
     ("usage",),  # explains the errors of all below
-    ("fit", "init", "predict_file"),
+    ("fit", "init", "predict_file", "explain_files"),
     ("fit_run",),
-    ("final_evaluation", "suspects_page", "neighbors_page"),
-    ("phase", "profile", "suspects", "neighbors"),
+    ("final_evaluation",),
+    ("phase", "profile"),
+    ("compare_page", "suspects_page", "neighbors_page"),
+    ("report", "compare"),
+    ("report_card",),
+    ("report_content",),
+    ("report_facts",),
+    ("suspects", "neighbors"),
     ("run_record",),
+    ("explain",),
     ("evaluate", "predict", "embed", "features", "plan"),
     ("checkpoint",),
     ("checkpoint_content",),
@@ -46,9 +53,10 @@ START_UP = (
     "__main__", "cli", "usage", "console", "config", "config_checks", "config_errors",
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
-    "commands.cache", "commands.config", "commands.embed", "commands.env", "commands.evaluate",
-    "commands.fit", "commands.options", "commands.outcomes", "commands.neighbors",
-    "commands.predict", "commands.sample", "commands.suspects", "commands.together",
+    "commands.cache", "commands.compare", "commands.config", "commands.embed", "commands.env",
+    "commands.evaluate", "commands.explain", "commands.fit", "commands.options",
+    "commands.neighbors", "commands.outcomes", "commands.predict", "commands.report",
+    "commands.sample", "commands.suspects", "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -206,7 +214,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
-    "neighbors", "suspects",
+    "compare", "explain", "neighbors", "report", "suspects",
 )  # fmt: skip
 
 

@@ -13,13 +13,16 @@ import typer
 
 from vtrain.commands.backbones import backbones
 from vtrain.commands.cache import cache
+from vtrain.commands.compare import compare
 from vtrain.commands.config import init, schema, show_config
 from vtrain.commands.embed import embed
 from vtrain.commands.env import env
 from vtrain.commands.evaluate import evaluate
+from vtrain.commands.explain import explain
 from vtrain.commands.fit import fit
 from vtrain.commands.neighbors import neighbors
 from vtrain.commands.predict import predict
+from vtrain.commands.report import report
 from vtrain.commands.sample import sample
 from vtrain.commands.suspects import suspects
 from vtrain.console import (
@@ -54,10 +57,13 @@ app = typer.Typer(
 # In the order of the help page.
 app.command(cls=FitCommand)(fit)
 app.command(cls=PlainCommand)(evaluate)
+app.command(cls=PlainCommand)(compare)
 app.command(cls=PlainCommand)(predict)
 app.command(cls=PlainCommand)(embed)
 app.command(cls=PlainCommand)(neighbors)
 app.command(cls=PlainCommand)(suspects)
+app.command(cls=PlainCommand)(explain)
+app.command(cls=PlainCommand)(report)
 app.command(cls=PlainCommand)(backbones)
 app.command(cls=PlainCommand)(init)
 app.command("config", cls=PlainCommand)(show_config)

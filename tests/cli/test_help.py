@@ -17,10 +17,13 @@ from vtrain.zoo import backbone_names
 CONTRACT = {
     "fit": "CONFIG [KEY=VALUE ...]",
     "evaluate": "FOLDER",
+    "compare": "RUN RUN...",
     "predict": "PATH...",
     "embed": "FOLDER OUT.npy",
     "neighbors": "QUERY EMBEDDINGS.npy",
     "suspects": "[RUN]",
+    "explain": "PATH...",
+    "report": "[RUN]",
     "backbones": "[NAME]",
     "init": "FOLDER",
     "config": "CONFIG [KEY=VALUE ...]",
@@ -30,7 +33,7 @@ CONTRACT = {
     "env": "",
 }
 JSON_COMMANDS = (
-    *("evaluate", "predict", "embed", "neighbors", "suspects"),
+    *("evaluate", "compare", "predict", "embed", "neighbors", "suspects", "explain"),
     *("backbones", "config", "cache", "env"),
 )
 
@@ -81,7 +84,9 @@ def test_examples_come_first_and_are_valid(program: Program, command: str) -> No
 def test_help_fits_80_columns(program: Program, command: str) -> None:
     text = program(*command.split(), "-h").out
     assert max(map(len, text.splitlines())) <= 80
-    assert "..." not in text.replace("PATH...", "").replace("[ARGS]...", "").replace(" ...]", "")
+    assert "..." not in text.replace("PATH...", "").replace("RUN...", "").replace(
+        "[ARGS]...", ""
+    ).replace(" ...]", "")
 
 
 def test_help_of_the_program(program: Program) -> None:
@@ -200,7 +205,7 @@ def test_completion_without_runs(empty: Path) -> None:
 
 
 def test_bash_completes_commands_backbones_and_runs(folder: Path) -> None:
-    assert complete("vtrain e") == ["evaluate", "embed", "env"]
+    assert complete("vtrain e") == ["evaluate", "embed", "explain", "env"]
     assert complete("vtrain backbones vgg16") == ["vgg16", "vgg16_bn"]
     assert complete("vtrain predict x.jpg -m runs/") == ["runs/tiny-001"]
     assert "--resume" in complete("vtrain fit --re")

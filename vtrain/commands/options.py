@@ -19,7 +19,7 @@ def complete_models(incomplete: str) -> list[str]:
 
 
 def complete_runs(incomplete: str) -> list[str]:
-    """Finished runs."""
+    """Finished runs for the shell."""
     from vtrain.run_folder import RUNS, find_run_names
 
     return [name for name in find_run_names(RUNS) if name.startswith(incomplete)]
