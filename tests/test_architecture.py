@@ -24,7 +24,7 @@ LAYERS = (
     ("fit_run",),
     ("phase", "profile"),
     ("run_record",),
-    ("evaluate", "predict", "embed", "plan"),
+    ("evaluate", "predict", "embed", "features", "plan"),
     ("checkpoint",),
     ("checkpoint_content",),
     ("pages.",),
