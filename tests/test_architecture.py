@@ -34,7 +34,7 @@ LAYERS = (
     ("config_checks", "config_errors", "config_text"),
     ("config_schema", "config_source"),
     ("config_model",),
-    ("partial_array",),
+    ("partial_array", "terminal_plot"),
     ("console", "tensor_files", "run_folder"),
     ("runtime", "distributed", "files", "pickle_check", "yaml12", "zoo", "cache_folder", "signals"),
     ("records",),
