@@ -20,9 +20,10 @@ LAYERS = (
     ("cli",),
     ("commands.",),
     ("usage",),  # explains the errors of all below
-    ("fit", "init", "predict_file"),
+    ("probe_page",),
+    ("fit", "init", "predict_file", "probe_report"),
     ("fit_run",),
-    ("phase", "profile"),
+    ("phase", "profile", "probe"),
     ("run_record",),
     ("evaluate", "predict", "embed", "features", "plan"),
     ("checkpoint",),
@@ -35,7 +36,7 @@ LAYERS = (
     ("config_schema", "config_source"),
     ("config_model",),
     ("partial_array", "terminal_plot"),
-    ("console", "tensor_files", "run_folder"),
+    ("console", "tensor_files", "run_folder", "probe_candidates"),
     ("runtime", "distributed", "files", "pickle_check", "yaml12", "zoo", "cache_folder", "signals"),
     ("records",),
     ("errors",),
@@ -46,8 +47,8 @@ START_UP = (
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
     "commands.cache", "commands.config", "commands.embed", "commands.env", "commands.evaluate",
-    "commands.fit", "commands.options", "commands.outcomes", "commands.predict", "commands.sample",
-    "commands.together",
+    "commands.fit", "commands.options", "commands.outcomes", "commands.predict", "commands.probe",
+    "commands.sample", "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -204,7 +205,8 @@ for arguments in json.loads(sys.argv[1]):
 print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
-    "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
+    "fit", "evaluate", "predict", "embed", "backbones", "probe", "init", "config", "schema",
+    "sample", "env",
 )  # fmt: skip
 
 

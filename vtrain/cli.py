@@ -19,6 +19,7 @@ from vtrain.commands.env import env
 from vtrain.commands.evaluate import evaluate
 from vtrain.commands.fit import fit
 from vtrain.commands.predict import predict
+from vtrain.commands.probe import probe
 from vtrain.commands.sample import sample
 from vtrain.console import (
     Console,
@@ -55,6 +56,7 @@ app.command(cls=PlainCommand)(evaluate)
 app.command(cls=PlainCommand)(predict)
 app.command(cls=PlainCommand)(embed)
 app.command(cls=PlainCommand)(backbones)
+app.command(cls=PlainCommand)(probe)
 app.command(cls=PlainCommand)(init)
 app.command("config", cls=PlainCommand)(show_config)
 app.command(cls=PlainCommand)(schema)

@@ -20,6 +20,7 @@ CONTRACT = {
     "predict": "PATH...",
     "embed": "FOLDER OUT.npy",
     "backbones": "[NAME]",
+    "probe": "FOLDER",
     "init": "FOLDER",
     "config": "CONFIG [KEY=VALUE ...]",
     "schema": "",
@@ -27,7 +28,7 @@ CONTRACT = {
     "cache": "",
     "env": "",
 }
-JSON_COMMANDS = ("evaluate", "predict", "embed", "backbones", "config", "cache", "env")
+JSON_COMMANDS = ("evaluate", "predict", "embed", "backbones", "probe", "config", "cache", "env")
 
 
 def find_examples(text: str) -> list[str]:

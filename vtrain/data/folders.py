@@ -176,6 +176,25 @@ def split_stratified(
     return images.subset(train), images.subset(val)
 
 
+def sample_stratified(images: LabelledImages, count: int, *, seed: int) -> LabelledImages:
+    """About `count` images, of each class in its share and at least two where it has them.
+
+    All of them where there are no more. Which images are taken is decided as in
+    `split_stratified`, so that a larger sample holds the smaller one.
+    """
+    if len(images) <= count:
+        return images
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(images.labels):
+        by_class.setdefault(label, []).append(index)
+    ranks = _rank_all(images, seed)
+    chosen: list[int] = []
+    for members in by_class.values():
+        wanted = max(2, round(len(members) * count / len(images)))
+        chosen += sorted(members, key=lambda i: ranks[16 * i : 16 * i + 16])[:wanted]
+    return images.subset(sorted(chosen))
+
+
 def _rank_all(images: LabelledImages, seed: int) -> bytes:
     """16 bytes for each image, one behind the other: hashes of the seed and its place."""
     ranks = bytearray()

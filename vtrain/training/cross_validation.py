@@ -38,7 +38,7 @@ class CrossValidation:
 
 
 def assign_folds(labels: Sequence[int], *, folds: int = FOLDS, seed: int = 0) -> Tensor:
-    """The fold of each image, int64 `[N]`: each class is spread evenly, in an order drawn from seed.
+    """The fold of each image, int64 `[N]`: each class is spread evenly, in a random order.
 
     A class with fewer images than folds is in some of them only. One with a single image is in
     none (`NOT_ASKED`): it can be trained on, but nothing is left to ask. There are at most as many
@@ -49,7 +49,7 @@ def assign_folds(labels: Sequence[int], *, folds: int = FOLDS, seed: int = 0) ->
     generator = torch.Generator().manual_seed(mix_seed(seed, _FOLD_STREAM))
     assigned = torch.full((len(truth),), NOT_ASKED)
     turn = 0  # goes on from class to class: small classes would all fill the first folds
-    for label in truth.unique().tolist():
+    for label in sorted(set(labels)):
         members = torch.nonzero(truth == label).flatten()
         if len(members) < 2:
             continue
@@ -79,27 +79,25 @@ def cross_validate(
         seed: of the inner splits.
         on_fold: called after each fold.
     """
-    truth = torch.tensor(labels, dtype=torch.int64)
-    classes, dense = truth.unique(return_inverse=True)  # classes without images cost nothing
-    linear, knn = torch.zeros(len(truth)).bool(), torch.zeros(len(truth)).bool()
+    present = {label: place for place, label in enumerate(sorted(set(labels)))}
+    dense = torch.tensor([present[label] for label in labels])  # others would cost time
+    linear, knn = torch.zeros(len(dense)).bool(), torch.zeros(len(dense)).bool()
     accuracies: list[float] = []
     penalties: list[float] = []
     for fold in range(int(folds.max()) + 1):
         asked, trained = folds == fold, folds != fold
         training = features[trained], dense[trained]
         inner_seed = mix_seed(seed, _INNER_STREAM, fold)
-        penalty, probe = fit_probe(*training, len(classes), seed=inner_seed)
+        penalty, probe = fit_probe(*training, len(present), seed=inner_seed)
         right = probe.compute_logits(features[asked]).argmax(dim=1) == dense[asked]
         linear[asked] = right
-        knn[asked] = predict_neighbours(features[asked], training, len(classes)) == dense[asked]
+        knn[asked] = predict_neighbours(features[asked], training, len(present)) == dense[asked]
         accuracies.append(float(right.double().mean()))
         penalties.append(penalty)
         if on_fold is not None:
             on_fold()
     asked = torch.nonzero(folds != NOT_ASKED).flatten()
-    return CrossValidation(
-        asked, linear[asked], knn[asked], tuple(accuracies), tuple(penalties)
-    )
+    return CrossValidation(asked, linear[asked], knn[asked], tuple(accuracies), tuple(penalties))
 
 
 def fit_probe(
@@ -174,4 +172,4 @@ def differ(one: Tensor, other: Tensor) -> bool:
     trials, fewer = only_one + only_other, min(only_one, only_other)
     tail = sum(math.comb(trials, hits) for hits in range(fewer + 1))
     # Whole numbers: 2 · tail / 2^trials < 1/20, for any number of images.
-    return 40 * tail < 2**trials
+    return bool(40 * tail < 2**trials)
