@@ -109,9 +109,14 @@ class ProbeResult:
 
     @property
     def recommended(self) -> ProbedBackbone | None:
-        """The fastest of those that are not told apart from the most accurate one."""
+        """The fastest of those that are not told apart from the most accurate one.
+
+        None where that one is no better than naming the most frequent class.
+        """
+        if self.backbones[0].interval[0] <= self.majority:
+            return None
         best = [each for each in self.backbones if each.within_noise]
-        return max(best, key=lambda each: each.images_per_second, default=None)
+        return max(best, key=lambda each: each.images_per_second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +304,7 @@ def _note_failure(error: Exception, candidate: Candidate, work: _Work, place: st
 def _describe(result: ProbedBackbone) -> str:
     low, high = result.interval
     return (
-        f"{result.accuracy:.1%} ({low:.1%} to {high:.1%}), "
+        f"{100 * result.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f}), "
         f"{result.images_per_second:,.0f} images/s, took {format_duration(result.seconds)}"
         + (", features were stored" if result.stored else "")
     )

@@ -37,6 +37,11 @@ class Candidate:
         return name if self.weights == DEFAULT_WEIGHTS else f"{name}:{self.weights}"
 
     @property
+    def from_file(self) -> bool:
+        """Whether the weights are a file, neither published ones nor random."""
+        return self.weights not in (DEFAULT_WEIGHTS, "none", *self.spec.weights)
+
+    @property
     def overrides(self) -> tuple[str, ...]:
         """The settings of a config that train it."""
         backbone = f"model.backbone={self.spec.name}"

@@ -11,7 +11,8 @@ from vtrain.probe_report import (
     LEGEND,
     RIGHT,
     describe_sample,
-    list_overrides,
+    label_backbones,
+    next_command,
     recommend,
     table_rows,
 )
@@ -35,18 +36,16 @@ def write_probe_page(path: Path, result: ProbeResult) -> None:
         UsageError: the path cannot be written.
     """
     points = [
-        ParetoPoint(
-            one_line(each.candidate.model), each.images_per_second, each.accuracy, *each.interval
-        )
-        for each in result.backbones
+        ParetoPoint(one_line(name), each.images_per_second, each.accuracy, *each.interval)
+        for name, each in zip(label_backbones(result), result.backbones, strict=True)
     ]
     write_page(
         path,
         "probe.html.j2",
         result=result,
-        choice=result.recommended,
+        best=result.recommended or result.backbones[0],
         recommendation=recommend(result),
-        command=f"vtrain fit CONFIG {' '.join(list_overrides(result))}",
+        command=next_command(result),
         sample=describe_sample(result),
         chart=pareto_chart(
             "Accuracy and speed",

@@ -1,50 +1,50 @@
 """What a probe says, as words and as JSON."""
 
+from shlex import quote
 from typing import Any
 
 from vtrain.console import format_count, one_line
+from vtrain.pages.page import format_percent
 from vtrain.probe import ProbedBackbone, ProbeResult
 
 SCHEMA = 1
-COLUMNS = (
-    "backbone",
-    "linear",
-    "95 % interval",
-    "kNN",
-    "images/s",
-    "params",
-    "GFLOPs",
-    "px",
-    "",
-)
-RIGHT = (1, 2, 3, 4, 5, 6, 7)
-FRONT, BEST = "front", "best"  # the last column
+COLUMNS = ("backbone", "linear", "95 %", "kNN", "images/s", "", "params", "GFLOPs", "px")
+RIGHT = (1, 2, 3, 4, 6, 7, 8)
+ZOO_COLUMNS = 3  # the last ones, which `vtrain backbones` shows as well
+FRONT, BEST = "front", "best"
 LEGEND = (
     f"{BEST}: the most accurate one, and those that this sample does not tell apart from it",
     f"{FRONT}: no other one is faster and at least as accurate",
 )
 
 
+def label_backbones(result: ProbeResult) -> list[str]:
+    """A short name for each backbone: a weights file is named only where it tells two apart."""
+    names = [each.candidate.spec.name for each in result.backbones]
+    return [
+        name
+        if name == each.candidate.model or (names.count(name) == 1 and each.candidate.from_file)
+        else each.candidate.model
+        for name, each in zip(names, result.backbones, strict=True)
+    ]
+
+
 def table_rows(result: ProbeResult) -> list[tuple[str, ...]]:
     """Cells for `COLUMNS`, a row for each backbone."""
     return [
         (
-            each.candidate.model,
-            f"{each.accuracy:.1%}",
-            _format_interval(each.interval),
-            f"{each.knn_accuracy:.1%}",
+            name,
+            format_percent(each.accuracy),
+            "{:.1f} to {:.1f}".format(*(100 * end for end in each.interval)),
+            format_percent(each.knn_accuracy),
             f"{each.images_per_second:,.0f}",
+            " ".join(_marks(each)),
             format_count(each.params),
             f"{each.gflops:.2f}",
             str(each.image_size),
-            " ".join(_marks(each)),
         )
-        for each in result.backbones
+        for name, each in zip(label_backbones(result), result.backbones, strict=True)
     ]
-
-
-def _format_interval(interval: tuple[float, float]) -> str:
-    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
 
 
 def _marks(probed: ProbedBackbone) -> list[str]:
@@ -57,39 +57,40 @@ def describe_sample(result: ProbeResult) -> str:
     part = "" if result.count == result.total else f" of {result.total:,}"
     return (
         f"{result.count:,}{part} images of {len(result.classes)} classes, {result.folds} folds; "
-        f"naming the most frequent class alone: {result.majority:.1%}"
+        f"naming the most frequent class alone: {format_percent(result.majority)}"
     )
 
 
 def recommend(result: ProbeResult) -> str:
     """Which backbone to take, and why, in one sentence."""
     choice, best = result.recommended, result.backbones[0]
-    assert choice is not None  # the most accurate one is among those it is taken from
-    name = one_line(choice.candidate.model)
-    if best.interval[0] <= result.majority:
+    names = dict(zip(result.backbones, map(one_line, label_backbones(result)), strict=True))
+    if choice is None:
         return (
-            f"none of these does clearly better than naming the most frequent class "
-            f"({result.majority:.1%}): try others, or fine-tune more than the head"
+            "none of these: they do no better than naming the most frequent class "
+            f"({format_percent(result.majority)}) on this sample"
         )
+    name = names[choice]
     if len(result.backbones) == 1:
         return f"{name}, the only one that was probed"
     if choice is not best:
         times = choice.images_per_second / best.images_per_second
         return (
-            f"{name}: {times:.1f} times as fast as {one_line(best.candidate.model)}, whose "
-            f"{best.accuracy:.1%} are no better than its {choice.accuracy:.1%} on this sample"
+            f"{name}: {times:.1f} times as fast as {names[best]}, from whose "
+            f"{format_percent(best.accuracy)} this sample does not tell its "
+            f"{format_percent(choice.accuracy)} apart"
         )
     if sum(each.within_noise for each in result.backbones) > 1:
-        return f"{name}: the fastest of those that this sample does not tell apart from the best"
+        return f"{name}: the most accurate, and no other one of that accuracy is faster"
     return f"{name}: more accurate than all others"
 
 
-def list_overrides(result: ProbeResult) -> list[str]:
-    """The settings that train the recommended backbone, as they are typed."""
-    from shlex import quote
-
+def next_command(result: ProbeResult) -> str | None:
+    """What trains the recommended backbone, as it is typed."""
     choice = result.recommended
-    return [] if choice is None else [one_line(quote(each)) for each in choice.candidate.overrides]
+    if choice is None:
+        return None
+    return one_line(f"vtrain fit CONFIG {' '.join(map(quote, choice.candidate.overrides))}")
 
 
 def probe_json(result: ProbeResult) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from vtrain.errors import ModelError, UsageError
 
 PLOT_WIDTH = 80  # columns, off a terminal
 MAX_PLOT_WIDTH = 100
+WIDE = 100  # columns that the whole table needs
 UNITS = {"": 60.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -147,13 +148,19 @@ def _show_probe(result: Any, console: Console) -> None:
         COLUMNS,
         LEGEND,
         RIGHT,
+        ZOO_COLUMNS,
         describe_sample,
-        list_overrides,
+        next_command,
         recommend,
         table_rows,
     )
 
-    print_table(COLUMNS, table_rows(result), right=RIGHT)
+    rows = table_rows(result)
+    width = find_width(sys.stdout)
+    # Half of the columns of a narrow terminal would be folded.
+    count = len(COLUMNS) if width is None or width >= WIDE else len(COLUMNS) - ZOO_COLUMNS
+    right = [column for column in RIGHT if column < count]
+    print_table(COLUMNS[:count], [row[:count] for row in rows], right=right)
     if len(result.backbones) > 1:
         print_text(f"\n{_draw_plot(result)}")
     console.say(describe_sample(result))
@@ -162,20 +169,17 @@ def _show_probe(result: Any, console: Console) -> None:
             console.say(line)
     console.say(f"took {format_duration(result.seconds)}")
     print_text(f"recommended: {recommend(result)}")
-    print_text(f"next: vtrain fit CONFIG {' '.join(list_overrides(result))}")
+    if command := next_command(result):
+        print_text(f"next: {command}")
 
 
 def _draw_plot(result: Any) -> str:
+    from vtrain.probe_report import label_backbones
     from vtrain.terminal_plot import Point, draw_scatter, takes_braille
 
     points = [
-        Point(
-            each.candidate.model,
-            each.images_per_second,
-            100 * each.accuracy,
-            "*" if each.pareto else "o",
-        )
-        for each in result.backbones
+        Point(name, each.images_per_second, 100 * each.accuracy, "*" if each.pareto else "o")
+        for name, each in zip(label_backbones(result), result.backbones, strict=True)
     ]
     return draw_scatter(
         points,

@@ -1,0 +1,152 @@
+"""Folds, nearest neighbours, intervals and tests of differences against independent ones."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest  # comes with scikit-learn
+from sklearn.neighbors import KNeighborsClassifier
+
+from vtrain.training.cross_validation import (
+    FOLDS,
+    NEIGHBOURS,
+    NOT_ASKED,
+    PENALTIES,
+    accuracy_interval,
+    assign_folds,
+    choose_penalty,
+    cross_validate,
+    differ,
+    predict_neighbours,
+    standard_error,
+)
+
+
+def draw_classes(
+    counts: list[int], *, dim: int = 6, gap: float = 4.0
+) -> tuple[torch.Tensor, list[int]]:
+    random = torch.Generator().manual_seed(0)
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    centres = gap * torch.eye(len(counts), dim)
+    return centres[labels] + torch.randn(len(labels), dim, generator=random), labels
+
+
+# --- folds ---------------------------------------------------------------------------------------
+
+
+def test_each_class_is_spread_evenly() -> None:
+    labels = [0] * 12 + [1] * 31 + [2] * 5
+    folds = assign_folds(labels)
+    assert folds.unique().tolist() == list(range(FOLDS))
+    for label in range(3):
+        members = folds[torch.tensor(labels) == label]
+        counts = members.bincount(minlength=FOLDS)
+        assert counts.max() - counts.min() <= 1
+    whole = folds.bincount()
+    assert whole.max() - whole.min() <= 1
+    assert torch.equal(folds, assign_folds(labels))
+    assert not torch.equal(folds, assign_folds(labels, seed=1))
+
+
+def test_small_classes_are_held_out_one_by_one() -> None:
+    labels = [0] * 20 + [1] * 2 + [2]
+    folds = assign_folds(labels)
+    assert folds[20] != folds[21]
+    assert folds[22] == NOT_ASKED
+    assert folds[:22].min() == 0
+
+
+def test_never_more_folds_than_the_largest_class_has_images() -> None:
+    assert int(assign_folds([0, 0, 0, 1, 1]).max()) + 1 == 3
+    assert sorted(assign_folds([0, 0, 1, 1]).tolist()) == [0, 0, 1, 1]
+
+
+# --- cross-validation ----------------------------------------------------------------------------
+
+
+def test_classes_far_apart_are_told_apart() -> None:
+    features, labels = draw_classes([20, 15, 10])
+    folds = assign_folds(labels)
+    calls: list[int] = []
+    result = cross_validate(features, labels, folds, on_fold=lambda: calls.append(1))
+    assert len(calls) == FOLDS
+    assert result.asked.tolist() == list(range(45))
+    assert result.linear.double().mean() > 0.95
+    assert result.knn.double().mean() > 0.9
+    sizes = folds.bincount().double()
+    weighted = (sizes * torch.tensor(result.fold_accuracies)).sum() / 45
+    assert weighted == pytest.approx(float(result.linear.double().mean()))
+    again = cross_validate(features, labels, folds)
+    assert torch.equal(result.linear, again.linear)
+    assert result.penalties == again.penalties
+
+
+def test_noise_is_no_better_than_chance() -> None:
+    features, labels = draw_classes([30, 30], gap=0.0)
+    result = cross_validate(features, labels, assign_folds(labels))
+    low, high = accuracy_interval(result.linear)
+    assert low < 0.5 < high + 0.05
+    assert max(result.penalties) >= 1.0
+
+
+def test_classes_with_one_or_two_images() -> None:
+    features, labels = draw_classes([12, 2, 1, 1])
+    result = cross_validate(features, labels, assign_folds(labels))
+    assert result.asked.tolist() == list(range(14))
+    assert len(result.linear) == len(result.knn) == 14
+
+
+def test_labels_may_have_gaps() -> None:
+    features, labels = draw_classes([9, 8])
+    moved = [7 if label else 3 for label in labels]
+    result = cross_validate(features, moved, assign_folds(moved))
+    assert result.linear.double().mean() > 0.9
+
+
+def test_penalty_where_nothing_can_be_left_out() -> None:
+    features, labels = draw_classes([1, 1, 1])
+    penalty = choose_penalty(features, torch.tensor(labels), 3, seed=0)
+    assert penalty == PENALTIES[len(PENALTIES) // 2]
+
+
+# --- nearest neighbours --------------------------------------------------------------------------
+
+
+def test_neighbours_vote_as_in_scikit_learn() -> None:
+    features, labels = draw_classes([25, 25, 25], gap=1.0)
+    known = torch.arange(75) % 3 != 0
+    truth = torch.tensor(labels)
+    ours = predict_neighbours(features[~known], (features[known], truth[known]), 3)
+    theirs = KNeighborsClassifier(n_neighbors=NEIGHBOURS, metric="cosine")
+    theirs.fit(features[known].numpy(), truth[known].numpy())
+    shares = np.sort(theirs.predict_proba(features[~known].numpy()), axis=1)
+    clear = shares[:, -1] > shares[:, -2]  # ties are broken in another way
+    assert clear.sum() > 15
+    expected = theirs.predict(features[~known].numpy())
+    np.testing.assert_array_equal(ours.numpy()[clear], expected[clear])
+
+
+def test_of_as_many_votes_the_more_similar_ones_win() -> None:
+    known = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    asked = torch.tensor([[2.0, 1.0], [1.0, 2.0], [-1.0, -2.0]])
+    assert predict_neighbours(asked, (known, torch.tensor([0, 1])), 2).tolist() == [0, 1, 0]
+
+
+# --- how sure it is ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 5), (8, 10), (37, 50), (50, 50)])
+def test_interval_is_wilsons(right: int, count: int) -> None:
+    hits = torch.arange(count) < right
+    expected = binomtest(right, count).proportion_ci(method="wilson")
+    assert accuracy_interval(hits) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    share = right / count
+    assert standard_error(hits) == pytest.approx((share * (1 - share) / count) ** 0.5)
+
+
+@pytest.mark.parametrize(("one", "other"), [(0, 0), (5, 0), (6, 0), (12, 4), (13, 4), (900, 800)])
+def test_difference_is_the_exact_sign_test(one: int, other: int) -> None:
+    first = torch.tensor([True] * one + [False] * other + [True] * 7)
+    second = torch.tensor([False] * one + [True] * other + [True] * 7)
+    total = one + other
+    expected = total > 0 and binomtest(one, total).pvalue < 0.05
+    assert differ(first, second) is differ(second, first) is bool(expected)
