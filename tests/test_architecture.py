@@ -21,9 +21,15 @@ LAYERS = (
     ("commands.",),
     ("usage",),  # explains the errors of all below
     ("probe_page",),
-    ("fit", "init", "predict_file", "probe_report"),
+    ("probe_report",),
+    ("fit", "init", "predict_file"),
     ("fit_run",),
-    ("phase", "profile", "probe"),
+    ("phase", "profile"),
+    ("probe",),
+    ("report",),
+    ("report_card",),
+    ("report_content",),
+    ("report_facts",),
     ("run_record",),
     ("evaluate", "predict", "embed", "features", "plan"),
     ("checkpoint",),
@@ -48,6 +54,7 @@ START_UP = (
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
     "commands.cache", "commands.config", "commands.embed", "commands.env", "commands.evaluate",
     "commands.fit", "commands.options", "commands.outcomes", "commands.predict", "commands.probe",
+    "commands.report",
     "commands.sample", "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
@@ -205,8 +212,8 @@ for arguments in json.loads(sys.argv[1]):
 print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
-    "fit", "evaluate", "predict", "embed", "backbones", "probe", "init", "config", "schema",
-    "sample", "env",
+    "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
+    "report", "probe",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from vtrain.commands.evaluate import evaluate
 from vtrain.commands.fit import fit
 from vtrain.commands.predict import predict
 from vtrain.commands.probe import probe
+from vtrain.commands.report import report
 from vtrain.commands.sample import sample
 from vtrain.console import (
     Console,
@@ -55,6 +56,7 @@ app.command(cls=FitCommand)(fit)
 app.command(cls=PlainCommand)(evaluate)
 app.command(cls=PlainCommand)(predict)
 app.command(cls=PlainCommand)(embed)
+app.command(cls=PlainCommand)(report)
 app.command(cls=PlainCommand)(backbones)
 app.command(cls=PlainCommand)(probe)
 app.command(cls=PlainCommand)(init)
