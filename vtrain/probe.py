@@ -404,6 +404,8 @@ def _settle(work: _Work, failures: Sequence[tuple[int, str]]) -> None:
     if len(work.failures) > NAMED_AT_MOST:
         more_bad = len(work.failures) - NAMED_AT_MOST
         work.console.warn(f"skipped {more_bad} more images that cannot be read")
+    if len(bad) == len(images):
+        raise DataError(f"none of the {len(images)} images in {one_line(images.root)} is readable")
     work.images = images = images.subset([i for i in range(len(images)) if i not in bad])
     counts = images.class_counts()
     if sum(count >= 2 for count in counts) < 2:

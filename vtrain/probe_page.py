@@ -36,7 +36,7 @@ def write_probe_page(path: Path, result: ProbeResult) -> None:
         UsageError: the path cannot be written.
     """
     points = [
-        ParetoPoint(one_line(name), each.images_per_second, each.accuracy, *each.interval)
+        ParetoPoint(one_line(name), each.images_per_second, each.accuracy, each.interval)
         for name, each in zip(label_backbones(result), result.backbones, strict=True)
     ]
     write_page(

@@ -71,3 +71,10 @@ def test_a_class_without_images_is_improbable() -> None:
     probe = ProbeProblem(features, labels, 3).solve(0.1)
     assert torch.isfinite(probe.weight).all()
     assert probe.compute_logits(features).softmax(dim=1)[:, 2].max() < 0.01
+
+
+def test_the_scale_of_features_does_not_matter() -> None:
+    features, labels = draw(50, 8, 3)
+    tiny = ProbeProblem(features.double() * 1e-10, labels, 3).solve(0.1)
+    usual = ProbeProblem(features, labels, 3).solve(0.1)
+    torch.testing.assert_close(tiny.weight, usual.weight, atol=1e-5, rtol=0)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from vtrain.commands.options import (
     complete_backbones,
 )
 from vtrain.console import (
+    GAP,
     Console,
     find_width,
     format_duration,
@@ -31,7 +33,6 @@ from vtrain.errors import ModelError, UsageError
 
 PLOT_WIDTH = 80  # columns, off a terminal
 MAX_PLOT_WIDTH = 100
-WIDE = 100  # columns that the whole table needs
 UNITS = {"": 60.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -146,21 +147,16 @@ def _check_output(output: Path) -> None:
 def _show_probe(result: Any, console: Console) -> None:
     from vtrain.probe_report import (
         COLUMNS,
+        LEAST,
         LEGEND,
         RIGHT,
-        ZOO_COLUMNS,
         describe_sample,
         next_command,
         recommend,
         table_rows,
     )
 
-    rows = table_rows(result)
-    width = find_width(sys.stdout)
-    # Half of the columns of a narrow terminal would be folded.
-    count = len(COLUMNS) if width is None or width >= WIDE else len(COLUMNS) - ZOO_COLUMNS
-    right = [column for column in RIGHT if column < count]
-    print_table(COLUMNS[:count], [row[:count] for row in rows], right=right)
+    _print_fitting(COLUMNS, table_rows(result), right=RIGHT, least=LEAST)
     if len(result.backbones) > 1:
         print_text(f"\n{_draw_plot(result)}")
     console.say(describe_sample(result))
@@ -171,6 +167,28 @@ def _show_probe(result: Any, console: Console) -> None:
     print_text(f"recommended: {recommend(result)}")
     if command := next_command(result):
         print_text(f"next: {command}")
+
+
+def _print_fitting(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[int],
+    least: Sequence[int],
+) -> None:
+    """A table without the columns for which a terminal has no room, the least important first."""
+    width = find_width(sys.stdout)
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    kept = list(range(len(columns)))
+    for column in least:
+        if width is None or sum(widths[each] + GAP for each in kept) <= width:
+            break
+        kept.remove(column)
+    print_table(
+        [columns[each] for each in kept],
+        [[row[each] for each in kept] for row in rows],
+        right=[place for place, each in enumerate(kept) if each in right],
+    )
 
 
 def _draw_plot(result: Any) -> str:
@@ -205,13 +223,13 @@ def _require_complete(result: Any) -> None:
         left = sum(each.kind == "stopped" for each in result.left_out)
         raise build_stop_error(
             result.stop,
-            f"stopped with {left} backbones left",
+            f"stopped with {left} of the backbones left",
             "run the same command again: features that were computed are kept",
         )
     failed = [each for each in result.left_out if each.kind == "failed"]
     if failed:
         lines = [f"  {one_line(each.candidate.model)}: {each.reason}" for each in failed]
         raise ModelError(
-            f"{len(failed)} backbones could not be probed:\n" + "\n".join(lines),
+            f"{len(failed)} of the backbones could not be probed:\n" + "\n".join(lines),
             "the result is that of the others: repair these, or leave them out",
         )

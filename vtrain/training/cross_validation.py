@@ -158,7 +158,8 @@ def accuracy_interval(right: Tensor) -> tuple[float, float]:
     centre = share + Z95**2 / (2 * count)
     spread = Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
     whole = 1 + Z95**2 / count
-    return max(0.0, (centre - spread) / whole), min(1.0, (centre + spread) / whole)
+    # The share lies inside, whatever the last bits say.
+    return max(0.0, min(share, (centre - spread) / whole)), max(share, (centre + spread) / whole)
 
 
 def differ(one: Tensor, other: Tensor) -> bool:
