@@ -24,6 +24,7 @@ LAYERS = (
     ("probe_report",),
     ("fit", "init", "predict_file"),
     ("fit_run",),
+    ("final_evaluation",),
     ("phase", "profile"),
     ("probe",),
     ("report",),

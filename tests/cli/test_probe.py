@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import vtrain.probe
+import vtrain.training.cross_validation
 from tests.cli.program import Program, TerminalProgram, assert_refused, without_styles
 from tests.tiny import break_image, draw_labelled
 from vtrain.training.cross_validation import CrossValidation
@@ -27,8 +28,10 @@ COLOURS = {"ant": (220, 40, 40), "bee": (40, 220, 40), "cow": (40, 40, 220)}
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No time for measuring, weights and features of this test alone."""
+    """Little time for measuring and fitting; weights and features of this test alone."""
     monkeypatch.setattr(vtrain.probe, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(vtrain.probe, "ROUND_IMAGES", 8)
+    monkeypatch.setattr(vtrain.training.cross_validation, "PENALTIES", (1.0, 0.01))
     monkeypatch.setenv("VTRAIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
 

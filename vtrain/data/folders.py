@@ -6,6 +6,7 @@ import stat
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from vtrain.config_checks import explain_missing
@@ -179,8 +180,8 @@ def split_stratified(
 def sample_stratified(images: LabelledImages, count: int, *, seed: int) -> LabelledImages:
     """About `count` images, of each class in its share and at least two where it has them.
 
-    All of them where there are no more. Which images are taken is decided as in
-    `split_stratified`, so that a larger sample holds the smaller one.
+    All of them where there are no more. Unlike `sample_classes` it keeps the shares of the classes.
+    Which images are taken is decided as in `split_stratified`.
     """
     if len(images) <= count:
         return images
@@ -193,6 +194,23 @@ def sample_stratified(images: LabelledImages, count: int, *, seed: int) -> Label
         wanted = max(2, round(len(members) * count / len(images)))
         chosen += sorted(members, key=lambda i: ranks[16 * i : 16 * i + 16])[:wanted]
     return images.subset(sorted(chosen))
+
+
+def sample_classes(images: LabelledImages, most: int, *, seed: int = 0) -> LabelledImages:
+    """At most so many of the images, of each class as equally many as there are, in their order.
+
+    A hash of the seed and the path below the root decides, as in `split_stratified`.
+    """
+    if len(images) <= most:
+        return images
+    ranks = _rank_all(images, seed)
+    by_class: dict[int, list[int]] = {}
+    for index in sorted(range(len(images)), key=lambda i: ranks[16 * i : 16 * i + 16]):
+        by_class.setdefault(images.labels[index], []).append(index)
+    # The first of every class, then the second of every class, and so on.
+    rounds = zip_longest(*(by_class[label] for label in sorted(by_class)))
+    drawn = (index for each in rounds for index in each if index is not None)
+    return images.subset(sorted(islice(drawn, most)))
 
 
 def _rank_all(images: LabelledImages, seed: int) -> bytes:
