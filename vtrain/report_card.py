@@ -21,13 +21,13 @@ from vtrain.run_folder import MODEL_NAME
 
 MOST_CLASSES = 50
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#|!~&$])")
-_START = re.compile(r"^(\s*)([-+=]|\d+[.)])")
+_LIST = re.compile(r"^(\s*\d*)([-+=.)](?=\s|$))")
 
 
 def escape_markdown(text: object) -> str:
     """Any text as one line of plain Markdown: no name becomes a link, a tag or a list."""
     escaped = _SPECIAL.sub(r"\\\1", one_line(text))
-    return _START.sub(lambda found: f"{found[1]}\\{found[2]}", escaped)
+    return _LIST.sub(r"\1\\\2", escaped)
 
 
 def render_card(facts: Facts, content: Content) -> str:

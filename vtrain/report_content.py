@@ -591,13 +591,14 @@ def _build_picture(
     each: ImagePrediction, thumbnail: Thumbnail | None, heat_map: Thumbnail | None
 ) -> Picture:
     label, prediction = one_line(each.label), one_line(each.prediction)
-    says = f"says {prediction}, {format_percent(known(each.probability), 0)}"
-    is_label = f"is {label}"
-    if not each.correct and math.isfinite(each.label_probability):
-        is_label += f", given {format_percent(each.label_probability, 0)}"
-    lines = [is_label, says]
-    if each.correct and each.second and math.isfinite(each.second_probability):
-        lines.append(f"or {one_line(each.second)}, {each.second_probability:.0%}")
+    lines = [f"predicted {prediction}, {format_percent(known(each.probability), 0)}"]
+    if each.correct:
+        lines.insert(0, f"label {label}")
+        if each.second and math.isfinite(each.second_probability):
+            second = format_percent(each.second_probability, 0)
+            lines.append(f"or {one_line(each.second)}, {second}")
+    else:
+        lines.insert(0, f"label {label}, {format_percent(known(each.label_probability), 0)}")
     name = one_line(each.path.name)
     text = f"{name}: labelled {label}, predicted {prediction}"
     return Picture(thumbnail, heat_map, text, (*lines, name))
@@ -620,13 +621,13 @@ def _add_calibration(content: Content, facts: Facts) -> None:
         )
     )
     shown = [
-        f"{name} {format_percent(known(value))}"
+        f"{format_percent(known(value))} {name}"
         for name, value in (("before", found.ece_raw), ("after", found.ece))
         if known(value) is not None
     ]
     if shown:
         content.calibration_text = (
-            f"Expected calibration error: {', '.join(shown)} temperature scaling"
+            f"Expected calibration error: {' and '.join(shown)} temperature scaling"
             + (f" (temperature {found.temperature:.3f})" if known(found.temperature) else "")
             + ". It is the mean distance of the dots from the diagonal, weighted by images."
         )

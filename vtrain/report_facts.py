@@ -204,7 +204,7 @@ def build_map(features: NDArray[Any], rows: Sequence[int]) -> EmbeddingMap | Non
     Rows that are not finite are left out; None where fewer than three differ.
     """
     values = np.asarray(features, dtype=np.float64)
-    finite: list[bool] = np.isfinite(values).all(axis=1).tolist()
+    finite = np.isfinite(values.sum(axis=1))
     values = values[finite]
     if len(values) < 3 or values.shape[1] < 2:
         return None
@@ -229,15 +229,21 @@ def principal_components(centred: Floats) -> tuple[Floats, Floats]:
     before: Floats = np.zeros(2)
     for _ in range(200):
         basis, _ = np.linalg.qr(centred.T @ (centred @ basis))
-        singular: Floats = np.linalg.svd(centred @ basis, compute_uv=False)[:2]
+        singular = _svd(centred @ basis)[1][:2]
         if np.abs(singular - before).max() <= 1e-9 * singular[0]:
             break
         before = singular
-    left, values, _ = np.linalg.svd(centred @ basis, full_matrices=False)
-    places: Floats = left[:, :2] * values[:2]
+    left, singular = _svd(centred @ basis)
+    places = left[:, :2] * singular[:2]
     largest = np.abs(places).argmax(axis=0)
     places *= np.where(places[largest, [0, 1]] < 0, -1.0, 1.0)
-    return places, singular
+    return places, singular[:2]
+
+
+def _svd(matrix: Floats) -> tuple[Floats, Floats]:
+    """Left singular vectors in columns, and singular values."""
+    left, singular, _ = np.linalg.svd(matrix, full_matrices=False)
+    return np.asarray(left, np.float64), np.asarray(singular, np.float64)
 
 
 def read_map(path: Path) -> EmbeddingMap | None:

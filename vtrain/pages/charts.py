@@ -31,6 +31,7 @@ from vtrain.pages.svg import (
 
 ROW = 20  # pixels of a horizontal bar with its gap
 MOST_COLOURS = 12  # classes of a map: six colours, each round and square
+DIGIT_WIDTH = 5.6  # pixels, in the smaller text of ticks
 MAX_BARS = 100  # columns that can be told apart at the width of a phone
 
 
@@ -372,7 +373,7 @@ def _draw_counts(
                 draw_rect(left, bottom - tall, right - left, tall, "fill s1", opacity=0.55,
                           title=f"{each.count} images")
             )  # fmt: skip
-            if right - left > len(str(each.count)) * CHAR_WIDTH:
+            if right - left > len(str(each.count)) * DIGIT_WIDTH:
                 middle = (left + right) / 2
                 place = bottom - tall - 3
                 parts.append(draw_text(middle, place, each.count, anchor="middle", kind="tick"))
