@@ -22,13 +22,12 @@ from vtrain.records import LabelledImages, SkippedFile
 from vtrain.runtime import explain_torch_error
 from vtrain.training.cross_validation import (
     CrossValidation,
-    accuracy_interval,
     assign_folds,
     cross_validate,
-    differ,
     standard_error,
 )
 from vtrain.training.inference import NOT_FINITE, compute_outputs, find_model_device
+from vtrain.training.resampling import holm, mcnemar, wilson_interval
 from vtrain.training.streams import choose_streams, compute_in_order
 
 IMAGES = 1000
@@ -38,6 +37,7 @@ ROUND_IMAGES = 32  # in each batch of a timed round
 MEASURE_SECONDS = 0.7
 MIN_ROUNDS = 2
 MAX_ROUND_SECONDS = 3.0
+SIGNIFICANT = 0.05  # chance below which a difference counts, with all comparisons together
 NAMED_AT_MOST = 3  # unreadable images that are said one by one
 
 
@@ -337,11 +337,11 @@ def _try_one(candidate: Candidate, work: _Work, place: str) -> ProbedBackbone:
         candidate=candidate,
         accuracy=float(result.linear.double().mean()),
         standard_error=standard_error(result.linear),
-        interval=accuracy_interval(result.linear),
+        interval=_interval(result.linear),
         fold_accuracies=result.fold_accuracies,
         penalties=result.penalties,
         knn_accuracy=float(result.knn.double().mean()),
-        knn_interval=accuracy_interval(result.knn),
+        knn_interval=_interval(result.knn),
         params=candidate.spec.params,
         gflops=gflops,
         image_size=model.preprocessing.crop,
@@ -475,20 +475,21 @@ def measure_rate(model: LoadedModel, images: Tensor) -> float:
     return streams * len(used) / min(times)
 
 
+def _interval(right: Tensor) -> tuple[float, float]:
+    return wilson_interval(int(right.sum()), len(right))
+
+
 def _rank(done: Sequence[tuple[ProbedBackbone, CrossValidation]]) -> tuple[ProbedBackbone, ...]:
     """By falling accuracy, the faster of equals first; with what the others make of each."""
     ordered = sorted(done, key=lambda each: (-each[0].accuracy, -each[0].images_per_second))
-    best = ordered[0][1]
+    best = ordered[0][1].linear.numpy()
+    # They err on the same hard images: this sees differences that intervals of each do not.
+    chances = holm([mcnemar(best, result.linear.numpy())[2] for _, result in ordered[1:]])
     fastest = 0.0
     ranked = []
-    for probed, result in ordered:
-        ranked.append(
-            replace(
-                probed,
-                pareto=probed.images_per_second > fastest,
-                within_noise=not differ(best.linear, result.linear),
-            )
-        )
+    for (probed, _), chance in zip(ordered, [1.0, *chances], strict=True):
+        faster = probed.images_per_second > fastest
+        ranked.append(replace(probed, pareto=faster, within_noise=chance >= SIGNIFICANT))
         fastest = max(fastest, probed.images_per_second)
     return tuple(ranked)
 

@@ -1,9 +1,8 @@
-"""Folds, nearest neighbours, intervals and tests of differences against independent ones."""
+"""Folds, and what both probes say of the images that are held out."""
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest  # comes with scikit-learn
 from sklearn.neighbors import KNeighborsClassifier
 
 from vtrain.training.cross_validation import (
@@ -11,13 +10,10 @@ from vtrain.training.cross_validation import (
     NEIGHBOURS,
     NOT_ASKED,
     PENALTIES,
-    accuracy_interval,
     assign_folds,
     choose_penalty,
     cross_validate,
-    differ,
     predict_neighbours,
-    standard_error,
 )
 
 
@@ -83,8 +79,7 @@ def test_classes_far_apart_are_told_apart() -> None:
 def test_noise_is_no_better_than_chance() -> None:
     features, labels = draw_classes([30, 30], gap=0.0)
     result = cross_validate(features, labels, assign_folds(labels))
-    low, high = accuracy_interval(result.linear)
-    assert low < 0.5 < high + 0.05
+    assert result.linear.double().mean() == pytest.approx(0.5, abs=0.2)
     assert max(result.penalties) >= 1.0
 
 
@@ -129,24 +124,3 @@ def test_of_as_many_votes_the_more_similar_ones_win() -> None:
     known = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     asked = torch.tensor([[2.0, 1.0], [1.0, 2.0], [-1.0, -2.0]])
     assert predict_neighbours(asked, (known, torch.tensor([0, 1])), 2).tolist() == [0, 1, 0]
-
-
-# --- how sure it is ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("right", "count"), [(0, 5), (8, 10), (37, 50), (50, 50)])
-def test_interval_is_wilsons(right: int, count: int) -> None:
-    hits = torch.arange(count) < right
-    expected = binomtest(right, count).proportion_ci(method="wilson")
-    assert accuracy_interval(hits) == pytest.approx((expected.low, expected.high), abs=1e-6)
-    share = right / count
-    assert standard_error(hits) == pytest.approx((share * (1 - share) / count) ** 0.5)
-
-
-@pytest.mark.parametrize(("one", "other"), [(0, 0), (5, 0), (6, 0), (12, 4), (13, 4), (900, 800)])
-def test_difference_is_the_exact_sign_test(one: int, other: int) -> None:
-    first = torch.tensor([True] * one + [False] * other + [True] * 7)
-    second = torch.tensor([False] * one + [True] * other + [True] * 7)
-    total = one + other
-    expected = total > 0 and binomtest(one, total).pvalue < 0.05
-    assert differ(first, second) is differ(second, first) is bool(expected)
