@@ -326,13 +326,7 @@ def _try_one(candidate: Candidate, work: _Work, place: str) -> ProbedBackbone:
     rate = measure_rate(model, _read_some(work, model))
     work.work_rate = max(work.work_rate, rate * gflops)
     features, stored = _compute_features(model, rate, work, place)
-    probed_from = time.perf_counter()
-    with work.console.progress(int(work.folds.max()) + 1, f"{place} probing", unit="fold") as bar:
-        labels = work.images.labels
-        result = cross_validate(
-            features, labels, work.folds, seed=work.settings.seed, on_fold=lambda: bar.update(1)
-        )
-    work.probe_seconds = time.perf_counter() - probed_from
+    result = _cross_validate(features, work, place)
     probed = ProbedBackbone(
         candidate=candidate,
         accuracy=float(result.linear.double().mean()),
@@ -353,6 +347,20 @@ def _try_one(candidate: Candidate, work: _Work, place: str) -> ProbedBackbone:
     )
     work.done.append((probed, result))
     return probed
+
+
+def _cross_validate(features: Tensor, work: _Work, place: str) -> CrossValidation:
+    started = time.perf_counter()
+    with work.console.progress(int(work.folds.max()) + 1, f"{place} probing", unit="fold") as bar:
+        result = cross_validate(
+            features,
+            work.images.labels,
+            work.folds,
+            seed=work.settings.seed,
+            on_fold=lambda: bar.update(1),
+        )
+    work.probe_seconds = time.perf_counter() - started
+    return result
 
 
 def _compute_features(

@@ -48,23 +48,25 @@ def write_probe_page(path: Path, result: ProbeResult) -> None:
         command=next_command(result),
         sample=describe_sample(result),
         chart=pareto_chart(
-            "Accuracy and speed",
+            "Linear probe by speed",
             points,
             x_label="images per second on this machine",
-            note="Linear probe on frozen features, with 95 % intervals.",
+            note="With 95 % intervals; frozen features.",
         ),
         columns=COLUMNS,
         rows=table_rows(result),
         right=RIGHT,
         legend=LEGEND,
         detail_columns=DETAIL_COLUMNS,
-        details=[_details(each) for each in result.backbones],
+        details=[
+            (name, *_details(each))
+            for name, each in zip(label_backbones(result), result.backbones, strict=True)
+        ],
     )
 
 
 def _details(probed: ProbedBackbone) -> tuple[str, ...]:
     return (
-        probed.candidate.model,
         ", ".join(f"{100 * each:.1f}" for each in probed.fold_accuracies),
         ", ".join(f"{each:g}" for each in probed.penalties),
         str(probed.feature_dim),

@@ -15,7 +15,7 @@ import vtrain.probe
 import vtrain.training.cross_validation
 from tests.cli.program import Program, TerminalProgram, assert_refused, without_styles
 from tests.tiny import break_image, draw_labelled
-from vtrain.training.cross_validation import CrossValidation
+from vtrain.training.cross_validation import CrossValidation, cross_validate
 
 TINY = ("-b", "simple_cnn:none", "-b", "separable_cnn:none")
 KEYS = [
@@ -212,7 +212,6 @@ def test_budget_by_the_work_of_those_before(
 def test_ctrl_c_shows_what_is_there(
     photos: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = vtrain.probe.cross_validate
     calls = 0
 
     def interrupt(*arguments: Any, **more: Any) -> CrossValidation:
@@ -220,7 +219,7 @@ def test_ctrl_c_shows_what_is_there(
         calls += 1
         if calls == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(*arguments, **more)
+        return cross_validate(*arguments, **more)
 
     monkeypatch.setattr(vtrain.probe, "cross_validate", interrupt)
     done = program("probe", "photos", *TINY, "-o", "probe.html")

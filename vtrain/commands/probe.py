@@ -1,7 +1,6 @@
 """`vtrain probe`: backbones ranked on the user's own images."""
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +21,7 @@ from vtrain.commands.options import (
 from vtrain.console import (
     GAP,
     Console,
+    data_stream,
     find_width,
     format_duration,
     one_line,
@@ -80,10 +80,10 @@ def probe(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Rank backbones on your own images, before any of them is trained.
+    """Rank backbones on your own images.
 
-    A linear probe and nearest neighbours on frozen features, cross-validated; features are kept,
-    so that asking again takes seconds.
+    A linear probe and nearest neighbours on frozen features, cross-validated: nothing is trained
+    but the probe. Features are kept, so that asking again takes seconds.
 
     \b
     vtrain probe photos/
@@ -177,7 +177,7 @@ def _print_fitting(
     least: Sequence[int],
 ) -> None:
     """A table without the columns for which a terminal has no room, the least important first."""
-    width = find_width(sys.stdout)
+    width = find_width(data_stream())
     widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
     kept = list(range(len(columns)))
     for column in least:
@@ -201,8 +201,8 @@ def _draw_plot(result: Any) -> str:
     ]
     return draw_scatter(
         points,
-        width=min(find_width(sys.stdout) or PLOT_WIDTH, MAX_PLOT_WIDTH),
-        braille=takes_braille(sys.stdout),
+        width=min(find_width(data_stream()) or PLOT_WIDTH, MAX_PLOT_WIDTH),
+        braille=takes_braille(data_stream()),
         title="linear probe, %",
         x_title="images/s",
         log_x=True,
