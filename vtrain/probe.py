@@ -24,6 +24,7 @@ from vtrain.training.cross_validation import (
     CrossValidation,
     assign_folds,
     cross_validate,
+    one_thread,
     standard_error,
 )
 from vtrain.training.inference import NOT_FINITE, compute_outputs, find_model_device
@@ -260,7 +261,7 @@ def _say_start(work: _Work, source: Path, total: int, backbones: int) -> None:
     count = len(work.images)
     images = f"{count:,} images" if count == total else f"a sample of {count:,} of {total:,} images"
     work.console.say(
-        f"{backbones} backbones on {images} of {one_line(source)} "
+        f"{backbones} backbone{'' if backbones == 1 else 's'} on {images} of {one_line(source)} "
         f"({len(work.images.classes)} classes)"
     )
 
@@ -351,7 +352,8 @@ def _try_one(candidate: Candidate, work: _Work, place: str) -> ProbedBackbone:
 
 def _cross_validate(features: Tensor, work: _Work, place: str) -> CrossValidation:
     started = time.perf_counter()
-    with work.console.progress(int(work.folds.max()) + 1, f"{place} probing", unit="fold") as bar:
+    folds = int(work.folds.max()) + 1
+    with work.console.progress(folds, f"{place} probing", unit="fold") as bar, one_thread():
         result = cross_validate(
             features,
             work.images.labels,

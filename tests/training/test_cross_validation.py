@@ -13,6 +13,7 @@ from vtrain.training.cross_validation import (
     assign_folds,
     choose_penalty,
     cross_validate,
+    one_thread,
     predict_neighbours,
 )
 
@@ -124,3 +125,15 @@ def test_of_as_many_votes_the_more_similar_ones_win() -> None:
     known = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     asked = torch.tensor([[2.0, 1.0], [1.0, 2.0], [-1.0, -2.0]])
     assert predict_neighbours(asked, (known, torch.tensor([0, 1])), 2).tolist() == [0, 1, 0]
+
+
+def test_threads_are_given_back_also_after_an_error() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt), one_thread():
+            assert torch.get_num_threads() == 1
+            raise KeyboardInterrupt
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

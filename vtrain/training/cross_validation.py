@@ -1,7 +1,8 @@
 """How well features tell classes apart: linear probe and nearest neighbours, cross-validated."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -97,6 +98,21 @@ def cross_validate(
             on_fold()
     asked = torch.nonzero(folds != NOT_ASKED).flatten()
     return CrossValidation(asked, linear[asked], knn[asked], tuple(accuracies), tuple(penalties))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread of torch's, as suits thousands of small matrix products.
+
+    Threads that meet after each of them lose more than they gain, eightfold where other programs
+    want the cores as well. The result is then also the same for any number of threads.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def fit_probe(
