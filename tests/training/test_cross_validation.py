@@ -129,11 +129,16 @@ def test_of_as_many_votes_the_more_similar_ones_win() -> None:
 
 def test_threads_are_given_back_also_after_an_error() -> None:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with pytest.raises(KeyboardInterrupt), one_thread():
+
+    def fail() -> None:
+        with one_thread():
             assert torch.get_num_threads() == 1
             raise KeyboardInterrupt
+
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            fail()
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
