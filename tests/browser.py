@@ -115,7 +115,8 @@ def check_page(*paths: Path) -> None:
     Without: no script, nothing fetched, the policy in its place. Within, at the widths of a phone
     and a desktop, light and dark: nothing is wider than the window but `.scroll` regions, nothing
     is asked of the network, no error, every picture and drawing is there, headings in order, text
-    large enough and of enough contrast, tables with captions. The browser is started once, for all pages.
+    large enough and of enough contrast, tables with captions. The browser is
+    started once, for all pages.
     """
     for path in paths:
         assert check_source(path) == [], path

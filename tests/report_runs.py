@@ -46,8 +46,8 @@ def write_run(
     run_dir.mkdir(parents=True)
     random = np.random.default_rng(seed)
     labels = np.arange(val) % len(classes)
-    probabilities = random.dirichlet(np.full(len(classes), 0.3), val)
-    probabilities[np.arange(val), labels] += 1.0
+    probabilities = random.dirichlet(np.full(len(classes), min(0.3, 2 / len(classes))), val)
+    probabilities[np.arange(val), labels] += random.uniform(0.1, 1.5, val)
     if never is not None:
         probabilities[:, never] = 0
     probabilities /= probabilities.sum(axis=1, keepdims=True)

@@ -27,6 +27,7 @@ from vtrain.pages.charts import (
 )
 from vtrain.pages.matrix import list_confusions, matrix_chart
 from vtrain.pages.page import format_percent
+from vtrain.pages.svg import shorten
 from vtrain.pages.thumbnails import Thumbnail, make_thumbnail
 from vtrain.records import EpochMetrics, ImagePrediction
 from vtrain.report_facts import (
@@ -51,6 +52,7 @@ MOST_PICTURES = 12  # in each of the three galleries
 MOST_BARS = 30  # classes with a bar; the worst are shown
 MOST_ROWS = 200  # classes in the table
 MOST_PAIRS = 15
+NAME = 36  # characters of a name below a picture
 MAX_PREDICTION_BYTES = 200_000_000  # some 2 million images
 FEW_TRAIN = 20  # images of a class that teach little
 _SPLITS = {"val": "Validation", "test": "Test"}
@@ -443,7 +445,8 @@ def _add_classes(content: Content, facts: Facts) -> None:
     )
     if len(worst) > MOST_BARS:
         content.classes.append(_draw_recalls(worst_recalls(val)))
-    content.class_tables = [_tabulate_pairs(val), _tabulate_classes(facts, val)]
+    tables = [_tabulate_pairs(val), _tabulate_classes(facts, val)]
+    content.class_tables = [table for table in tables if table.rows]
 
 
 def worst_recalls(evaluation: Evaluation) -> list[float]:
@@ -468,7 +471,12 @@ def _draw_recalls(recalls: Sequence[float]) -> Markup:
 def _tabulate_pairs(evaluation: Evaluation) -> Table:
     pairs = list_confusions(evaluation.classes, evaluation.matrix, MOST_PAIRS)
     rows = tuple(
-        (one_line(p.label), one_line(p.prediction), str(p.count), f"{p.count / p.support:.0%}")
+        (
+            shorten(p.label, 60),
+            shorten(p.prediction, 60),
+            str(p.count),
+            f"{p.count / p.support:.0%}",
+        )
         for p in pairs
     )
     return Table(
@@ -495,7 +503,7 @@ def _tabulate_classes(facts: Facts, val: Evaluation) -> Table:
         ("class", "precision", "recall", "F1", "val images", "train images"),
         tuple(
             (
-                one_line(row.name),
+                shorten(row.name, 60),
                 share(row.precision, row.precision_interval),
                 share(row.recall, row.recall_interval),
                 share(row.f1, None),
@@ -579,16 +587,16 @@ def _add_galleries(content: Content, facts: Facts, heat_maps: Mapping[Path, Thum
 def _build_picture(
     each: ImagePrediction, thumbnail: Thumbnail | None, heat_map: Thumbnail | None
 ) -> Picture:
-    label, prediction = one_line(each.label), one_line(each.prediction)
+    label, prediction = shorten(each.label, NAME), shorten(each.prediction, NAME)
     lines = [f"predicted {prediction}, {format_percent(known(each.probability), 0)}"]
     if each.correct:
         lines.insert(0, f"label {label}")
         if each.second and math.isfinite(each.second_probability):
             second = format_percent(each.second_probability, 0)
-            lines.append(f"or {one_line(each.second)}, {second}")
+            lines.append(f"or {shorten(each.second, NAME)}, {second}")
     else:
         lines.insert(0, f"label {label}, {format_percent(known(each.label_probability), 0)}")
-    name = one_line(each.path.name)
+    name = shorten(each.path.name, NAME)
     text = f"{name}: labelled {label}, predicted {prediction}"
     return Picture(thumbnail, heat_map, text, (*lines, name))
 
