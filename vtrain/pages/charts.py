@@ -262,7 +262,10 @@ def interval_bars(
     shown = [f"{format_x(bar.value)} {shorten(bar.detail, 10)}".strip() for bar in bars]
     room = max(map(len, shown), default=0) * DIGIT_WIDTH + 12
     frame = Frame(
-        left=longest * CHAR_WIDTH + 10, right=WIDTH - room, top=4, bottom=6 + ROW * len(bars)
+        left=longest * (CHAR_WIDTH + 0.6) + 10,
+        right=WIDTH - room,
+        top=4,
+        bottom=6 + ROW * len(bars),
     )
     x = Scale(0.0, 1.0, frame.left, frame.right)
     parts = [
