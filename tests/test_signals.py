@@ -211,8 +211,7 @@ import multiprocessing, os, time
 from vtrain.signals import shield_worker
 
 def work():
-    parent = os.getppid()
-    while os.getppid() == parent:
+    while os.getppid() == multiprocessing.parent_process().pid:
         time.sleep(0.005)
     shield_worker()
     time.sleep(60)
