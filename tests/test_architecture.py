@@ -27,7 +27,8 @@ LAYERS = (
     ("final_evaluation",),
     ("phase", "profile"),
     ("probe",),
-    ("report",),
+    ("compare_page",),
+    ("report", "compare"),
     ("report_card",),
     ("report_content",),
     ("report_facts",),
@@ -53,10 +54,10 @@ START_UP = (
     "__main__", "cli", "usage", "console", "config", "config_checks", "config_errors",
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
-    "commands.cache", "commands.config", "commands.embed", "commands.env", "commands.evaluate",
-    "commands.fit", "commands.options", "commands.outcomes", "commands.predict", "commands.probe",
-    "commands.report",
-    "commands.sample", "commands.together",
+    "commands.cache", "commands.compare", "commands.config", "commands.embed", "commands.env",
+    "commands.evaluate", "commands.fit", "commands.options", "commands.outcomes",
+    "commands.predict", "commands.probe", "commands.report", "commands.sample",
+    "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -214,7 +215,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
-    "report", "probe",
+    "compare", "report", "probe",
 )  # fmt: skip
 
 

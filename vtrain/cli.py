@@ -13,6 +13,7 @@ import typer
 
 from vtrain.commands.backbones import backbones
 from vtrain.commands.cache import cache
+from vtrain.commands.compare import compare
 from vtrain.commands.config import init, schema, show_config
 from vtrain.commands.embed import embed
 from vtrain.commands.env import env
@@ -54,6 +55,7 @@ app = typer.Typer(
 # In the order of the help page.
 app.command(cls=FitCommand)(fit)
 app.command(cls=PlainCommand)(evaluate)
+app.command(cls=PlainCommand)(compare)
 app.command(cls=PlainCommand)(predict)
 app.command(cls=PlainCommand)(embed)
 app.command(cls=PlainCommand)(report)

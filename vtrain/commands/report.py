@@ -27,7 +27,7 @@ def report(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Write one page about a run: what it gets wrong, and how sure one can be of its figures.
+    """Write a page about a run: how good it is, and where it fails.
 
     The page needs no network and no script; a model card in Markdown goes beside it. Every
     `vtrain fit` writes them at its end, unless train.report is false.

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from vtrain.console import one_line
 
@@ -239,4 +239,4 @@ def _build_legend(legend: Sequence[tuple[str, Markup]]) -> Markup:
 
 
 def _build_note(note: str) -> Markup:
-    return Markup("<figcaption>{}</figcaption>").format(escape(note)) if note else Markup("")
+    return Markup("<figcaption>{}</figcaption>").format(one_line(note)) if note else Markup("")
