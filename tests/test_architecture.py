@@ -22,7 +22,7 @@ LAYERS = (
     ("usage",),  # explains the errors of all below
     ("probe_page",),
     ("probe_report",),
-    ("fit", "init", "predict_file"),
+    ("fit", "init", "predict_file", "explain_files"),
     ("fit_run",),
     ("final_evaluation",),
     ("phase", "profile"),
@@ -33,6 +33,7 @@ LAYERS = (
     ("report_content",),
     ("report_facts",),
     ("run_record",),
+    ("explain",),
     ("evaluate", "predict", "embed", "features", "plan"),
     ("checkpoint",),
     ("checkpoint_content",),
@@ -55,8 +56,9 @@ START_UP = (
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
     "commands.cache", "commands.compare", "commands.config", "commands.embed", "commands.env",
-    "commands.evaluate", "commands.fit", "commands.options", "commands.outcomes",
-    "commands.predict", "commands.probe", "commands.report", "commands.sample",
+    "commands.evaluate", "commands.explain", "commands.fit", "commands.options",
+    "commands.outcomes", "commands.predict", "commands.probe", "commands.report",
+    "commands.sample",
     "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
@@ -215,7 +217,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
-    "compare", "report", "probe",
+    "compare", "report", "explain", "probe",
 )  # fmt: skip
 
 
