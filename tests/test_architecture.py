@@ -20,10 +20,13 @@ LAYERS = (
     ("cli",),
     ("commands.",),
     ("usage",),  # explains the errors of all below
+    ("probe_page",),
+    ("probe_report",),
     ("fit", "init", "predict_file", "explain_files"),
     ("fit_run",),
     ("final_evaluation",),
     ("phase", "profile"),
+    ("probe",),
     ("compare_page", "suspects_page", "neighbors_page"),
     ("report", "compare"),
     ("report_card",),
@@ -43,7 +46,7 @@ LAYERS = (
     ("config_schema", "config_source"),
     ("config_model",),
     ("partial_array", "terminal_plot"),
-    ("console", "tensor_files", "run_folder"),
+    ("console", "tensor_files", "run_folder", "probe_candidates"),
     ("runtime", "distributed", "files", "pickle_check", "yaml12", "zoo", "cache_folder", "signals"),
     ("records",),
     ("errors",),
@@ -55,8 +58,8 @@ START_UP = (
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
     "commands.cache", "commands.compare", "commands.config", "commands.embed", "commands.env",
     "commands.evaluate", "commands.explain", "commands.fit", "commands.options",
-    "commands.neighbors", "commands.outcomes", "commands.predict", "commands.report",
-    "commands.sample", "commands.suspects", "commands.together",
+    "commands.neighbors", "commands.outcomes", "commands.predict", "commands.probe",
+    "commands.report", "commands.sample", "commands.suspects", "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -214,7 +217,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
-    "compare", "explain", "neighbors", "report", "suspects",
+    "compare", "explain", "neighbors", "probe", "report", "suspects",
 )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ CONTRACT = {
     "explain": "PATH...",
     "report": "[RUN]",
     "backbones": "[NAME]",
+    "probe": "FOLDER",
     "init": "FOLDER",
     "config": "CONFIG [KEY=VALUE ...]",
     "schema": "",
@@ -34,7 +35,7 @@ CONTRACT = {
 }
 JSON_COMMANDS = (
     *("evaluate", "compare", "predict", "embed", "neighbors", "suspects", "explain"),
-    *("backbones", "config", "cache", "env"),
+    *("backbones", "probe", "config", "cache", "env"),
 )
 
 
