@@ -23,16 +23,21 @@ LAYERS = (
     ("check_page",),
     ("check",),
     ("check_findings",),
-    ("fit", "init", "predict_file"),
+    ("probe_page",),
+    ("probe_report",),
+    ("fit", "init", "predict_file", "explain_files"),
     ("fit_run",),
-    ("final_evaluation", "suspects_page", "neighbors_page"),
-    ("phase", "profile", "suspects", "neighbors"),
-    ("compare_page",),
+    ("final_evaluation",),
+    ("phase", "profile"),
+    ("probe",),
+    ("compare_page", "suspects_page", "neighbors_page"),
     ("report", "compare"),
     ("report_card",),
     ("report_content",),
     ("report_facts",),
+    ("suspects", "neighbors"),
     ("run_record",),
+    ("explain",),
     ("evaluate", "predict", "embed", "features", "plan"),
     ("checkpoint",),
     ("checkpoint_content",),
@@ -44,7 +49,7 @@ LAYERS = (
     ("config_schema", "config_source"),
     ("config_model",),
     ("partial_array", "terminal_plot"),
-    ("console", "tensor_files", "run_folder"),
+    ("console", "tensor_files", "run_folder", "probe_candidates"),
     ("runtime", "distributed", "files", "pickle_check", "yaml12", "zoo", "cache_folder", "signals"),
     ("records",),
     ("errors",),
@@ -55,9 +60,9 @@ START_UP = (
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
     "commands.cache", "commands.check", "commands.compare", "commands.config", "commands.embed",
-    "commands.env", "commands.evaluate", "commands.fit", "commands.neighbors", "commands.options",
-    "commands.outcomes", "commands.predict", "commands.report", "commands.sample",
-    "commands.suspects", "commands.together",
+    "commands.env", "commands.evaluate", "commands.explain", "commands.fit", "commands.options",
+    "commands.neighbors", "commands.outcomes", "commands.predict", "commands.probe",
+    "commands.report", "commands.sample", "commands.suspects", "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -215,7 +220,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
-    "compare", "report", "check", "neighbors", "suspects",
+    "check", "compare", "explain", "neighbors", "probe", "report", "suspects",
 )  # fmt: skip
 
 

@@ -19,9 +19,11 @@ from vtrain.commands.config import init, schema, show_config
 from vtrain.commands.embed import embed
 from vtrain.commands.env import env
 from vtrain.commands.evaluate import evaluate
+from vtrain.commands.explain import explain
 from vtrain.commands.fit import fit
 from vtrain.commands.neighbors import neighbors
 from vtrain.commands.predict import predict
+from vtrain.commands.probe import probe
 from vtrain.commands.report import report
 from vtrain.commands.sample import sample
 from vtrain.commands.suspects import suspects
@@ -61,10 +63,12 @@ app.command(cls=PlainCommand)(evaluate)
 app.command(cls=PlainCommand)(compare)
 app.command(cls=PlainCommand)(predict)
 app.command(cls=PlainCommand)(embed)
-app.command(cls=PlainCommand)(report)
 app.command(cls=PlainCommand)(neighbors)
 app.command(cls=PlainCommand)(suspects)
+app.command(cls=PlainCommand)(explain)
+app.command(cls=PlainCommand)(report)
 app.command(cls=PlainCommand)(backbones)
+app.command(cls=PlainCommand)(probe)
 app.command(cls=PlainCommand)(init)
 app.command(cls=PlainCommand)(check)
 app.command("config", cls=PlainCommand)(show_config)

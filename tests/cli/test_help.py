@@ -20,10 +20,12 @@ CONTRACT = {
     "compare": "RUN RUN...",
     "predict": "PATH...",
     "embed": "FOLDER OUT.npy",
-    "report": "[RUN]",
     "neighbors": "QUERY EMBEDDINGS.npy",
     "suspects": "[RUN]",
+    "explain": "PATH...",
+    "report": "[RUN]",
     "backbones": "[NAME]",
+    "probe": "FOLDER",
     "init": "FOLDER",
     "check": "CONFIG|FOLDER [KEY=VALUE ...]",
     "config": "CONFIG [KEY=VALUE ...]",
@@ -33,8 +35,8 @@ CONTRACT = {
     "env": "",
 }
 JSON_COMMANDS = (
-    *("evaluate", "compare", "predict", "embed", "neighbors", "suspects"),
-    *("backbones", "check", "config", "cache", "env"),
+    *("evaluate", "compare", "predict", "embed", "neighbors", "suspects", "explain"),
+    *("backbones", "probe", "check", "config", "cache", "env"),
 )
 
 
@@ -205,7 +207,7 @@ def test_completion_without_runs(empty: Path) -> None:
 
 
 def test_bash_completes_commands_backbones_and_runs(folder: Path) -> None:
-    assert complete("vtrain e") == ["evaluate", "embed", "env"]
+    assert complete("vtrain e") == ["evaluate", "embed", "explain", "env"]
     assert complete("vtrain backbones vgg16") == ["vgg16", "vgg16_bn"]
     assert complete("vtrain predict x.jpg -m runs/") == ["runs/tiny-001"]
     assert "--resume" in complete("vtrain fit --re")

@@ -1,7 +1,8 @@
 """How well features tell classes apart: linear probe and nearest neighbours, cross-validated."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,6 @@ NEIGHBOURS = 10
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 INNER_PARTS = 5  # one of them judges the penalties
 NOT_ASKED = -1  # the fold of an image that is always trained on
-Z95 = 1.959964  # standard normal quantile of a two-sided 95 % interval
 _FOLD_STREAM, _INNER_STREAM = 41, 42  # separate what is drawn here from other draws of a seed
 Neighbours = tuple[Tensor, Tensor]
 
@@ -100,6 +100,21 @@ def cross_validate(
     return CrossValidation(asked, linear[asked], knn[asked], tuple(accuracies), tuple(penalties))
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread of torch's, as suits thousands of small matrix products.
+
+    Threads that meet after each of them lose more than they gain, eightfold where other programs
+    want the cores as well. The result is then also the same for any number of threads.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def fit_probe(
     features: Tensor, labels: Tensor, num_classes: int, *, seed: int
 ) -> tuple[float, LinearProbe]:
@@ -150,26 +165,3 @@ def standard_error(right: Tensor) -> float:
     """Of an accuracy, from what was right `[M]`: that of a share of M independent images."""
     share = float(right.double().mean())
     return math.sqrt(share * (1 - share) / len(right))
-
-
-def accuracy_interval(right: Tensor) -> tuple[float, float]:
-    """95 % interval of an accuracy (Wilson 1927), which holds near 0 and 1 and for few images."""
-    count, share = len(right), float(right.double().mean())
-    centre = share + Z95**2 / (2 * count)
-    spread = Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
-    whole = 1 + Z95**2 / count
-    return max(0.0, (centre - spread) / whole), min(1.0, (centre + spread) / whole)
-
-
-def differ(one: Tensor, other: Tensor) -> bool:
-    """Whether two probes differ by more than chance, asked about the same images.
-
-    The exact sign test at 5 % on the images that one of them alone has right (McNemar 1947). It
-    sees smaller differences than two intervals do: both err on the same hard images.
-    """
-    only_one = int((one & ~other).sum())
-    only_other = int((other & ~one).sum())
-    trials, fewer = only_one + only_other, min(only_one, only_other)
-    tail = sum(math.comb(trials, hits) for hits in range(fewer + 1))
-    # Whole numbers: 2 · tail / 2^trials < 1/20, for any number of images.
-    return bool(40 * tail < 2**trials)

@@ -49,7 +49,7 @@ class ProbeProblem:
         self._mean = features.mean(dim=0)
         deviation = (features - self._mean).square().mean(dim=0).sqrt()
         # What does not vary is zero after centring; by what it is divided does not matter.
-        steady = deviation <= 1e-9 * (1 + self._mean.abs())
+        steady = deviation <= 1e-9 * self._mean.abs()
         self._scale = torch.where(steady, 1.0, deviation)
         centred = torch.where(steady, 0.0, (features - self._mean) / self._scale)
         self._scores, self._directions, self._variances = _rotate(centred)

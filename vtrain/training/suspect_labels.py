@@ -9,11 +9,17 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from vtrain.training.cross_validation import NOT_ASKED, assign_folds, choose_penalty
+from vtrain.training.cross_validation import (
+    NOT_ASKED,
+    assign_folds,
+    choose_penalty,
+    one_thread,
+)
 from vtrain.training.logistic import ProbeProblem
 
 FOLDS = 5
-NEIGHBOURS = 5  # found more planted errors than 10 did
+# Of 20 planted errors 10 found up to two fewer on flowers, and one more on sign-digits.
+NEIGHBOURS = 5
 # Similarities that are computed at a time: [BLOCK, N] float32.
 BLOCK = 1024
 
@@ -148,15 +154,16 @@ def _predict_out_of_fold(
     One penalty serves all folds: to choose it for each would take five times as long.
     """
     probabilities = torch.zeros(len(labels), num_classes, dtype=torch.float64)
-    penalty = choose_penalty(features, labels, num_classes, seed=seed)
-    for part in range(int(parts.max()) + 1):
-        asked = parts == part
-        trained = ~asked
-        if asked.any() and trained.any():
-            problem = ProbeProblem(features[trained], labels[trained], num_classes)
-            logits = problem.solve(penalty).compute_logits(features[asked])
-            probabilities[asked] = logits.softmax(dim=1)
-        step()
+    with one_thread():
+        penalty = choose_penalty(features, labels, num_classes, seed=seed)
+        for part in range(int(parts.max()) + 1):
+            asked = parts == part
+            trained = ~asked
+            if asked.any() and trained.any():
+                problem = ProbeProblem(features[trained], labels[trained], num_classes)
+                logits = problem.solve(penalty).compute_logits(features[asked])
+                probabilities[asked] = logits.softmax(dim=1)
+            step()
     return probabilities
 
 
