@@ -24,16 +24,23 @@ from tests.tiny import break_image, draw_image
 CONFIG = "model: {backbone: simple_cnn, weights: none}\nfreeze: none\ndata: {train: set/train, val: set/val, workers: 0}\n"  # noqa: E501
 
 
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`set` with 24 training and 6 validation images of two classes, in which nothing is wrong."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("VTRAIN_CACHE", str(tmp_path / "cache"))
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 training and 6 validation images of two classes, in which nothing is wrong."""
+    root = tmp_path_factory.mktemp("drawn")
     for label, name in enumerate(("ant", "bee")):
         for number in range(15):
-            split = "train" if number < 12 else "val"
-            seed = 100 * label + number
-            draw_image(Path(f"set/{split}/{name}/{number:02}.png"), seed=seed, size=(160, 150))
+            path = root / ("train" if number < 12 else "val") / name / f"{number:02}.png"
+            draw_image(path, seed=100 * label + number, size=(160, 150))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def folder(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the drawn images, `set`, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VTRAIN_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(drawn, tmp_path / "set")
     return tmp_path
 
 
