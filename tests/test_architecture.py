@@ -28,6 +28,7 @@ LAYERS = (
     ("phase", "profile"),
     ("probe",),
     ("compare_page", "suspects_page", "neighbors_page"),
+    ("heat_maps",),
     ("report", "compare"),
     ("report_card",),
     ("report_content",),

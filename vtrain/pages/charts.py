@@ -451,7 +451,7 @@ def pareto_chart(
     text = f"{len(points)} models; best at their speed or faster: {names}"
     legend = [
         ("none is both faster and better", line_mark("line s1")),
-        ("others", line_mark("line quiet")),
+        ("others", _dot_mark("dots quiet")),
     ]
     return build_figure(parts, title=title, text=text, height=286, legend=legend, note=note)
 
@@ -467,7 +467,9 @@ def _draw_pareto_point(
     parts.append(draw_path([place], f"dots {'s1' if best else 'quiet'}"))
     label = shorten(point.label, 22)
     left, base = placer.place(*place, label)
-    parts.append(draw_text(left, base, label, kind="" if best else "tick", full=point.label))
+    parts.append(
+        draw_text(left, base, label, kind="halo" if best else "halo tick", full=point.label)
+    )
     return Markup("").join(parts)
 
 
