@@ -21,9 +21,10 @@ LAYERS = (
     ("commands.",),
     ("usage",),  # explains the errors of all below
     ("fit", "init", "predict_file"),
-    ("fit_run",),
-    ("phase", "profile"),
-    ("run_record",),
+    ("fit_run", "dry_run_view"),
+    ("dry_run",),
+    ("phase", "profile", "loop_builder"),
+    ("run_record", "plan_record"),
     ("evaluate", "predict", "embed", "plan"),
     ("checkpoint",),
     ("checkpoint_content",),

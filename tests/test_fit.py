@@ -63,6 +63,7 @@ def test_run_folder_holds_everything_and_the_model_stands_alone() -> None:
         "config.resolved.yaml",
         "env.json",
         "data.json",
+        "plan.json",
         "model.safetensors",
         "last.ckpt",
         "metrics.jsonl",
@@ -422,7 +423,7 @@ def test_loss_that_is_not_finite_stops_the_run(monkeypatch: pytest.MonkeyPatch) 
             loss = super().forward(logits, labels)
             return loss * float("inf") if self.calls == 3 else loss
 
-    monkeypatch.setattr("vtrain.fit_run.build_loss", lambda **_: LossThatBreaks())
+    monkeypatch.setattr("vtrain.loop_builder.build_loss", lambda **_: LossThatBreaks())
     with pytest.raises(DivergedError, match="not finite at step 3"):
         run("train.save_every_steps=1", "run_dir=runs/a")
     assert load_checkpoint(Path("runs/a/last.ckpt")).state.step == 2
@@ -512,7 +513,7 @@ def test_gradient_that_is_not_finite_never_reaches_a_checkpoint(
                 loss = loss + torch.sqrt((logits - logits.detach()).abs().sum())
             return loss
 
-    monkeypatch.setattr("vtrain.fit_run.build_loss", lambda **_: LossWithBadGradient())
+    monkeypatch.setattr("vtrain.loop_builder.build_loss", lambda **_: LossWithBadGradient())
     with pytest.raises(DivergedError, match="not finite at step 3"):
         run("train.save_every_steps=1", "run_dir=runs/a")
     checkpoint = load_checkpoint(Path("runs/a/last.ckpt"))
