@@ -117,14 +117,6 @@ def test_test_split_is_evaluated_once_at_the_end() -> None:
     assert all("test" not in row for row in read_rows(result.run_dir))
 
 
-def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit(load(), dry_run=True, console=Console()) is None
-    assert not Path("runs").exists()
-    said = capsys.readouterr().err
-    assert "18 train, 6 val images of 3 classes" in said
-    assert "block1" in said
-
-
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -483,11 +475,6 @@ def test_early_stopping_is_counted_in_the_last_phase() -> None:
     rows = read_rows(result.run_dir)
     assert [row["phase"] for row in rows][:5] == ["probe"] * 4 + ["finetune"]
     assert len(rows) < 8
-
-
-def test_dry_run_of_a_resumed_run_is_refused() -> None:
-    with pytest.raises(UsageError, match="--dry-run and --resume"):
-        fit(load(), resume=True, dry_run=True, console=Console(quiet=True))
 
 
 def test_resume_leaves_a_folder_that_is_no_run_alone() -> None:

@@ -22,7 +22,13 @@ from vtrain.distributed import ProcessGroup
 from vtrain.errors import DivergedError, ModelError, VtrainError
 from vtrain.evaluate import ModelEvaluation, build_result, list_predictions, write_predictions_csv
 from vtrain.files import write_json, write_text
-from vtrain.loop_builder import build_loop, build_sampler, count_steps, set_phase
+from vtrain.loop_builder import (
+    build_loop,
+    build_sampler,
+    count_saved_bytes,
+    count_steps,
+    set_phase,
+)
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import (
     frozen_digests,
@@ -52,7 +58,7 @@ from vtrain.signals import StopRequest, build_stop_error
 from vtrain.tensor_files import find_non_finite, load_tensors, shorten_names
 from vtrain.training.loop import NotFiniteError, StepReport, TrainState
 from vtrain.training.metric_log import TensorBoardLog, write_metrics
-from vtrain.training.optim import head_learning_rate, optimizer_bytes
+from vtrain.training.optim import head_learning_rate
 from vtrain.training.stopwatch import Stopwatch
 
 # Epochs on stored features take milliseconds: a checkpoint after each would take longer. What a
@@ -173,13 +179,8 @@ class FitRun:
         """
         if not self.is_main:
             return
-        model = sum(tensor.nbytes for tensor in self.plan.classifier.state_dict().values())
-        copies = 1 if self.loop.ema is None else 2
-        require_disk_space(
-            self.run_dir,
-            checkpoint_bytes=copies * model + optimizer_bytes(self.loop.optimizer),
-            model_bytes=model,
-        )
+        checkpoint, model = count_saved_bytes(self.loop)
+        require_disk_space(self.run_dir, checkpoint_bytes=checkpoint, model_bytes=model)
 
     def train(self) -> None:
         """Run the epochs that are left."""

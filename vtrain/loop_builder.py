@@ -11,7 +11,7 @@ from vtrain.plan import FitPlan
 from vtrain.training.ema import ModelEma
 from vtrain.training.loop import TrainLoop, TrainState
 from vtrain.training.losses import balanced_class_weights, build_loss
-from vtrain.training.optim import build_optimizer, build_schedule
+from vtrain.training.optim import build_optimizer, build_schedule, optimizer_bytes
 from vtrain.training.precision import Precision
 from vtrain.training.schedules import Schedule
 from vtrain.training.stopwatch import Stopwatch
@@ -92,3 +92,10 @@ def set_phase(loop: TrainLoop, plan: FitPlan, index: int, steps_per_epoch: int) 
     plan.apply_freeze(plan.phases[index])
     loop.phase = index
     loop.first_step, loop.schedule = find_schedule(plan, index, steps_per_epoch)
+
+
+def count_saved_bytes(loop: TrainLoop) -> tuple[int, int]:
+    """Bytes of a checkpoint and of a model, once every parameter has been stepped."""
+    model = sum(tensor.nbytes for tensor in loop.classifier.state_dict().values())
+    copies = 1 if loop.ema is None else 2
+    return copies * model + optimizer_bytes(loop.optimizer), model

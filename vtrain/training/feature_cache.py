@@ -30,7 +30,7 @@ from vtrain.data.feature_store import (
     identify_files,
     identify_views,
 )
-from vtrain.data.loaders import SAMPLE_STREAM, build_eval_loader, require_readable
+from vtrain.data.loaders import SAMPLE_STREAM, Batch, build_eval_loader, require_readable
 from vtrain.data.transforms import ImageTransform, normalize_images
 from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.errors import DataError
@@ -158,6 +158,16 @@ class FeatureCache:
         """Whether `count` activations, all that a run stores, stay below the limit."""
         return count * part.row_bytes <= self.limit_gb * GIGABYTE
 
+    def count_missing(self, part: FrozenPart, paths: Sequence[Path], views: Views) -> int:
+        """How many activations `provide` would have to compute; nothing is written.
+
+        Raises:
+            DataError: an image is not there any more.
+        """
+        identities = _identify(paths, views)
+        store = FeatureStore.peek(self.root, {**part.facts, "view": views.facts()})
+        return int(identities.size) if store is None else len(_find_missing(store, identities))
+
     def provide(
         self,
         part: FrozenPart,
@@ -259,20 +269,7 @@ class FeatureCache:
         self._make_room(part, len(missing))
         wanted = [find_path(image) for image in missing[:, 0].tolist()]
         names = identities[missing[:, 0], missing[:, 1]]
-        loader = build_eval_loader(
-            wanted,
-            None,
-            views.transform,
-            batch_size=self.batch_size,
-            workers=self.workers,
-            seeds=None if views.seed is None else _seeds(wanted, missing[:, 1], views.seed),
-            notify=self.warn,
-        )
-        batches = compute_in_order(
-            require_readable(loader, wanted),
-            lambda batch: part.compute(batch.inputs),
-            streams=choose_streams(part.device),
-        )
+        batches = self.compute(part, wanted, views, missing[:, 1])
         writer = BlockWriter(store)
         with self.progress(len(wanted)) as advance:
             try:
@@ -284,6 +281,29 @@ class FeatureCache:
                     writer.flush()  # a resumed run goes on from here
                 raise
             writer.flush()
+
+    def compute(
+        self, part: FrozenPart, paths: Sequence[Path], views: Views, numbers: NDArray[np.int64]
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Activations of view `numbers[i]` of the image at `paths[i]`, in batches, in order.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        loader = build_eval_loader(
+            paths,
+            None,
+            views.transform,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            seeds=None if views.seed is None else _seeds(paths, numbers, views.seed),
+            notify=self.warn,
+        )
+        return compute_in_order(
+            require_readable(loader, paths),
+            lambda batch: part.compute(batch.inputs),
+            streams=choose_streams(part.device),
+        )
 
 
 def _find_missing(store: FeatureStore, identities: Identities) -> Missing:
