@@ -23,7 +23,6 @@ from tests.runs import (
 from tests.tiny import break_image, draw_labelled
 from vtrain.checkpoint import load_checkpoint, save_checkpoint
 from vtrain.config import load_config
-from vtrain.console import Console
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import (
     ConfigError,
@@ -36,7 +35,6 @@ from vtrain.errors import (
     StoppedError,
     UsageError,
 )
-from vtrain.fit import fit
 from vtrain.fit_run import FitRun
 from vtrain.models.freezing import verify_frozen
 from vtrain.models.model_file import load_model_file, save_model

@@ -253,7 +253,7 @@ def format_rough(seconds: float) -> str:
     if seconds < 0.95:
         return "under 1 s"
     for size, unit in ((1, "s"), (60, "min")):
-        rounded = float(f"{seconds / size:.2g}")
+        rounded = max(1.0, float(f"{seconds / size:.2g}"))
         if rounded < 60:
             return f"{rounded:g} {unit}"
     return f"{float(f'{seconds / 3600:.2g}'):g} h"
