@@ -22,7 +22,7 @@ LAYERS = (
     ("usage",),  # explains the errors of all below
     ("fit", "init", "predict_file"),
     ("fit_run", "dry_run_view"),
-    ("dry_run",),
+    ("final_evaluation", "dry_run"),
     ("phase", "profile", "loop_builder"),
     ("run_record", "plan_record"),
     ("evaluate", "predict", "embed", "plan"),

@@ -26,7 +26,7 @@ from vtrain.evaluate import (
 )
 from vtrain.predict import PredictInput, predict
 from vtrain.records import EvaluationResult, ImagePrediction, LabelledImages
-from vtrain.training.inference import compute_outputs, prepare_for_inference
+from vtrain.training.inference import Outputs, compute_outputs, prepare_for_inference
 from vtrain.training.precision import Precision
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
@@ -214,7 +214,7 @@ def draw_batches(sizes: list[int]) -> Iterator[Batch]:
 def gather(module: Recorder, batches: Iterable[Batch]) -> ModelEvaluation:
     preprocessing = build_tiny_model(CLASSES).preprocessing
     return evaluate_model(
-        lambda images: compute_outputs(module, images, preprocessing, CPU),
+        lambda images: Outputs(compute_outputs(module, images, preprocessing, CPU)),
         batches,
         num_classes=4,
         device=CPU,

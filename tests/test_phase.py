@@ -17,6 +17,7 @@ from tests.tiny import draw_image, draw_labelled
 from vtrain.console import Console
 from vtrain.data import feature_store
 from vtrain.errors import ConfigError, StoppedError
+from vtrain.final_evaluation import FinalEvaluation
 from vtrain.fit import fit
 from vtrain.fit_run import FitRun
 from vtrain.models.splitting import BoundaryError
@@ -388,8 +389,9 @@ def test_validation_features_are_shared_by_all_epochs(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(FeatureCache, "provide", note)
     run(*HEAD, "train.epochs=4")
-    # Training with what validation wants, every validation together, the final evaluation.
-    assert provided == [(18, 6), (6, 0), (6, 0)]
+    # Training with what validation wants, every validation together, and at the end familiar
+    # images and the final evaluation.
+    assert provided == [(18, 6), (6, 0), (18, 0), (6, 0)]
 
 
 @pytest.mark.parametrize("overrides", [(*HEAD, "train.ema=0.5"), UNTIL], ids=["ema", "until"])
@@ -397,14 +399,14 @@ def test_what_an_epoch_says_is_what_the_saved_model_does(
     monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
 ) -> None:
     losses: list[float] = []
-    original = FitRun._final_evaluation
+    original = FinalEvaluation.evaluate_val
 
-    def note(self: FitRun, *arguments: Any) -> Any:
+    def note(self: FinalEvaluation, *arguments: Any) -> Any:
         result = original(self, *arguments)
         losses.append(result.loss)
         return result
 
-    monkeypatch.setattr(FitRun, "_final_evaluation", note)
+    monkeypatch.setattr(FinalEvaluation, "evaluate_val", note)
     result = run(*overrides)
     best = read_rows(result.run_dir)[result.best_epoch - 1]
     assert losses == [pytest.approx(best["val_loss"], abs=1e-6)]

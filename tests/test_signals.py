@@ -206,6 +206,37 @@ def test_a_worker_does_not_outlive_its_parent(monkeypatch: pytest.MonkeyPatch) -
     wait_until(lambda: not is_running(worker))
 
 
+ORPHANED = """
+import multiprocessing, os, time
+from vtrain.signals import shield_worker
+
+def work():
+    while os.getppid() == multiprocessing.parent_process().pid:
+        time.sleep(0.005)
+    shield_worker()
+    time.sleep(60)
+
+multiprocessing.get_context("fork").Process(target=work).start()
+os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere workers do not look for their parent"
+)
+def test_a_worker_whose_parent_died_before_it_looked_ends_as_well() -> None:
+    root = str(Path(vtrain.signals.__file__).parents[1])
+    # Its output ends when the last process that could write has gone.
+    done = subprocess.run(
+        [sys.executable, "-c", ORPHANED],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": root},
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
 def is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)

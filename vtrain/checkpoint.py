@@ -14,7 +14,7 @@ from vtrain.console import one_line
 from vtrain.errors import ModelError, NewerFormatError, UsageError
 from vtrain.models.backbones import pretrained_classes
 from vtrain.models.classifier import Classifier, build_pretrained_classifier
-from vtrain.models.model_file import find_model_file, load_model_file
+from vtrain.models.model_file import find_model_file, load_scoring_model
 from vtrain.models.weights import describe_weights, load_native_weights
 from vtrain.records import Preprocessing
 from vtrain.run_folder import (
@@ -27,6 +27,7 @@ from vtrain.run_folder import (
 )
 from vtrain.runtime import keep_freed_memory, seed_everything
 from vtrain.tensor_files import load_torch, save_torch
+from vtrain.training.calibration import Novelty
 from vtrain.training.inference import prepare_for_inference
 from vtrain.training.loop import TrainState
 from vtrain.training.precision import Precision, choose_inference_precision
@@ -40,7 +41,9 @@ NO_CHECKPOINT_HINT = "start a new run: without --resume, and with another run_di
 class LoadedModel:
     """A classifier in evaluation mode on its device, with all that its use needs.
 
-    `precision` is `fp32`, `bf16` or `fp16`: what the classifier computes in.
+    `precision` is `fp32`, `bf16` or `fp16`: what the classifier computes in. `temperature` divides
+    the logits of calibrated probabilities; `novelty` tells how unlike the training images an image
+    is, None where the model knows nothing of them.
     """
 
     classifier: Classifier
@@ -48,6 +51,8 @@ class LoadedModel:
     classes: tuple[str, ...]
     source: str
     precision: str = "fp32"
+    temperature: float = 1.0
+    novelty: Novelty | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +129,10 @@ def _suggest(model: str) -> str:
 
 
 def _load_own(path: Path, device: torch.device, precision: str) -> LoadedModel:
-    classifier, description = load_model_file(path)
+    classifier, description, bank = load_scoring_model(path)
+    novelty = None
+    if description.novelty is not None and bank is not None:
+        novelty = Novelty(bank, **description.novelty).to(device)
     trained = _find_trained_precision(description.config)
     chosen = choose_inference_precision(precision, device, trained=trained)
     return LoadedModel(
@@ -133,6 +141,8 @@ def _load_own(path: Path, device: torch.device, precision: str) -> LoadedModel:
         description.classes,
         str(path),
         chosen,
+        description.temperature,
+        novelty,
     )
 
 

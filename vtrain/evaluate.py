@@ -1,8 +1,9 @@
 """Metrics of a model on a labelled folder, and the prediction for each of its images."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,28 +17,73 @@ from vtrain.data.loaders import Batch, build_eval_loader, resolve_workers
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, ModelError
 from vtrain.files import write_csv
-from vtrain.records import EvaluationResult, ImagePrediction, LabelledImages, SkippedFile, to_plain
+from vtrain.records import (
+    CalibrationResult,
+    EvaluationResult,
+    ImagePrediction,
+    LabelledImages,
+    SkippedFile,
+    to_plain,
+)
+from vtrain.training.calibration import Novelty
 from vtrain.training.inference import (
-    compute_outputs,
+    Outputs,
+    compute_averaged,
+    compute_both,
+    compute_probabilities,
     find_finite_rows,
     find_model_device,
-    find_top_classes,
 )
-from vtrain.training.metrics import ClassificationMetrics, cross_entropies
+from vtrain.training.metrics import ClassificationMetrics, cross_entropies, rank_classes
+from vtrain.training.resampling import (
+    bootstrap_confusion,
+    expected_calibration_error,
+    smallest_visible_difference,
+)
 from vtrain.training.streams import choose_streams, compute_in_order
 
 SCHEMA = 1
 NAMED_AT_MOST = 5
+FEW_IMAGES = 10  # of a class: its precision and recall are then hardly more than a guess
+_WHOLE = ("positions", "labels", "predictions", "seconds")
+_DECIMALS = (
+    "probabilities",
+    "raw_probabilities",
+    "label_probabilities",
+    "second_probabilities",
+    "losses",
+    "distances",
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scoring:
+    """What turns logits into probabilities, and features into distances."""
+
+    temperature: float = 1.0
+    novelty: Novelty | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What to keep of all images: their logits, the features of every so-manieth (0: of none)."""
+
+    logits: bool = False
+    features_every: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelEvaluation:
     """What a model does on labelled batches.
 
-    `positions`, `labels` and `predictions` are int64 `[N]`, `probabilities` and `losses` (plain
-    cross-entropy) float64 `[N]`, all on the CPU, for the N images that could be read. `failures`
-    are (position, reason). `non_finite` are the positions of images whose logits hold NaN or
-    infinity: with any of those, the metrics mean nothing.
+    `positions`, `labels`, `predictions` and `seconds` (the second most probable class, -1 where
+    there is none) are int64 `[N]`. `probabilities`, `label_probabilities` and
+    `second_probabilities` are calibrated, `raw_probabilities` those of the predictions without
+    that, `losses` plain cross-entropy of the raw logits, `distances` those from the training images
+    or NaN: float64 `[N]`. All are on the CPU, for the N images that could be read. `failures` are
+    (position, reason). `non_finite` are the positions of images whose logits hold NaN or infinity:
+    with any of those, the metrics mean nothing. `logits` `[N, C]` and `features` `[M, D]` of the
+    images at `feature_positions` are float32, and there as far as they were kept.
     """
 
     metrics: ClassificationMetrics
@@ -45,9 +91,17 @@ class ModelEvaluation:
     labels: Tensor
     predictions: Tensor
     probabilities: Tensor
+    raw_probabilities: Tensor
+    label_probabilities: Tensor
+    seconds: Tensor
+    second_probabilities: Tensor
     losses: Tensor
+    distances: Tensor
     failures: tuple[tuple[int, str], ...]
     non_finite: tuple[int, ...]
+    logits: Tensor | None = None
+    features: Tensor | None = None
+    feature_positions: Tensor | None = None
 
     @property
     def top1(self) -> float:
@@ -65,61 +119,136 @@ class ModelEvaluation:
         # Summed exactly, and so the same however the images were split over processes.
         return math.fsum(self.losses.tolist()) / len(self.losses) if len(self.losses) else math.nan
 
+    def with_temperature(self, temperature: float) -> "ModelEvaluation":
+        """The same with the probabilities that kept logits have at this temperature."""
+        assert self.logits is not None
+        columns = _score(self.logits, self.labels, temperature)
+        return replace(
+            self,
+            probabilities=columns.probabilities.cpu(),
+            label_probabilities=columns.label_probabilities.cpu(),
+            second_probabilities=columns.second_probabilities.cpu(),
+        )
+
+    def in_units_of(self, novelty: Novelty) -> "ModelEvaluation":
+        """The same with distances that were measured with the threshold 1 in units of that."""
+        return replace(self, distances=self.distances / novelty.threshold)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scores:
+    """Columns of a batch, on the device; names as in `ModelEvaluation`."""
+
+    predictions: Tensor
+    probabilities: Tensor
+    raw_probabilities: Tensor
+    label_probabilities: Tensor
+    seconds: Tensor
+    second_probabilities: Tensor
+
+
+def _score(logits: Tensor, labels: Tensor, temperature: float) -> _Scores:
+    ranked = rank_classes(logits, 2)
+    probabilities = compute_probabilities(logits, temperature)
+    top = probabilities.gather(1, ranked)
+    raw = compute_probabilities(logits, 1.0) if temperature != 1.0 else probabilities
+    alone = ranked.shape[1] == 1
+    return _Scores(
+        predictions=ranked[:, 0],
+        probabilities=top[:, 0],
+        raw_probabilities=raw.gather(1, ranked[:, :1])[:, 0],
+        label_probabilities=probabilities.gather(1, labels[:, None])[:, 0],
+        seconds=ranked[:, -1] if not alone else torch.full_like(labels, -1),
+        second_probabilities=top[:, -1] if not alone else torch.full_like(top[:, 0], math.nan),
+    )
+
 
 @torch.inference_mode()
 def evaluate_model(
-    compute_logits: Callable[[Tensor], Tensor],
+    compute: Callable[[Tensor], Outputs],
     batches: Iterable[Batch],
     *,
     num_classes: int,
     device: torch.device,
+    scoring: Scoring | None = None,
+    keep: Keep | None = None,
     streams: int = 1,
     on_batch: Callable[[int], object] | None = None,
 ) -> ModelEvaluation:
     """Gather what a model says of labelled batches.
 
-    `compute_logits` turns a batch's inputs (on the CPU) into float32 logits `[B, C]` on `device`;
-    the model behind it is in evaluation mode. `streams` batches are computed at a time, see
-    `compute_in_order`. `on_batch` gets the number of images done since its last call.
+    `compute` turns a batch's inputs (on the CPU) into outputs on `device`; the model behind it is
+    in evaluation mode. `streams` batches are computed at a time, see `compute_in_order`. `on_batch`
+    gets the number of images done since its last call.
     """
     metrics = ClassificationMetrics(num_classes, device)
-    failures: list[tuple[int, str]] = []
-    rows: list[tuple[Tensor, ...]] = []
+    gathered = _Gathered(metrics, device, scoring or Scoring(), keep or Keep())
 
-    def compute(batch: Batch) -> Tensor | None:
-        return compute_logits(batch.inputs) if len(batch.positions) else None
+    def compute_batch(batch: Batch) -> Outputs | None:
+        return compute(batch.inputs) if len(batch.positions) else None
 
-    for batch, logits in compute_in_order(batches, compute, streams=streams):
-        failures.extend(batch.failures)
-        if logits is not None:
-            labels = batch.labels.to(device, non_blocking=True)
-            metrics.update(logits, labels)
-            ranked, probabilities = find_top_classes(logits, 1)
-            finite = find_finite_rows(logits)
-            # Stays on the device until the end: copying here would wait for every batch.
-            columns = (ranked[:, 0], probabilities[:, 0], cross_entropies(logits, labels), finite)
-            rows.append((batch.positions, batch.labels, *columns))
+    for batch, outputs in compute_in_order(batches, compute_batch, streams=streams):
+        gathered.failures.extend(batch.failures)
+        if outputs is not None:
+            gathered.add(batch, outputs)
         if on_batch is not None:
             on_batch(len(batch.positions) + len(batch.failures))
-    positions, truth, predictions, probabilities, losses, finite = _join(rows)
-    metrics.to_cpu()
-    return ModelEvaluation(
-        metrics=metrics,
-        positions=positions,
-        labels=truth,
-        predictions=predictions,
-        probabilities=probabilities.double(),
-        losses=losses.double(),
-        failures=tuple(failures),
-        non_finite=tuple(positions[~finite].tolist()),
-    )
+    return gathered.finish()
 
 
-def _join(rows: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    if not rows:
-        none = torch.zeros(0, dtype=torch.int64)
-        return none, none, none, none.double(), none.double(), none.bool()
-    return tuple(torch.cat(column).cpu() for column in zip(*rows, strict=True))
+class _Gathered:
+    """Columns of the batches so far."""
+
+    def __init__(
+        self, metrics: ClassificationMetrics, device: torch.device, scoring: Scoring, keep: Keep
+    ) -> None:
+        self.metrics, self.device, self.scoring, self.keep = metrics, device, scoring, keep
+        self.failures: list[tuple[int, str]] = []
+        self.rows: dict[str, list[Tensor]] = {}
+
+    def add(self, batch: Batch, outputs: Outputs) -> None:
+        logits = outputs.logits
+        labels = batch.labels.to(self.device, non_blocking=True)
+        self.metrics.update(logits, labels)
+        scores = _score(logits, labels, self.scoring.temperature)
+        # Stays on the device until the end: copying here would wait for every batch.
+        self._append(
+            positions=batch.positions,
+            labels=batch.labels,
+            losses=cross_entropies(logits, labels),
+            finite=find_finite_rows(logits),
+            **{name: getattr(scores, name) for name in _Scores.__dataclass_fields__},
+        )
+        features, novelty = outputs.features, self.scoring.novelty
+        if novelty is not None and features is not None:
+            self._append(distances=novelty.distances(features))
+        if self.keep.logits:
+            self._append(logits=logits.cpu())
+        if self.keep.features_every and features is not None:
+            chosen = batch.positions % self.keep.features_every == 0
+            kept = features[chosen.to(self.device)].cpu()
+            self._append(features=kept, feature_positions=batch.positions[chosen])
+
+    def _append(self, **columns: Tensor) -> None:
+        for name, column in columns.items():
+            self.rows.setdefault(name, []).append(column)
+
+    def finish(self) -> ModelEvaluation:
+        columns = {name: torch.cat(parts).cpu() for name, parts in self.rows.items()}
+        whole = torch.zeros(0, dtype=torch.int64)
+        for name in _WHOLE:
+            columns.setdefault(name, whole)
+        for name in _DECIMALS:
+            blank = torch.full((len(columns["positions"]),), math.nan, dtype=torch.float64)
+            columns[name] = columns[name].double() if name in columns else blank
+        finite = columns.pop("finite", whole.bool())
+        self.metrics.to_cpu()
+        return ModelEvaluation(
+            metrics=self.metrics,
+            failures=tuple(self.failures),
+            non_finite=tuple(columns["positions"][~finite].tolist()),
+            **columns,
+        )
 
 
 def merge_evaluations(parts: Sequence[ModelEvaluation]) -> ModelEvaluation:
@@ -127,10 +256,15 @@ def merge_evaluations(parts: Sequence[ModelEvaluation]) -> ModelEvaluation:
     first, *others = parts
     for other in others:
         first.metrics.merge(other.metrics)
-    columns = ("positions", "labels", "predictions", "probabilities", "losses")
+    columns: dict[str, Tensor] = {}
+    for name in (*_WHOLE, *_DECIMALS, "logits", "features", "feature_positions"):
+        found = [getattr(part, name) for part in parts]
+        kept = [each for each in found if each is not None]
+        if kept:
+            columns[name] = torch.cat(kept)
     return ModelEvaluation(
         metrics=first.metrics,
-        **{name: torch.cat([getattr(part, name) for part in parts]) for name in columns},
+        **columns,
         failures=tuple(failure for part in parts for failure in part.failures),
         non_finite=tuple(position for part in parts for position in part.non_finite),
     )
@@ -142,14 +276,17 @@ def evaluate(
     *,
     batch_size: int = 32,
     workers: int | Literal["auto"] = "auto",
+    raw: bool = False,
+    tta: bool = False,
     notify: Callable[[str], None],
     progress: Callable[[int, int], object] | None = None,
 ) -> tuple[EvaluationResult, list[ImagePrediction]]:
     """Metrics on a folder with one subfolder per class, and the prediction of every image.
 
     Classes are matched to the model's by name. Images that cannot be read are in `failures` of
-    the result and count in no metric; whether that is an error is up to the caller. `progress` gets
-    the number of images done and of all.
+    the result and count in no metric; whether that is an error is up to the caller. `raw` leaves
+    the model's temperature out, `tta` averages over four views of each image. `progress` gets the
+    number of images done and of all.
 
     Raises:
         DataError: not a labelled folder, a class that the model lacks, or no readable image.
@@ -170,15 +307,38 @@ def evaluate(
     )
     counter = _Counter(len(images), progress)
     device = find_model_device(model.classifier)
+    compute, temperature = choose_compute(model, raw=raw, tta=tta)
     evaluation = evaluate_model(
-        lambda images: compute_outputs(model.classifier, images, model.preprocessing, device),
+        compute,
         batches,
         num_classes=len(model.classes),
         device=device,
+        scoring=Scoring(temperature, model.novelty),
         streams=choose_streams(device),
         on_batch=counter.advance,
     )
-    return build_result(evaluation, images), list_predictions(evaluation, images)
+    found = build_result(evaluation, images, temperature=1.0 if raw else model.temperature)
+    return found, list_predictions(evaluation, images)
+
+
+def choose_compute(
+    model: LoadedModel, *, raw: bool, tta: bool
+) -> tuple[Callable[[Tensor], Outputs], float]:
+    """What gives the outputs of uint8 images `[B, 3, H, W]`, and the temperature of its logits."""
+    device = find_model_device(model.classifier)
+    classifier, preprocessing = model.classifier, model.preprocessing
+    temperature = 1.0 if raw else model.temperature
+    if not tta:
+        plain = partial(compute_both, classifier, preprocessing=preprocessing, device=device)
+        return plain, temperature
+    averaged = partial(
+        compute_averaged,
+        classifier,
+        preprocessing=preprocessing,
+        device=device,
+        temperature=temperature,
+    )
+    return averaged, 1.0
 
 
 def _scan(folder: Path, classes: Sequence[str], notify: Callable[[str], None]) -> LabelledImages:
@@ -230,18 +390,57 @@ def describe_match(images: LabelledImages) -> list[str]:
     return messages
 
 
-def build_result(evaluation: ModelEvaluation, images: LabelledImages) -> EvaluationResult:
-    """The metrics as plain numbers.
+def build_result(
+    evaluation: ModelEvaluation,
+    images: LabelledImages,
+    *,
+    temperature: float,
+    held_out: Tensor | None = None,
+) -> EvaluationResult:
+    """The metrics as plain numbers, with 95 % intervals.
+
+    `temperature` is the one that the probabilities have; `held_out` `[N]` are those of the
+    predictions at temperatures that were fitted without the image, where it was fitted on these.
 
     Raises:
         DataError: no image could be read.
         ModelError: the model gives logits that are not finite.
     """
-    failures = tuple(
-        SkippedFile(images.paths[position], reason) for position, reason in evaluation.failures
+    _require_answers(evaluation, images)
+    confusion = evaluation.metrics.confusion
+    counts = confusion.counts.numpy()
+    intervals = bootstrap_confusion(counts)
+    per_class = tuple(
+        replace(row, precision_interval=precision, recall_interval=recall)
+        for row, precision, recall in zip(
+            confusion.per_class(images.classes),
+            intervals.precision,
+            intervals.recall,
+            strict=True,
+        )
     )
+    return EvaluationResult(
+        classes=images.classes,
+        count=len(evaluation.positions),
+        top1=evaluation.top1,
+        top5=evaluation.metrics.top_k.value(),
+        macro_f1=evaluation.macro_f1,
+        loss=evaluation.loss,
+        per_class=per_class,
+        confusion_matrix=tuple(tuple(row) for row in confusion.counts.tolist()),
+        failures=_list_failures(evaluation, images),
+        top1_interval=intervals.accuracy,
+        macro_f1_interval=intervals.macro_f1,
+        weighted_f1=confusion.weighted_f1(),
+        calibration=_build_calibration(evaluation, temperature, held_out),
+        warnings=tuple(_list_warnings(evaluation, images)),
+    )
+
+
+def _require_answers(evaluation: ModelEvaluation, images: LabelledImages) -> None:
     if not len(evaluation.positions):
-        first = [f", the first is {one_line(each.path)}: {each.reason}" for each in failures[:1]]
+        failures = _list_failures(evaluation, images)[:1]
+        first = [f", the first is {one_line(each.path)}: {each.reason}" for each in failures]
         root = one_line(images.root)
         raise DataError(f"none of the {len(images)} images in {root} can be read{''.join(first)}")
     if evaluation.non_finite:
@@ -251,71 +450,108 @@ def build_result(evaluation: ModelEvaluation, images: LabelledImages) -> Evaluat
             f"the first is {one_line(images.paths[evaluation.non_finite[0]])}",
             "the weights are damaged or the training diverged: use another model",
         )
-    confusion = evaluation.metrics.confusion
-    return EvaluationResult(
-        classes=images.classes,
-        count=len(evaluation.positions),
-        top1=evaluation.top1,
-        top5=evaluation.metrics.top_k.value(),
-        macro_f1=evaluation.macro_f1,
-        loss=evaluation.loss,
-        per_class=confusion.per_class(images.classes),
-        confusion_matrix=tuple(tuple(row) for row in confusion.counts.tolist()),
-        failures=failures,
+
+
+def _list_failures(evaluation: ModelEvaluation, images: LabelledImages) -> tuple[SkippedFile, ...]:
+    return tuple(
+        SkippedFile(images.paths[position], reason) for position, reason in evaluation.failures
     )
+
+
+def _build_calibration(
+    evaluation: ModelEvaluation, temperature: float, held_out: Tensor | None
+) -> CalibrationResult:
+    correct = (evaluation.predictions == evaluation.labels).numpy()
+    ece, bins = expected_calibration_error(evaluation.probabilities.numpy(), correct)
+    ece_raw, bins_raw = expected_calibration_error(evaluation.raw_probabilities.numpy(), correct)
+    without = None
+    if held_out is not None:
+        without = expected_calibration_error(held_out.numpy(), correct)[0]
+    return CalibrationResult(temperature, ece, ece_raw, without, bins, bins_raw)
+
+
+def _list_warnings(evaluation: ModelEvaluation, images: LabelledImages) -> Iterator[str]:
+    """What keeps the figures from being taken at face value."""
+    count, counts = len(evaluation.positions), evaluation.metrics.confusion.counts
+    visible = smallest_visible_difference(count, evaluation.top1)
+    if visible >= 0.01:
+        yield (
+            f"{count} images cannot show a difference between two models that is smaller than "
+            f"about {100 * visible:.0f} points of top-1"
+        )
+    support, predicted = counts.sum(dim=1).tolist(), counts.sum(dim=0).tolist()
+    few = [
+        name
+        for name, images_of in zip(images.classes, support, strict=True)
+        if 0 < images_of < FEW_IMAGES
+    ]
+    if few:
+        yield f"fewer than {FEW_IMAGES} images of {_name_some(few)}: see their intervals"
+    never = [
+        name
+        for name, labelled, times in zip(images.classes, support, predicted, strict=True)
+        if labelled and not times
+    ]
+    if never:
+        yield f"never predicted: {_name_some(never)}"
+
+
+def _name_some(names: Sequence[str]) -> str:
+    shown = ", ".join(map(one_line, names[:NAMED_AT_MOST]))
+    more = len(names) - NAMED_AT_MOST
+    return f"{shown} and {more} more classes" if more > 0 else shown
 
 
 def list_predictions(evaluation: ModelEvaluation, images: LabelledImages) -> list[ImagePrediction]:
     """One row for every image that could be read, in the order of `images`."""
-    columns = (
-        evaluation.positions,
-        evaluation.labels,
-        evaluation.predictions,
-        evaluation.probabilities,
+    classes = images.classes
+    names = (
+        *("positions", "labels", "predictions", "probabilities"),
+        *("label_probabilities", "seconds", "second_probabilities", "distances"),
     )
+    columns = (getattr(evaluation, name).tolist() for name in names)
     return [
         ImagePrediction(
-            images.paths[position],
-            images.classes[label],
-            images.classes[prediction],
-            probability,
-            label == prediction,
+            path=images.paths[position],
+            label=classes[label],
+            prediction=classes[prediction],
+            probability=probability,
+            correct=label == prediction,
+            label_probability=of_label,
+            second=classes[second] if second >= 0 else "",
+            second_probability=of_second,
+            distance=distance,
         )
-        for position, label, prediction, probability in zip(
-            *(column.tolist() for column in columns), strict=True
+        for position, label, prediction, probability, of_label, second, of_second, distance in zip(
+            *columns, strict=True
         )
     ]
 
 
 def write_predictions_csv(path: Path, rows: Iterable[ImagePrediction]) -> None:
-    """Write one row per image: path, label, prediction, probability (0 to 1), correct (0 or 1).
+    """Write one row per image, the fields of `ImagePrediction` by their names.
+
+    `correct` is 0 or 1, numbers that are not known are empty.
 
     Raises:
         ResourceError: no space left; an earlier file is intact.
     """
-    header = ("path", "label", "prediction", "probability", "correct")
-    cells = (
-        (row.path, row.label, row.prediction, row.probability, int(row.correct)) for row in rows
-    )
-    write_csv(path, header, cells)
+    header = tuple(ImagePrediction.__dataclass_fields__)
+    write_csv(path, header, ([_plain_cell(getattr(row, name)) for name in header] for row in rows))
+
+
+def _plain_cell(value: object) -> object:
+    if isinstance(value, bool):
+        return int(value)
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def evaluation_json(result: EvaluationResult) -> dict[str, Any]:
-    """The object that `vtrain evaluate --json` prints."""
+    """The object that `vtrain evaluate --json` prints, and that a run folder keeps."""
+    plain = to_plain(result)
     per_class = [
         {"class": row["name"], **{key: value for key, value in row.items() if key != "name"}}
-        for row in to_plain(result.per_class)
+        for row in plain["per_class"]
     ]
     failures = [{"path": str(each.path), "error": each.reason} for each in result.failures]
-    return {
-        "schema": SCHEMA,
-        "top1": result.top1,
-        "top5": result.top5,
-        "macro_f1": result.macro_f1,
-        "loss": result.loss,
-        "count": result.count,
-        "per_class": per_class,
-        "confusion_matrix": [list(row) for row in result.confusion_matrix],
-        "classes": list(result.classes),
-        "failures": failures,
-    }
+    return {"schema": SCHEMA, **plain, "per_class": per_class, "failures": failures}

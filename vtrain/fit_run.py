@@ -20,8 +20,9 @@ from vtrain.console import Console, one_line
 from vtrain.data.loaders import Batch
 from vtrain.distributed import ProcessGroup
 from vtrain.errors import DivergedError, ModelError, VtrainError
-from vtrain.evaluate import ModelEvaluation, build_result, list_predictions, write_predictions_csv
+from vtrain.evaluate import ModelEvaluation
 from vtrain.files import write_json, write_text
+from vtrain.final_evaluation import FinalEvaluation
 from vtrain.loop_builder import (
     build_loop,
     build_sampler,
@@ -40,7 +41,7 @@ from vtrain.phase import PhaseBuilder
 from vtrain.plan import FitPlan, run_facts, show_stages
 from vtrain.plan_record import build_plan_record
 from vtrain.profile import PROFILE_NAME, build_profile, show_profile
-from vtrain.records import EpochMetrics, EvaluationResult, FitResult, LabelledImages, to_plain
+from vtrain.records import EpochMetrics, FitResult, to_plain
 from vtrain.run_folder import (
     CHECKPOINT_NAME,
     CONFIG_NAME,
@@ -579,11 +580,13 @@ class FitRun:
     def finish(self) -> FitResult:
         """Evaluate the saved best model as every later command will, and mark the run as done."""
         with self.stopwatch.section("final evaluation"):
-            classifier = self._load_best()
-            val = self._final_evaluation(classifier, "val", self.plan.splits.val)
-            test = None
-            if self.plan.splits.test is not None:
-                test = self._final_evaluation(classifier, "test", self.plan.splits.test)
+            classifier, description = self._load_best()
+            final = FinalEvaluation(self.work, classifier, self.run_dir)
+            splits = self.plan.splits
+            val = final.evaluate_val(splits.train, splits.val)
+            test = None if splits.test is None else final.evaluate_test(splits.test)
+            if description is not None:
+                final.save_model(description)
         result = FitResult(
             run_dir=self.run_dir,
             best_epoch=self.state.best_epoch,
@@ -607,23 +610,14 @@ class FitRun:
             write_json(self.run_dir / PROFILE_NAME, profile)
             show_profile(profile, self.plan, self.console)
 
-    def _load_best(self) -> Classifier:
-        """What was saved, in every process; only the first needs to see the folder."""
+    def _load_best(self) -> tuple[Classifier, ModelFile | None]:
+        """What was saved, in every process; only the first sees the folder, and its description."""
         group, classifier = self.plan.group, self.plan.classifier
+        description = None
         with group.together():
             if self.is_main:
-                classifier, _ = load_model_file(self.run_dir / MODEL_NAME)
+                classifier, description = load_model_file(self.run_dir / MODEL_NAME)
         if group.world_size > 1:
             classifier.load_state_dict(group.broadcast(classifier.state_dict()))
         place_model(classifier, self.plan.device)
-        return classifier
-
-    def _final_evaluation(
-        self, classifier: Any, name: str, images: LabelledImages
-    ) -> EvaluationResult:
-        evaluation = self.work.evaluate(classifier, images, f"final {name}")
-        if self.is_main:
-            write_predictions_csv(
-                self.run_dir / f"predictions-{name}.csv", list_predictions(evaluation, images)
-            )
-        return build_result(evaluation, images)
+        return classifier, description

@@ -25,7 +25,7 @@ from vtrain.data.loaders import (
 )
 from vtrain.data.transforms import EvalTransform, TrainTransform, normalize_images
 from vtrain.errors import ConfigError
-from vtrain.evaluate import ModelEvaluation, evaluate_model, merge_evaluations
+from vtrain.evaluate import Keep, ModelEvaluation, Scoring, evaluate_model, merge_evaluations
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import Phase
 from vtrain.models.splitting import BoundaryError, UpperPart, find_frozen_boundary
@@ -38,7 +38,7 @@ from vtrain.training.feature_cache import (
     build_frozen_part,
     describe_size,
 )
-from vtrain.training.inference import compute_outputs, prepare_for_inference, prepare_module
+from vtrain.training.inference import Outputs, compute_both, prepare_for_inference, prepare_module
 from vtrain.training.precision import Precision
 from vtrain.training.streams import choose_streams
 
@@ -297,11 +297,18 @@ class PhaseBuilder:
         return self._evaluate(candidate, plan.splits.val, self._val_rows, "validation")
 
     def evaluate(
-        self, classifier: Classifier, images: LabelledImages, label: str
+        self,
+        classifier: Classifier,
+        images: LabelledImages,
+        label: str,
+        *,
+        scoring: Scoring | None = None,
+        keep: Keep | None = None,
     ) -> ModelEvaluation:
         """What a classifier that was loaded says of a split, as every later command will say it."""
         part = self._build_part(classifier, self.plan.inference_precision)
-        return self._evaluate(classifier, images, self._eval_rows(part, images), label)
+        rows = self._eval_rows(part, images)
+        return self._evaluate(classifier, images, rows, label, scoring=scoring, keep=keep)
 
     def _eval_rows(self, part: FrozenPart | None, images: LabelledImages) -> StoredRows | None:
         if part is None or self._mode == "off":
@@ -312,19 +319,26 @@ class PhaseBuilder:
         return self._provide(cache, part, images, Views(EvalTransform(self.plan.preprocessing)))
 
     def _evaluate(
-        self, classifier: Classifier, images: LabelledImages, rows: StoredRows | None, label: str
+        self,
+        classifier: Classifier,
+        images: LabelledImages,
+        rows: StoredRows | None,
+        label: str,
+        *,
+        scoring: Scoring | None = None,
+        keep: Keep | None = None,
     ) -> ModelEvaluation:
         plan = self.plan
         precision = Precision(plan.inference_precision, plan.device)
         share = self._share(len(images))
         if rows is None:
             batches = self._load_in_order(images, share)
-            compute_logits = self._from_images(classifier, precision)
+            compute = self._from_images(classifier, precision)
             streams = choose_streams(plan.device)
         else:
             assert self._boundary is not None
             batches = iterate_rows(rows, images.labels, share, plan.batch_size)
-            compute_logits = _from_activations(classifier, self._boundary, precision)
+            compute = _from_activations(classifier, self._boundary, precision)
             streams = 1  # what is left to do is too little to share
         with self.console.progress(len(share), label) as bar:
 
@@ -333,10 +347,12 @@ class PhaseBuilder:
                 self.on_batch()
 
             own = evaluate_model(
-                compute_logits,
+                compute,
                 batches,
                 num_classes=len(images.classes),
                 device=plan.device,
+                scoring=scoring,
+                keep=keep,
                 streams=streams,
                 on_batch=advance,
             )
@@ -366,9 +382,9 @@ class PhaseBuilder:
 
     def _from_images(
         self, classifier: Classifier, precision: Precision
-    ) -> Callable[[Tensor], Tensor]:
+    ) -> Callable[[Tensor], Outputs]:
         return partial(
-            compute_outputs,
+            compute_both,
             prepare_for_inference(classifier, precision),
             preprocessing=self.plan.preprocessing,
             device=self.plan.device,
@@ -390,18 +406,18 @@ class _Readable:
 
 def _from_activations(
     classifier: Classifier, boundary: str, precision: Precision
-) -> Callable[[Tensor], Tensor]:
-    """Logits `[B, C]` of stored activations by the classifier as it is now."""
+) -> Callable[[Tensor], Outputs]:
+    """Outputs for stored activations by the classifier as it is now."""
     upper = UpperPart(classifier, boundary)
     head = copy.deepcopy(upper.head).eval()
     layers = None if upper.layers is None else prepare_module(upper.layers, precision)
 
     @torch.inference_mode()
-    def compute(activations: Tensor) -> Tensor:
+    def compute(activations: Tensor) -> Outputs:
         activations = activations.to(precision.device, non_blocking=True)
         with precision.autocast():
             features = activations if layers is None else layers(activations)
-        logits: Tensor = head(features.float())
-        return logits
+        features = features.float()
+        return Outputs(head(features), features)
 
     return compute

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -19,10 +19,10 @@ from vtrain.data.loaders import Batch, Notify, build_stream_loader, resolve_work
 from vtrain.data.shards import find_status
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, UsageError
-from vtrain.records import ClassProbability, Prediction
+from vtrain.evaluate import choose_compute
+from vtrain.records import UNKNOWN, ClassProbability, Prediction
 from vtrain.training.inference import (
     NOT_FINITE,
-    compute_outputs,
     find_finite_rows,
     find_model_device,
     find_top_classes,
@@ -40,6 +40,33 @@ class PredictInput:
 
     path: str
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How answers are made.
+
+    `raw` leaves the model's temperature out; `tta` averages over four views of each image. The
+    answer is `unknown` where the most probable class has less than `min_confidence` (0 to 1), or
+    the image is further than `max_distance` from the training images, in units of the distance
+    beyond which 1 % of the validation images lie.
+    """
+
+    raw: bool = False
+    tta: bool = False
+    min_confidence: float | None = None
+    max_distance: float | None = None
+
+    def judge(self, answer: Prediction) -> Prediction:
+        """The answer, rejected where it is too unsure or too far away."""
+        if not answer.predictions:
+            return answer
+        if self.max_distance is not None and (answer.distance or 0.0) > self.max_distance:
+            return replace(answer, rejected="distance")
+        confidence = answer.predictions[0].probability
+        if self.min_confidence is not None and confidence < self.min_confidence:
+            return replace(answer, rejected="confidence")
+        return answer
 
 
 class FoundInputs(Iterator[PredictInput]):
@@ -115,6 +142,7 @@ def predict(
     model: LoadedModel,
     *,
     top_k: int = 5,
+    answering: Answering | None = None,
     batch_size: int = 32,
     workers: int | Literal["auto"] = "auto",
     notify: Notify = warnings.warn,
@@ -133,18 +161,25 @@ def predict(
     workers that were lost.
 
     Raises:
-        UsageError: `top_k` is below 1.
+        UsageError: `top_k` is below 1, or a distance is asked for that the model does not know.
         ResourceError: while iterating: a loader worker died or hung.
     """
     if top_k < 1:
         raise UsageError(f"top-k is {top_k}, expected 1 or more")
-    return _answer(inputs, model, top_k, batch_size, workers, notify)
+    answering = answering or Answering()
+    if answering.max_distance is not None and model.novelty is None:
+        raise UsageError(
+            f"a distance was given, but {model.source} does not know its training images",
+            "leave --max-distance out, or use a model that vtrain has finished training",
+        )
+    return _answer(inputs, model, top_k, answering, batch_size, workers, notify)
 
 
 def _answer(
     inputs: Iterable[PredictInput],
     model: LoadedModel,
     top_k: int,
+    answering: Answering,
     batch_size: int,
     workers: int | Literal["auto"],
     notify: Notify,
@@ -165,7 +200,7 @@ def _answer(
     answered = 0
     for _, answers in compute_in_order(
         batches,
-        partial(_answer_batch, model=model, top_k=top_k),
+        partial(_answer_batch, model=model, top_k=top_k, answering=answering),
         streams=choose_streams(device),
     ):
         yield from _take_errors(waiting)
@@ -206,25 +241,32 @@ def _take_errors(waiting: deque[PredictInput]) -> Iterator[Prediction]:
         yield Prediction(each.path, error=each.error)
 
 
-def _answer_batch(batch: Batch, model: LoadedModel, top_k: int) -> dict[int, Prediction]:
+def _answer_batch(
+    batch: Batch, model: LoadedModel, top_k: int, answering: Answering
+) -> dict[int, Prediction]:
     """Answers by position, without their paths."""
     answers = {position: Prediction("", error=reason) for position, reason in batch.failures}
     if not len(batch.positions):
         return answers
-    device = find_model_device(model.classifier)
-    logits = compute_outputs(model.classifier, batch.inputs, model.preprocessing, device)
-    ranked, probabilities = find_top_classes(logits, top_k)
+    compute, temperature = choose_compute(model, raw=answering.raw, tta=answering.tta)
+    outputs = compute(batch.inputs)
+    logits = outputs.logits
+    ranked, probabilities = find_top_classes(logits, top_k, temperature=temperature)
+    distances: Iterable[float | None] = repeat(None)
+    if model.novelty is not None and outputs.features is not None:
+        distances = model.novelty.distances(outputs.features).tolist()
     columns: tuple[Tensor, ...] = (
         batch.positions,
         ranked,
         probabilities,
         find_finite_rows(logits),
     )
-    for position, indices, values, finite in zip(
-        *(column.tolist() for column in columns), strict=True
-    ):
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    for (position, indices, values, finite), distance in zip(rows, distances, strict=False):
         answers[position] = (
-            Prediction("", _name_classes(model.classes, indices, values))
+            answering.judge(
+                Prediction("", _name_classes(model.classes, indices, values), distance=distance)
+            )
             if finite
             else Prediction("", error=NOT_FINITE)
         )
@@ -250,14 +292,17 @@ def prediction_json(prediction: Prediction) -> dict[str, Any]:
             {"class": each.name, "probability": each.probability} for each in prediction.predictions
         ],
         "error": prediction.error,
+        "answer": prediction.answer,
+        "rejected": prediction.rejected,
+        "distance": prediction.distance,
     }
 
 
 def prediction_csv_header(top_k: int) -> list[str]:
-    """Column names for `top_k` classes: path, status, class_1, probability_1, …, error."""
+    """Column names for `top_k` classes: path, status, class_1, probability_1, …, error, more."""
     ranks = range(1, top_k + 1)
     pairs = [name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}")]
-    return ["path", "status", *pairs, "error"]
+    return ["path", "status", *pairs, "error", "answer", "rejected", "distance"]
 
 
 def prediction_csv_row(prediction: Prediction, top_k: int) -> list[object]:
@@ -266,12 +311,20 @@ def prediction_csv_row(prediction: Prediction, top_k: int) -> list[object]:
     pairs: list[object] = [cell for each in found for cell in (each.name, each.probability)]
     pairs += [None] * (2 * top_k - len(pairs))
     status = "ok" if prediction.error is None else "error"
-    return [prediction.path, status, *pairs, prediction.error]
+    more = (prediction.error, prediction.answer, prediction.rejected, prediction.distance)
+    return [prediction.path, status, *pairs, *more]
 
 
 def format_prediction(prediction: Prediction) -> str:
     """One line for people: `path: class 97.1 %, class 2.0 %`, or `path: error: reason`."""
     if prediction.error is not None:
         return f"{prediction.path}: error: {prediction.error}"
-    named = (f"{each.name} {100 * each.probability:.1f} %" for each in prediction.predictions)
-    return f"{prediction.path}: {', '.join(named)}"
+    named = ", ".join(
+        f"{each.name} {100 * each.probability:.1f} %" for each in prediction.predictions
+    )
+    far = prediction.distance is not None and prediction.distance > 1
+    unlike = f"unlike the training images (distance {prediction.distance:.2f})" if far else ""
+    if prediction.rejected is not None:
+        reason = unlike or ("not sure" if prediction.rejected == "confidence" else "too far")
+        return f"{prediction.path}: {UNKNOWN}: {reason}; {named}"
+    return f"{prediction.path}: {named}" + (f"; {unlike}" if far else "")

@@ -25,6 +25,7 @@ from vtrain.files import (
 )
 from vtrain.partial_array import PartialFiles, lock_output
 from vtrain.predict import (
+    Answering,
     PredictInput,
     predict,
     prediction_csv_header,
@@ -84,6 +85,7 @@ def write_predictions(
     *,
     form: FileForm,
     top_k: int = 5,
+    answering: Answering | None = None,
     batch_size: int = 32,
     workers: int | Literal["auto"] = "auto",
     resume: bool = False,
@@ -115,6 +117,7 @@ def write_predictions(
             chain(again, inputs),
             model,
             top_k=top_k,
+            answering=answering,
             batch_size=batch_size,
             workers=workers,
             notify=notify,
@@ -243,7 +246,8 @@ def _similar(before: Prediction, now: Prediction) -> bool:
         {escape_surrogates(each.name): each.probability for each in answer.predictions}
         for answer in (before, now)
     )
-    return len(old) == len(new) and _agrees(old, new) and _agrees(new, old)
+    fits = len(old) == len(new) and _agrees(old, new) and _agrees(new, old)
+    return fits and (before.rejected is None) == (now.rejected is None)
 
 
 def _agrees(some: dict[str, float], others: dict[str, float]) -> bool:
@@ -314,18 +318,26 @@ def _parse_line(value: Any) -> Prediction:
     named = tuple(
         ClassProbability(each["class"], float(each["probability"])) for each in value["predictions"]
     )
-    return Prediction(str(value["path"]), named, value["error"])
+    rejected = _read_rejected(value["rejected"])
+    return Prediction(str(value["path"]), named, value["error"], rejected=rejected)
 
 
 def _parse_row(cells: Sequence[str]) -> Prediction:
-    path, status, *pairs, error = map(read_csv_cell, cells)
+    path, status, *pairs, error, _answer, rejected, _distance = map(read_csv_cell, cells)
     if status == "error":
         return Prediction(path, error=error)
     named = tuple(
         ClassProbability(name, float(probability))
         for name, probability in zip(pairs[::2], pairs[1::2], strict=True)
     )
-    return Prediction(path, named)
+    return Prediction(path, named, rejected=_read_rejected(rejected or None))
+
+
+def _read_rejected(value: Any) -> Literal["confidence", "distance"] | None:
+    if value not in (None, "confidence", "distance"):
+        raise ValueError(value)
+    found: Literal["confidence", "distance"] | None = value
+    return found
 
 
 def _other_work(output: Path, number: int, what: str) -> UsageError:

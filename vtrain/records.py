@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
+UNKNOWN = "unknown"  # the answer for what is rejected
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
@@ -220,22 +221,68 @@ class ClassProbability:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The answer for one input: classes by falling probability, or the reason why there is none."""
+    """The answer for one input: classes by falling probability, or the reason why there is none.
+
+    `distance` tells how unlike the training images it is, see `ImagePrediction`; None where the
+    model cannot tell. `rejected` is why the answer is `unknown` in spite of its classes.
+    """
 
     path: str
     predictions: tuple[ClassProbability, ...] = ()
     error: str | None = None
+    distance: float | None = None
+    rejected: Literal["confidence", "distance"] | None = None
+
+    @property
+    def answer(self) -> str | None:
+        """The most probable class, or `unknown`; None with an error."""
+        if self.error is not None or not self.predictions:
+            return None
+        return UNKNOWN if self.rejected else self.predictions[0].name
 
 
 @dataclass(frozen=True, slots=True)
 class ClassMetrics:
-    """Precision, recall and F1 of one class (0 to 1; 0 where undefined) and its image count."""
+    """Precision, recall and F1 of one class (0 to 1; 0 where undefined) and its image count.
+
+    The intervals are those of 95 %, None where nothing can be said.
+    """
 
     name: str
     precision: float
     recall: float
     f1: float
     support: int
+    precision_interval: tuple[float, float] | None = None
+    recall_interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Images whose confidence is above `low` and at most `high`, their mean and their accuracy."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationResult:
+    """How far probabilities are from the shares that are right: errors from 0 to 1.
+
+    All are expected calibration errors. `ece` is that of the probabilities at `temperature`,
+    `ece_raw` that without it. `ece_held_out` is what `ece` would be if no image had helped to fit
+    its own temperature; None where they have not.
+    """
+
+    temperature: float
+    ece: float
+    ece_raw: float
+    ece_held_out: float | None
+    bins: tuple[CalibrationBin, ...]
+    bins_raw: tuple[CalibrationBin, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +290,8 @@ class EvaluationResult:
     """Metrics on a labelled folder.
 
     `confusion_matrix[t][p]` counts images of class `t` predicted as class `p`. `failures` are the
-    images that could not be read; they count in no metric.
+    images that could not be read; they count in no metric. Intervals are those of 95 %. `loss` is
+    that of the raw logits. `warnings` say what keeps the figures from being taken at face value.
     """
 
     classes: tuple[str, ...]
@@ -255,6 +303,11 @@ class EvaluationResult:
     per_class: tuple[ClassMetrics, ...]
     confusion_matrix: tuple[tuple[int, ...], ...]
     failures: tuple[SkippedFile, ...] = ()
+    top1_interval: tuple[float, float] | None = None
+    macro_f1_interval: tuple[float, float] | None = None
+    weighted_f1: float = math.nan
+    calibration: CalibrationResult | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

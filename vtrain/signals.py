@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -201,9 +202,22 @@ def end_children() -> None:
 
 
 def _await_end(parent: int, origin: int) -> None:
-    """End on a SIGTERM from the parent, or when `origin`, which started this process, is gone."""
-    while os.getppid() == origin:
+    """End on a SIGTERM from the parent, or when `origin`, which started this process, is gone.
+
+    Where that is not the parent, it may be a server that forks for it, or whoever takes over the
+    children of a parent that was killed before this began to look.
+    """
+    while os.getppid() == origin and (origin == parent or _runs(parent)):
         found = signal.sigtimedwait({signal.SIGTERM}, _PARENT_CHECK_SECONDS)
         if found is not None and found.si_pid == parent:
             break
     os._exit(0)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and has not ended, though nobody has asked for its exit status."""
+    try:
+        content = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return not Path("/proc/self").exists()  # where nothing is known, it counts as running
+    return not content.rpartition(")")[2].lstrip().startswith(("Z", "X"))

@@ -13,6 +13,8 @@ from vtrain.commands.options import (
     Model,
     PrecisionName,
     Quiet,
+    Raw,
+    Tta,
     Workers,
     choose_workers,
 )
@@ -24,6 +26,8 @@ def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="One subfolder for each class.")],
     model: Model = None,
     as_json: Json = False,
+    raw: Raw = False,
+    tta: Tta = False,
     batch_size: BatchSize = 32,
     workers: Workers = None,
     device: Device = "auto",
@@ -50,27 +54,46 @@ def evaluate(
             loaded,
             batch_size=batch_size,
             workers=choose_workers(workers),
+            raw=raw,
+            tta=tta,
             notify=console.say,
             progress=progress,
         )
     if as_json:
         print_json(evaluation_json(result))
     else:
-        _show_evaluation(result)
+        _show_evaluation(result, console)
     require_all_readable(result.failures, result.count + len(result.failures))
 
 
-def _show_evaluation(result: Any) -> None:
+def _show_evaluation(result: Any, console: Console) -> None:
     print_line(
         f"top-1 {result.top1:.4f}, top-5 {result.top5:.4f}, macro F1 {result.macro_f1:.4f}, "
         f"loss {result.loss:.4f}, {result.count} images"
     )
-    print_table(
-        ("class", "precision", "recall", "F1", "images"),
-        [
-            (row.name, *(f"{x:.3f}" for x in (row.precision, row.recall, row.f1)), str(row.support))
-            for row in result.per_class
-            if row.support
-        ],
-        right=(1, 2, 3, 4),
+    calibration = result.calibration
+    print_line(
+        f"95 % intervals: top-1 {_interval(result.top1_interval)}, "
+        f"macro F1 {_interval(result.macro_f1_interval)}; weighted F1 {result.weighted_f1:.4f}"
     )
+    print_line(
+        f"calibration error {calibration.ece:.4f}, {calibration.ece_raw:.4f} without the "
+        f"temperature {calibration.temperature:.3f}"
+    )
+    print_table(
+        ("class", "precision", "95 %", "recall", "95 %", "F1", "images"),
+        [_class_row(row) for row in result.per_class if row.support],
+        right=(1, 2, 3, 4, 5, 6),
+    )
+    for warning in result.warnings:
+        console.warn(warning)
+
+
+def _class_row(row: Any) -> tuple[str, ...]:
+    precision, recall = _interval(row.precision_interval), _interval(row.recall_interval)
+    figures = (f"{row.precision:.3f}", precision, f"{row.recall:.3f}", recall, f"{row.f1:.3f}")
+    return (row.name, *figures, str(row.support))
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"

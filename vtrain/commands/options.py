@@ -55,6 +55,17 @@ PrecisionName = Annotated[
         help="What the backbone computes in: auto (fastest that is safe), fp32, bf16 or fp16.",
     ),
 ]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="Probabilities as the network gives them, not calibrated.")
+]
+Tta = Annotated[
+    bool,
+    typer.Option(
+        "--tta",
+        help="Average over four views of each image: mirrored, and its middle enlarged. Takes four "
+        "times as long; not for images in which left and right differ, such as text.",
+    ),
+]
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
 Overrides = Annotated[
     list[str] | None,

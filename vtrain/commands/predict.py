@@ -15,6 +15,8 @@ from vtrain.commands.options import (
     Model,
     PrecisionName,
     Quiet,
+    Raw,
+    Tta,
     Workers,
     choose_workers,
 )
@@ -45,6 +47,26 @@ def predict(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on after the last whole answer of FILE.")
     ] = False,
+    min_confidence: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            min=0,
+            max=1,
+            help="Answer `unknown` where the most probable class has less than P, 0 to 1.",
+        ),
+    ] = None,
+    max_distance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="D",
+            min=0,
+            help="Answer `unknown` for images further than D from the training images; 99 % of the "
+            "validation images are nearer than 1.",
+        ),
+    ] = None,
+    raw: Raw = False,
+    tta: Tta = False,
     batch_size: BatchSize = 32,
     workers: Workers = None,
     device: Device = "auto",
@@ -58,10 +80,11 @@ def predict(
     vtrain predict holiday.jpg
     vtrain predict photos/ 'more/*.png' -m runs/flowers-001 --csv > answers.csv
     vtrain predict cat.jpg -m resnet50 --top-k 3 --json
+    vtrain predict photos/ --min-confidence 0.8 --max-distance 1.5
     find photos -name '*.jpg' | vtrain predict - -o answers.jsonl --resume
     """
     from vtrain.checkpoint import load_model
-    from vtrain.predict import FoundInputs
+    from vtrain.predict import Answering, FoundInputs
     from vtrain.predict import predict as run_predict
     from vtrain.predict_file import choose_form, write_predictions
     from vtrain.runtime import find_device
@@ -76,6 +99,7 @@ def predict(
     loaded = load_model(model, device=find_device(device), precision=precision, notify=console.say)
     work: dict[str, Any] = {
         "top_k": top_k,
+        "answering": Answering(raw, tta, min_confidence, max_distance),
         "batch_size": batch_size,
         "workers": choose_workers(workers),
         "notify": console.warn,

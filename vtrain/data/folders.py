@@ -6,6 +6,7 @@ import stat
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from vtrain.config_checks import explain_missing
@@ -174,6 +175,23 @@ def split_stratified(
     train = array("Q", (index for index, held in enumerate(held_out) if not held))
     val = array("Q", (index for index, held in enumerate(held_out) if held))
     return images.subset(train), images.subset(val)
+
+
+def sample_classes(images: LabelledImages, most: int, *, seed: int = 0) -> LabelledImages:
+    """At most so many of the images, of each class as equally many as there are, in their order.
+
+    A hash of the seed and the path below the root decides, as in `split_stratified`.
+    """
+    if len(images) <= most:
+        return images
+    ranks = _rank_all(images, seed)
+    by_class: dict[int, list[int]] = {}
+    for index in sorted(range(len(images)), key=lambda i: ranks[16 * i : 16 * i + 16]):
+        by_class.setdefault(images.labels[index], []).append(index)
+    # The first of every class, then the second of every class, and so on.
+    rounds = zip_longest(*(by_class[label] for label in sorted(by_class)))
+    drawn = (index for each in rounds for index in each if index is not None)
+    return images.subset(sorted(islice(drawn, most)))
 
 
 def _rank_all(images: LabelledImages, seed: int) -> bytes:

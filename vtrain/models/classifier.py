@@ -81,6 +81,16 @@ class Classifier(nn.Module):
         """[B, 3, H, W] -> [B, D]: what the last layer sees."""
         return cast(Tensor, self.backbone(images))
 
+    def forward_both(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[B, 3, H, W] -> logits [B, C] as `forward` gives them, and the features [B, D].
+
+        None in their place for SqueezeNet's own head, which has none.
+        """
+        if self.head_on_map:
+            return self(images), None
+        features = self.forward_features(images)
+        return cast(Tensor, self.head(features)), features
+
     def forward_head(self, features: Tensor) -> Tensor:
         """[B, D] -> logits [B, C].
 

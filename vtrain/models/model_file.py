@@ -25,7 +25,9 @@ from vtrain.tensor_files import (
 )
 from vtrain.zoo import find_backbone
 
-MODEL_FORMAT = 1
+MODEL_FORMAT = 2  # since 2: temperature and novelty
+BANK = "novelty.bank"  # the one tensor that is none of the classifier's
+MAX_BANK_ROWS = 100_000
 METADATA_KEY = "vtrain"
 MAX_EDGE = 4096  # pixels
 _LONGEST_NAME = 100  # of a backbone; to find one that is near to a name takes long for a long one
@@ -36,7 +38,9 @@ class ModelFile:
     """Everything besides the tensors that makes a trained model usable on its own.
 
     `pretrained_input`: the backbone was built as torchvision builds it for pretrained weights
-    (Inception and GoogLeNet then normalise their input a second time).
+    (Inception and GoogLeNet then normalise their input a second time). `temperature` divides the
+    logits. `novelty` has `neighbors` and `threshold` of the distance from training images, whose
+    features are the tensor `novelty.bank` `[M, D]`; None where there is none.
     """
 
     backbone: str
@@ -48,6 +52,8 @@ class ModelFile:
     config: dict[str, Any]
     metrics: dict[str, Any]
     versions: dict[str, Any]
+    temperature: float = 1.0
+    novelty: dict[str, Any] | None = None
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], model_file: ModelFile) -> None:
@@ -130,10 +136,26 @@ def _check_types(metadata: Mapping[str, Any]) -> None:
         raise ValueError("classes are not a list of names")
     if len(set(classes)) < len(classes):
         raise ValueError("classes hold the same name twice")
+    _check_scores(metadata)
     for name in classes:
         name.encode("utf-8", "surrogateescape")  # as every output writes it
     if len(metadata["backbone"]) > _LONGEST_NAME:
         raise ValueError(f"backbone is {metadata['backbone']!r:.80}")
+
+
+def _check_scores(metadata: Mapping[str, Any]) -> None:
+    if not _is_number(metadata.get("temperature", 1.0), 1e-3, 1e3):
+        raise ValueError(f"temperature is {metadata['temperature']!r:.80}")
+    novelty = metadata.get("novelty")
+    if novelty is None:
+        return
+    fits = isinstance(novelty, dict) and set(novelty) == {"neighbors", "threshold"}
+    if not (
+        fits
+        and _is_whole(novelty["neighbors"], 1, MAX_BANK_ROWS)
+        and _is_number(novelty["threshold"], 1e-9, 1e9)
+    ):
+        raise ValueError(f"novelty is {novelty!r:.80}")
 
 
 def read_preprocessing(data: Mapping[str, Any]) -> Preprocessing:
@@ -181,7 +203,18 @@ def load_model_file(path: Path) -> tuple[Classifier, ModelFile]:
     Raises:
         ModelError: damaged, foreign, or from a newer version.
     """
+    classifier, description, _ = load_scoring_model(path)
+    return classifier, description
+
+
+def load_scoring_model(path: Path) -> tuple[Classifier, ModelFile, Tensor | None]:
+    """As `load_model_file`, and the float32 features `[M, D]` of training images if there are any.
+
+    Raises:
+        ModelError: damaged, foreign, or from a newer version.
+    """
     tensors, description = load_model_tensors(path)
+    bank = tensors.pop(BANK, None)
     classifier = _build_described(path, description)
     if misfits := _find_misfits(tensors, classifier):
         raise ModelError(
@@ -190,7 +223,16 @@ def load_model_file(path: Path) -> tuple[Classifier, ModelFile]:
     own = classifier.state_dict()
     fitting = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
     classifier.load_state_dict(fitting, assign=True)
-    return classifier.eval(), description
+    if description.novelty is None:
+        return classifier.eval(), description, None
+    if bank is None or not _is_bank(bank, classifier.feature_dim):
+        raise ModelError(f"{path}: {BANK} is missing or does not fit {description.backbone}")
+    return classifier.eval(), description, bank.float()
+
+
+def _is_bank(bank: Tensor, feature_dim: int) -> bool:
+    fits = bank.ndim == 2 and 1 <= len(bank) <= MAX_BANK_ROWS and bank.shape[1] == feature_dim
+    return fits and bank.is_floating_point() and bool(torch.isfinite(bank).all())
 
 
 def _find_misfits(tensors: Mapping[str, Tensor], classifier: Classifier) -> list[str]:

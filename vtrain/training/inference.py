@@ -1,7 +1,9 @@
 """The one path from uint8 images to logits and features that every command takes."""
 
 import copy
+import math
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -79,6 +81,13 @@ class InferenceClassifier(Classifier):
             features = self.backbone.get_submodule(path)(images)
         return self._compute_logits(features)
 
+    def forward_both(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """As `Classifier.forward_both`, the logits in float32."""
+        if self.head_on_map:
+            return self(images), None
+        features = self.forward_features(images)
+        return self._compute_logits(features), features
+
     def forward_features(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D]: what the last layer sees."""
         with self.precision.autocast():
@@ -128,15 +137,78 @@ def compute_outputs(
     return forward(normalize_images(images, preprocessing, device=device)).float()
 
 
-def find_top_classes(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The `min(k, C)` most probable classes of logits `[B, C]`, as class indices and probabilities.
+@dataclass(frozen=True, slots=True, eq=False)
+class Outputs:
+    """What a model says of a batch: float32 logits `[B, C]`, and its features `[B, D]` if any."""
 
-    Both are `[B, min(k, C)]` and on the device. The softmax is taken in float64 where the device
-    has it, the order from the logits, so that probabilities that round to 0 or 1 tie in no case.
+    logits: Tensor
+    features: Tensor | None = None
+
+
+@torch.inference_mode()
+def compute_both(
+    classifier: Classifier, images: Tensor, preprocessing: Preprocessing, device: torch.device
+) -> Outputs:
+    """Logits and features of uint8 images `[B, 3, H, W]`, B at least 1; both on the device."""
+    normalized = normalize_images(images, preprocessing, device=device)
+    logits, features = classifier.forward_both(normalized)
+    return Outputs(logits.float(), None if features is None else features.float())
+
+
+# Test-time augmentation: each image as it is and mirrored, whole and its middle enlarged.
+TTA_ZOOM = 0.875
+
+
+@torch.inference_mode()
+def compute_averaged(
+    classifier: Classifier,
+    images: Tensor,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    *,
+    temperature: float,
+) -> Outputs:
+    """As `compute_both`, averaged over four views of each image.
+
+    The softmax of the logits is the mean of the views' probabilities at `temperature`; the features
+    are those of the image itself.
+    """
+    plain = compute_both(classifier, images, preprocessing, device)
+    middle = _enlarge_middle(images)
+    views = [images.flip(3), middle, middle.flip(3)]
+    logits = [plain.logits]
+    logits += [compute_both(classifier, view, preprocessing, device).logits for view in views]
+    wide = torch.stack(logits).to(sum_dtype(device)) / temperature
+    mean = wide.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(logits))
+    return Outputs(mean.float(), plain.features)
+
+
+def _enlarge_middle(images: Tensor) -> Tensor:
+    height, width = images.shape[2:]
+    rows, columns = round(TTA_ZOOM * height), round(TTA_ZOOM * width)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    middle = images[:, :, top : top + rows, left : left + columns].float()
+    larger = torch.nn.functional.interpolate(
+        middle, size=(height, width), mode="bilinear", align_corners=False
+    )
+    return larger.round().clamp(0, 255).to(torch.uint8)
+
+
+def find_top_classes(logits: Tensor, k: int, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """The `min(k, C)` most probable classes of logits `[B, C]`: class indices and probabilities.
+
+    The probabilities are the softmax of the logits divided by `temperature`. Both results are
+    `[B, min(k, C)]` and on the device. The softmax is taken in float64 where the device has it, the
+    order from the logits, so that probabilities that round to 0 or 1 tie in no case.
     """
     ranked = rank_classes(logits, k)
-    probabilities = logits.to(sum_dtype(logits.device)).softmax(dim=1)
+    probabilities = compute_probabilities(logits, temperature)
     return ranked, probabilities.gather(1, ranked)
+
+
+def compute_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """Softmax `[B, C]` of logits divided by the temperature, in float64 where the device has it."""
+    return (logits.to(sum_dtype(logits.device)) / temperature).softmax(dim=1)
 
 
 def find_finite_rows(outputs: Tensor) -> Tensor:

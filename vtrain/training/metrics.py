@@ -83,6 +83,12 @@ class ConfusionMatrix:
         occurs = (self.counts.sum(dim=0) + self.counts.sum(dim=1) > 0).cpu()
         return float(self._f1()[2][occurs].mean().item())
 
+    def weighted_f1(self) -> float:
+        """Mean F1 of the classes, each weighted with its number of images; NaN without images."""
+        support = self.counts.sum(dim=1).cpu().double()
+        total = support.sum()
+        return float((self._f1()[2] * support).sum() / total) if total else float("nan")
+
     def per_class(self, classes: Sequence[str]) -> tuple[ClassMetrics, ...]:
         """Precision, recall, F1 and support of every class, in the order of `classes`."""
         columns = [column.tolist() for column in (*self._f1(), self.counts.sum(dim=1))]
