@@ -278,8 +278,8 @@ def test_everything_is_shown(weights: str) -> None:
         "class  train  val",
         "augmentation of phase probe: none\n",
         "augmentation of phase finetune: light, random crop of 50% to 100% of the area",
-        "phase probe, 1 epochs: trains",
-        "phase finetune, 1 epochs: trains",
+        "phase probe, 1 epoch: trains",
+        "phase finetune, 1 epoch: trains",
         "steps: 3 an epoch, 6 in 2 epochs; 4 images in a batch, 2 batches to a step, 2 in the last",
         "o head   x backbone",
         "phase probe: its epochs train on stored features: 24 are computed once, in ",
@@ -325,7 +325,7 @@ def test_record_is_plain_and_complete(weights: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
-        (0.2, "under 1 s"),
+        (0.2, "<1 s"),
         (1.0, "1 s"),
         (8.34, "8.3 s"),
         (43.2, "43 s"),

@@ -13,6 +13,7 @@ from vtrain.run_folder import MODEL_NAME
 from vtrain.terminal_plot import draw_lines, takes_braille
 
 MOST_CLASSES = 20
+FEW_PHASES = 4  # that a sentence can name
 PLOT_HEIGHT = 14
 PLOT_WIDTH, WIDEST_PLOT = 80, 100  # off a terminal, and on one
 # Rates further apart than this need a logarithmic axis; it ends at a share of the lowest peak.
@@ -144,14 +145,15 @@ def show_forecast(outline: Outline, forecast: Forecast, console: Console) -> Non
     """What was measured, and what follows from it."""
     plan = outline.plan
     console.table(
-        ("phase", "epochs", "step", "waiting", "epoch", "validation", "in all"),
+        ("phase", "epochs", "step", "waiting", "epoch", "val", "in all"),
         [_time_row(phase) for phase in forecast.phases],
         title="time, from a few steps of each phase",
         right=range(1, 7),
     )
-    for phase in forecast.phases:
-        if phase.on_features or phase.feature_count:
-            console.say(_describe_features(phase))
+    if len(forecast.phases) <= FEW_PHASES:
+        for phase in forecast.phases:
+            if phase.on_features or phase.feature_count:
+                console.say(_describe_features(phase))
     console.say(describe_time(forecast))
     if plan.group.world_size > 1:
         console.say("time: the exchange of gradients between the processes is not in it")
@@ -190,7 +192,7 @@ def describe_time(forecast: Forecast) -> str:
         f"{format_rough(phase.seconds)}"
         for phase in forecast.phases
     ]
-    if len(parts) > 4:
+    if len(parts) > FEW_PHASES:
         parts = [f"{len(parts)} phases {format_rough(sum(p.seconds for p in forecast.phases))}"]
     text = f"time: about {format_rough(forecast.seconds)}: {', '.join(parts)}, final evaluation "
     text += format_rough(forecast.final_seconds)
@@ -249,9 +251,9 @@ def format_step(seconds: float) -> str:
 
 
 def format_rough(seconds: float) -> str:
-    """An estimate in two digits: under 1 s, 8 s, 43 s, 2.5 min, 11 min, 1.5 h, 50 h."""
+    """An estimate in two digits: <1 s, 8 s, 43 s, 2.5 min, 11 min, 1.5 h, 50 h."""
     if seconds < 0.95:
-        return "under 1 s"
+        return "<1 s"
     for size, unit in ((1, "s"), (60, "min")):
         rounded = max(1.0, float(f"{seconds / size:.2g}"))
         if rounded < 60:

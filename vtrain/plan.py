@@ -348,7 +348,8 @@ def show_stages(phase: Phase, stages: list[StageSummary], console: Console) -> N
             )
             for stage in stages
         ],
-        title=f"phase {phase.name}, {phase.epochs} epochs: trains {format_count(trainable)} "
+        title=f"phase {phase.name}, {phase.epochs} epoch{'s' if phase.epochs > 1 else ''}: "
+        f"trains {format_count(trainable)} "
         f"of {format_count(total)} parameters",
         right=(1, 2, 3),
     )
