@@ -24,6 +24,11 @@ LAYERS = (
     ("fit_run", "dry_run_view"),
     ("final_evaluation", "dry_run"),
     ("phase", "profile", "loop_builder"),
+    ("compare_page",),
+    ("report", "compare"),
+    ("report_card",),
+    ("report_content",),
+    ("report_facts",),
     ("run_record", "plan_record"),
     ("evaluate", "predict", "embed", "plan"),
     ("checkpoint",),
@@ -46,9 +51,9 @@ START_UP = (
     "__main__", "cli", "usage", "console", "config", "config_checks", "config_errors",
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
-    "commands.cache", "commands.config", "commands.embed", "commands.env", "commands.evaluate",
-    "commands.fit", "commands.options", "commands.outcomes", "commands.predict", "commands.sample",
-    "commands.together",
+    "commands.cache", "commands.compare", "commands.config", "commands.embed", "commands.env",
+    "commands.evaluate", "commands.fit", "commands.options", "commands.outcomes",
+    "commands.predict", "commands.report", "commands.sample", "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -206,6 +211,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
+    "compare", "report",
 )  # fmt: skip
 
 

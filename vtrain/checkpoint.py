@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,13 @@ from vtrain.run_folder import (
 from vtrain.runtime import keep_freed_memory, seed_everything
 from vtrain.tensor_files import load_torch, save_torch
 from vtrain.training.calibration import Novelty
-from vtrain.training.inference import prepare_for_inference
+from vtrain.training.inference import (
+    Outputs,
+    compute_averaged,
+    compute_both,
+    find_model_device,
+    prepare_for_inference,
+)
 from vtrain.training.loop import TrainState
 from vtrain.training.precision import Precision, choose_inference_precision
 from vtrain.zoo import backbone_names, find_backbone
@@ -53,6 +60,32 @@ class LoadedModel:
     precision: str = "fp32"
     temperature: float = 1.0
     novelty: Novelty | None = None
+
+    def choose_compute(
+        self, *, raw: bool = False, tta: bool = False
+    ) -> tuple[Callable[[Tensor], Outputs], float]:
+        """What gives the outputs of uint8 images `[B, 3, H, W]`, and the temperature of its logits.
+
+        `raw` leaves the model's temperature out; `tta` averages over four views of each image.
+        """
+        device = find_model_device(self.classifier)
+        temperature = 1.0 if raw else self.temperature
+        plain = partial(
+            compute_both,
+            self.classifier,
+            preprocessing=self.preprocessing,
+            device=device,
+        )
+        if not tta:
+            return plain, temperature
+        averaged = partial(
+            compute_averaged,
+            self.classifier,
+            preprocessing=self.preprocessing,
+            device=device,
+            temperature=temperature,
+        )
+        return averaged, 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,14 @@ import typer
 
 from vtrain.commands.backbones import backbones
 from vtrain.commands.cache import cache
+from vtrain.commands.compare import compare
 from vtrain.commands.config import init, schema, show_config
 from vtrain.commands.embed import embed
 from vtrain.commands.env import env
 from vtrain.commands.evaluate import evaluate
 from vtrain.commands.fit import fit
 from vtrain.commands.predict import predict
+from vtrain.commands.report import report
 from vtrain.commands.sample import sample
 from vtrain.console import (
     Console,
@@ -52,8 +54,10 @@ app = typer.Typer(
 # In the order of the help page.
 app.command(cls=FitCommand)(fit)
 app.command(cls=PlainCommand)(evaluate)
+app.command(cls=PlainCommand)(compare)
 app.command(cls=PlainCommand)(predict)
 app.command(cls=PlainCommand)(embed)
+app.command(cls=PlainCommand)(report)
 app.command(cls=PlainCommand)(backbones)
 app.command(cls=PlainCommand)(init)
 app.command("config", cls=PlainCommand)(show_config)

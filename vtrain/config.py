@@ -35,6 +35,7 @@ __all__ = [
     "flatten_config",
     "json_schema",
     "load_config",
+    "read_settled_config",
     "reference_yaml",
 ]
 
@@ -64,6 +65,18 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
     check_config(source, config, broken)
     raise_report(source)
     return LoadedConfig(config, _find_origins(source, config), path.stem, source.text)
+
+
+def read_settled_config(path: Path) -> FitConfig:
+    """The config of a run that has been made: not checked against the folders of today.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is none of a config.
+    """
+    source = load_source(path, ())
+    config, _ = validate_source(source)
+    raise_report(source)
+    return config
 
 
 def _find_origins(source: ConfigSource, config: FitConfig) -> dict[str, str]:

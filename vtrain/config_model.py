@@ -486,6 +486,13 @@ class TrainConfig(ConfigPart):
             "Also write TensorBoard event files into the run folder; needs the tensorboard extra."
         ),
     )
+    report: bool = Field(
+        default=True,
+        description=(
+            "Write report.html and model-card.md into the run folder at the end, as `vtrain "
+            "report` does."
+        ),
+    )
 
 
 class FitConfig(ConfigPart):

@@ -56,6 +56,11 @@ def takes_styles(stream: TextIO) -> bool:
     return is_terminal(stream) and not os.environ.get("NO_COLOR")
 
 
+def data_stream() -> TextIO:
+    """Where data goes, for what depends on its width and encoding; the functions below write it."""
+    return sys.stdout
+
+
 def find_width(stream: TextIO) -> int | None:
     """Columns of the terminal, None off one: lines are then as long as they need."""
     if not stream.isatty():

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,8 +27,6 @@ from vtrain.records import (
 from vtrain.training.calibration import Novelty
 from vtrain.training.inference import (
     Outputs,
-    compute_averaged,
-    compute_both,
     compute_probabilities,
     find_finite_rows,
     find_model_device,
@@ -307,7 +304,7 @@ def evaluate(
     )
     counter = _Counter(len(images), progress)
     device = find_model_device(model.classifier)
-    compute, temperature = choose_compute(model, raw=raw, tta=tta)
+    compute, temperature = model.choose_compute(raw=raw, tta=tta)
     evaluation = evaluate_model(
         compute,
         batches,
@@ -319,26 +316,6 @@ def evaluate(
     )
     found = build_result(evaluation, images, temperature=1.0 if raw else model.temperature)
     return found, list_predictions(evaluation, images)
-
-
-def choose_compute(
-    model: LoadedModel, *, raw: bool, tta: bool
-) -> tuple[Callable[[Tensor], Outputs], float]:
-    """What gives the outputs of uint8 images `[B, 3, H, W]`, and the temperature of its logits."""
-    device = find_model_device(model.classifier)
-    classifier, preprocessing = model.classifier, model.preprocessing
-    temperature = 1.0 if raw else model.temperature
-    if not tta:
-        plain = partial(compute_both, classifier, preprocessing=preprocessing, device=device)
-        return plain, temperature
-    averaged = partial(
-        compute_averaged,
-        classifier,
-        preprocessing=preprocessing,
-        device=device,
-        temperature=temperature,
-    )
-    return averaged, 1.0
 
 
 def _scan(folder: Path, classes: Sequence[str], notify: Callable[[str], None]) -> LabelledImages:
@@ -554,4 +531,18 @@ def evaluation_json(result: EvaluationResult) -> dict[str, Any]:
         for row in plain["per_class"]
     ]
     failures = [{"path": str(each.path), "error": each.reason} for each in result.failures]
-    return {"schema": SCHEMA, **plain, "per_class": per_class, "failures": failures}
+    figures = {
+        name: plain[name]
+        for name in (
+            *("top1", "top1_interval", "top5", "macro_f1", "macro_f1_interval", "weighted_f1"),
+            *("loss", "count", "calibration", "warnings"),
+        )
+    }
+    return {
+        "schema": SCHEMA,
+        **figures,
+        "per_class": per_class,
+        "confusion_matrix": plain["confusion_matrix"],
+        "classes": plain["classes"],
+        "failures": failures,
+    }

@@ -56,7 +56,8 @@ class FinalEvaluation:
     def evaluate_val(self, train: LabelledImages, val: LabelledImages) -> EvaluationResult:
         """Fit the temperature and the distance, and evaluate with them."""
         sample = sample_classes(train, MAX_BANK)
-        bank = self._run(sample, "familiar images", keep=Keep(features_every=1)).features
+        keep = Keep(features_every=1)
+        bank = self._run(sample, "familiar images", keep=keep, of_train=True).features
         assert bank is not None
         novelty = build_novelty(bank)
         stride = max(1, math.ceil(len(val) * len(val.classes) / _MOST_LOGITS))
@@ -101,8 +102,11 @@ class FinalEvaluation:
         *,
         scoring: Scoring | None = None,
         keep: Keep | None = None,
+        of_train: bool = False,
     ) -> ModelEvaluation:
-        return self.work.evaluate(self.classifier, images, label, scoring=scoring, keep=keep)
+        return self.work.evaluate(
+            self.classifier, images, label, scoring=scoring, keep=keep, of_train=of_train
+        )
 
     def _write(
         self,

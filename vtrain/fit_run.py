@@ -601,8 +601,25 @@ class FitRun:
             for name in (PREVIOUS_NAME, DAMAGED_NAME):
                 (self.run_dir / name).unlink(missing_ok=True)
             save_result(self.run_dir, result)
+            self._write_report()
             self._report_profile()
         return result
+
+    def _write_report(self) -> None:
+        """Write the page of the run; the run is done, whatever comes of that."""
+        if not self.plan.config.train.report:
+            return
+        from vtrain.report import write_report  # templates and charts are loaded at the end alone
+
+        try:
+            with self.stopwatch.section("report"):
+                result = write_report(self.run_dir)
+        except Exception as error:
+            reason = error.message if isinstance(error, VtrainError) else repr(error)
+            again = f"vtrain report {one_line(self.run_dir)}"
+            self.console.warn(f"the report could not be written: {reason:.300}; again: {again}")
+        else:
+            self.console.say(f"report: {one_line(result.page)}")
 
     def _report_profile(self) -> None:
         if self.stopwatch.enabled:

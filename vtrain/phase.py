@@ -92,6 +92,7 @@ class PhaseBuilder:
     _val_rows: StoredRows | None = None
     _val_rows_known: bool = False
     _train_count: int = 0
+    _train_stored: bool = False
     _val_told: bool = False
     _used_stores: set[Path] = field(default_factory=set)
 
@@ -122,7 +123,7 @@ class PhaseBuilder:
         plan = self.plan
         self._boundary = find_frozen_boundary(plan.classifier)
         self._val_rows, self._val_rows_known, self._train_count = None, False, 0
-        self._val_told = False
+        self._val_told = self._train_stored = False
         part = self._part = self._build_part(plan.classifier, plan.precision)
         if part is None:
             self._require_possible(phase, "nothing is frozen up from the input")
@@ -184,6 +185,7 @@ class PhaseBuilder:
         self._train_count = count
         # Validation of this phase will want the same of its images: then all are one pass.
         same = views.seed is None and plan.inference_precision == plan.precision
+        self._train_stored = same
         return self._provide(
             cache, part, plan.splits.train, views, ahead=plan.splits.val if same else None
         )
@@ -265,13 +267,14 @@ class PhaseBuilder:
         views: Views,
         *,
         ahead: LabelledImages | None = None,
+        silent: bool = False,
     ) -> StoredRows | None:
         """Rows of images, stored or computed now; a rehearsal makes them up instead."""
         started = time.perf_counter()
         rows = cache.provide(part, images.paths, views, ahead=ahead.paths if ahead else ())
         told = images is self.plan.splits.val and self._val_told
         self._val_told |= any(each is self.plan.splits.val for each in (images, ahead))
-        if rows is not None and not told:
+        if rows is not None and not told and not silent:
             seconds = format_duration(time.perf_counter() - started)
             count = len(images) + (len(ahead) if ahead else 0)
             self.console.say(
@@ -304,19 +307,28 @@ class PhaseBuilder:
         *,
         scoring: Scoring | None = None,
         keep: Keep | None = None,
+        of_train: bool = False,
     ) -> ModelEvaluation:
-        """What a classifier that was loaded says of a split, as every later command will say it."""
+        """What a classifier that was loaded says of a split, as every later command will say it.
+
+        `of_train`: these are training images; nothing is stored for them that training has not.
+        """
         part = self._build_part(classifier, self.plan.inference_precision)
-        rows = self._eval_rows(part, images)
+        rows = None
+        if not of_train or self._train_stored:
+            rows = self._eval_rows(part, images, silent=of_train)
         return self._evaluate(classifier, images, rows, label, scoring=scoring, keep=keep)
 
-    def _eval_rows(self, part: FrozenPart | None, images: LabelledImages) -> StoredRows | None:
+    def _eval_rows(
+        self, part: FrozenPart | None, images: LabelledImages, *, silent: bool = False
+    ) -> StoredRows | None:
         if part is None or self._mode == "off":
             return None
         cache = self._open_cache()
         if not cache.fits(part, len(images) + self._train_count):
             return None
-        return self._provide(cache, part, images, Views(EvalTransform(self.plan.preprocessing)))
+        views = Views(EvalTransform(self.plan.preprocessing))
+        return self._provide(cache, part, images, views, silent=silent)
 
     def _evaluate(
         self,

@@ -19,7 +19,6 @@ from vtrain.data.loaders import Batch, Notify, build_stream_loader, resolve_work
 from vtrain.data.shards import find_status
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, UsageError
-from vtrain.evaluate import choose_compute
 from vtrain.records import UNKNOWN, ClassProbability, Prediction
 from vtrain.training.inference import (
     NOT_FINITE,
@@ -49,7 +48,7 @@ class Answering:
     `raw` leaves the model's temperature out; `tta` averages over four views of each image. The
     answer is `unknown` where the most probable class has less than `min_confidence` (0 to 1), or
     the image is further than `max_distance` from the training images, in units of the distance
-    beyond which 1 % of the validation images lie.
+    beyond which 5 % of the validation images lie.
     """
 
     raw: bool = False
@@ -248,7 +247,7 @@ def _answer_batch(
     answers = {position: Prediction("", error=reason) for position, reason in batch.failures}
     if not len(batch.positions):
         return answers
-    compute, temperature = choose_compute(model, raw=answering.raw, tta=answering.tta)
+    compute, temperature = model.choose_compute(raw=answering.raw, tta=answering.tta)
     outputs = compute(batch.inputs)
     logits = outputs.logits
     ranked, probabilities = find_top_classes(logits, top_k, temperature=temperature)

@@ -18,6 +18,7 @@ SECTIONS = {
     "validation": "after every epoch",
     "saving": "checkpoint and best model",
     "final evaluation": "the saved model on the held-out splits",
+    "report": "the page and the model card of the run",
 }
 OTHER = "other"
 MUCH = 0.25  # share of the time from which on a section is worth a word

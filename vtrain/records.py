@@ -317,7 +317,7 @@ class ImagePrediction:
     `correct` compares the classes themselves: two of them may have one name. `label_probability`
     is that of the label, `second` the second most probable class (empty where there is one class
     alone). `distance` tells how unlike the training images the image is: above 1 it is further
-    from them than 99 % of the validation images; NaN where the model cannot tell.
+    from them than 95 % of the validation images; NaN where the model cannot tell.
     """
 
     path: Path

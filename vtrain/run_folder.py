@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "train.early_stop",
     "train.epochs",
     "train.on_nan",
+    "train.report",
     "train.save_every_steps",
     "train.tensorboard",
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vtrain.config import FitConfig, flatten_config, load_config
+from vtrain.config import FitConfig, flatten_config, read_settled_config
 from vtrain.errors import ModelError, UsageError, VtrainError
 from vtrain.files import read_csv_cell
 from vtrain.records import EpochMetrics, FitResult, ImagePrediction
@@ -59,7 +59,8 @@ class RunRecord:
     @property
     def classes(self) -> tuple[str, ...]:
         """Class names; labels index them."""
-        return tuple(self.data.get("classes", ()))
+        names = self.data.get("classes")
+        return tuple(map(str, names)) if isinstance(names, list) else ()
 
     def flat_config(self) -> dict[str, Any]:
         """Dotted key → plain value; empty where the config is not known."""
@@ -113,7 +114,7 @@ class _Reader:
             self.problems.append(f"{RESOLVED_NAME} is missing")
             return None
         try:
-            return load_config(path).config
+            return read_settled_config(path)  # its images may have moved since
         except VtrainError as error:
             self.problems.append(f"{RESOLVED_NAME} cannot be read: {error.message[:200]}")
             return None

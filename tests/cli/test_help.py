@@ -17,8 +17,10 @@ from vtrain.zoo import backbone_names
 CONTRACT = {
     "fit": "CONFIG [KEY=VALUE ...]",
     "evaluate": "FOLDER",
+    "compare": "RUN RUN...",
     "predict": "PATH...",
     "embed": "FOLDER OUT.npy",
+    "report": "[RUN]",
     "backbones": "[NAME]",
     "init": "FOLDER",
     "config": "CONFIG [KEY=VALUE ...]",
@@ -27,7 +29,7 @@ CONTRACT = {
     "cache": "",
     "env": "",
 }
-JSON_COMMANDS = ("evaluate", "predict", "embed", "backbones", "config", "cache", "env")
+JSON_COMMANDS = ("evaluate", "compare", "predict", "embed", "backbones", "config", "cache", "env")
 
 
 def find_examples(text: str) -> list[str]:
@@ -76,7 +78,9 @@ def test_examples_come_first_and_are_valid(program: Program, command: str) -> No
 def test_help_fits_80_columns(program: Program, command: str) -> None:
     text = program(*command.split(), "-h").out
     assert max(map(len, text.splitlines())) <= 80
-    assert "..." not in text.replace("PATH...", "").replace("[ARGS]...", "").replace(" ...]", "")
+    assert "..." not in text.replace("PATH...", "").replace("RUN...", "").replace(
+        "[ARGS]...", ""
+    ).replace(" ...]", "")
 
 
 def test_help_of_the_program(program: Program) -> None:

@@ -13,6 +13,7 @@ from vtrain.training.resampling import (
     bootstrap_confusion,
     expected_calibration_error,
     holm,
+    macro_f1,
     mcnemar,
     paired_bootstrap,
     paired_bootstrap_macro_f1,
@@ -47,6 +48,7 @@ def test_the_plain_f1_is_that_of_scikit_learn() -> None:
     labels, predictions = expand(MATRIX)
     expected = [f1_score(labels, predictions, average=name) for name in ("macro", "weighted")]
     assert plain_f1(labels, predictions) == pytest.approx(expected)
+    assert macro_f1(MATRIX) == pytest.approx(expected[0])
 
 
 @pytest.mark.parametrize("few", [0, 4, 100])

@@ -15,10 +15,14 @@ def complete_backbones(incomplete: str) -> list[str]:
 
 def complete_models(incomplete: str) -> list[str]:
     """What `-m` takes: finished runs and backbone names."""
+    return [*complete_runs(incomplete), *complete_backbones(incomplete)]
+
+
+def complete_runs(incomplete: str) -> list[str]:
+    """Finished runs for the shell."""
     from vtrain.run_folder import RUNS, find_run_names
 
-    runs = [name for name in find_run_names(RUNS) if name.startswith(incomplete)]
-    return [*runs, *complete_backbones(incomplete)]
+    return [name for name in find_run_names(RUNS) if name.startswith(incomplete)]
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]

@@ -61,7 +61,7 @@ def predict(
         typer.Option(
             metavar="D",
             min=0,
-            help="Answer `unknown` for images further than D from the training images; 99 % of the "
+            help="Answer `unknown` for images further than D from the training images; 95 % of the "
             "validation images are nearer than 1.",
         ),
     ] = None,

@@ -68,6 +68,16 @@ def wilson_interval(hits: int, count: int, *, level: float = 0.95) -> Interval:
     return float(low), float(high)
 
 
+def macro_f1(counts: ArrayLike) -> float:
+    """Mean F1 (0 to 1) of the classes that occur in a confusion matrix `[C, C]`.
+
+    The same as `ConfusionMatrix.macro_f1`, for counts that are on no device.
+    """
+    matrix = np.asarray(counts, dtype=np.int64)
+    parts = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    return float(_macro_f1(*(part[None] for part in parts))[0])
+
+
 def bootstrap_confusion(
     counts: ArrayLike,
     *,
@@ -143,7 +153,7 @@ def paired_bootstrap_macro_f1(
     predictions_a: ArrayLike,
     predictions_b: ArrayLike,
     *,
-    samples: int = 2000,
+    samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
 ) -> PairedDifference:

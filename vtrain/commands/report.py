@@ -1,0 +1,53 @@
+"""`vtrain report`: a page about a run, to read, print and send."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vtrain.commands.options import Debug, Quiet, complete_models
+from vtrain.console import Console, format_bytes, format_duration, one_line, print_line
+
+
+def report(
+    run: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN]",
+            help="Run folder. Without it: the newest finished run below runs/.",
+            autocompletion=complete_models,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="The page; by default report.html in the run."
+        ),
+    ] = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Write a page about a run: how good it is, and where it fails.
+
+    The page needs no network and no script; a model card in Markdown goes beside it. Every
+    `vtrain fit` writes them at its end, unless train.report is false.
+
+    \b
+    vtrain report
+    vtrain report runs/flowers-001 -o flowers.html
+    """
+    from vtrain.report import write_report
+    from vtrain.run_folder import RUNS, find_newest_run
+
+    console = Console(quiet=quiet)
+    if run is None:
+        run = find_newest_run(RUNS)
+        console.say(f"run: {one_line(run)}")
+    result = write_report(run, output=output)
+    for each in result.missing:
+        console.say(each)
+    console.say(
+        f"{format_bytes(result.size)} in {format_duration(result.seconds)}; "
+        f"model card: {one_line(result.card)}"
+    )
+    print_line(str(result.page))

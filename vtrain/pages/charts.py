@@ -1,0 +1,532 @@
+"""Charts of a run as inline SVG: no script, colours of the page, every name escaped."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from markupsafe import Markup
+
+from vtrain.pages.svg import (
+    CHAR_WIDTH,
+    WIDTH,
+    Frame,
+    Scale,
+    area_mark,
+    build_figure,
+    draw_line,
+    draw_mark,
+    draw_path,
+    draw_rect,
+    draw_text,
+    draw_x_axis,
+    draw_y_axis,
+    find_log_ticks,
+    find_ticks,
+    format_pixels,
+    format_tick,
+    line_mark,
+    series_class,
+    shorten,
+)
+
+ROW = 20  # pixels of a horizontal bar with its gap
+MOST_COLOURS = 12  # classes of a map: six colours, each round and square
+DIGIT_WIDTH = 5.6  # pixels, in the smaller text of ticks
+MAX_BARS = 100  # columns that can be told apart at the width of a phone
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """A line: (x, y) by rising x; values that are not finite leave a gap."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    dashed: bool = False
+
+    @property
+    def finite(self) -> list[tuple[float, float]]:
+        """The points that can be drawn."""
+        return [(x, y) for x, y in self.points if math.isfinite(x) and math.isfinite(y)]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A named stretch of the x axis, such as the epochs of a phase."""
+
+    name: str
+    first: float
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A value with its interval, where one is known; `detail` is shown beside the value."""
+
+    label: str
+    value: float
+    interval: tuple[float, float] | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Images whose confidence lies in one bin; means of confidence and correctness, 0 to 1."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A point of a map; `group` indexes the classes."""
+
+    x: float
+    y: float
+    group: int
+    correct: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ParetoPoint:
+    """A model by cost and gain: `x` and `y` are better the larger, with an interval of `y`."""
+
+    label: str
+    x: float
+    y: float
+    interval: tuple[float, float] | None = None
+
+
+def format_share(value: float) -> str:
+    """A share beside an axis: 0.25 becomes 25 %."""
+    return f"{100 * value:.3g} %"
+
+
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    spans: Sequence[Span] = (),
+    mark: tuple[float, str] | None = None,
+    log: bool = False,
+    x_label: str = "epoch",
+    format_y: Callable[[float], str] = format_tick,
+    note: str = "",
+) -> Markup:
+    """Several series over x; `spans` are shaded by turns and named, `mark` is a vertical line.
+
+    With `log` the y axis is logarithmic where all values are positive.
+    """
+    points = [point for each in series for point in each.finite]
+    if not points:
+        return build_figure(
+            [draw_text(WIDTH / 2, 40, "no finite values", anchor="middle", kind="tick")],
+            title=title, text="There are no finite values to draw.", height=70, note=note,
+        )  # fmt: skip
+    frame = Frame(top=26 if spans or mark else 10)
+    x, y, ticks = _line_scales(points, frame, log)
+    parts = [_draw_span(span, index, x, frame) for index, span in enumerate(spans)]
+    parts.append(draw_y_axis(frame, y, ticks, format_y))
+    parts.append(draw_x_axis(frame, x, _whole_ticks(x), x_label))
+    if mark is not None:
+        place = x(mark[0])
+        parts.append(draw_line(place, frame.top, place, frame.bottom, "guide"))
+        half = len(mark[1]) * CHAR_WIDTH / 2
+        inside = min(max(place, frame.left + half), frame.right - half)
+        parts.append(draw_text(inside, frame.top - 14, mark[1], anchor="middle", kind="tick"))
+    legend = []
+    for index, each in enumerate(series):
+        kind = f"line {series_class(index)}{' dashed' if each.dashed else ''}"
+        finite = [(a, b) if math.isfinite(a + b) else None for a, b in each.points]
+        parts.append(draw_path([p and (x(p[0]), y(p[1])) for p in finite], kind))
+        legend.append((each.name, line_mark(kind)))
+    text = "; ".join(_describe_series(each, format_y) for each in series)
+    return build_figure(parts, title=title, text=text, height=236, legend=legend, note=note)
+
+
+def _line_scales(
+    points: Sequence[tuple[float, float]], frame: Frame, log: bool
+) -> tuple[Scale, Scale, list[float]]:
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    log = log and low > 0 and high > 1.5 * low
+    if not log:
+        margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+        low, high = low - margin if low != 0 else 0.0, high + margin
+    y = Scale(low, high, frame.bottom, frame.top, log)
+    ticks = find_log_ticks(low, high) if log else find_ticks(low, high)
+    first, last = min(x for x, _ in points), max(x for x, _ in points)
+    if first == last:
+        first, last = first - 0.5, last + 0.5
+    return Scale(first, last, frame.left + 6, frame.right - 6), y, ticks
+
+
+def _whole_ticks(x: Scale) -> list[float]:
+    return [tick for tick in find_ticks(x.low, x.high, 6) if tick == int(tick)]
+
+
+def _draw_span(span: Span, index: int, x: Scale, frame: Frame) -> Markup:
+    left = max(x(span.first - 0.5), frame.left)
+    right = min(x(span.last + 0.5), frame.right)
+    room = int((right - left) / CHAR_WIDTH)
+    parts = []
+    if index % 2 == 0:
+        parts.append(draw_rect(left, frame.top, right - left, frame.bottom - frame.top, "phase"))
+    if room >= 4:
+        name = shorten(span.name, room)
+        parts.append(
+            draw_text((left + right) / 2, frame.top - 3, name, kind="tick middle", full=span.name)
+        )
+    return Markup("").join(parts)
+
+
+def _describe_series(series: Series, format_y: Callable[[float], str]) -> str:
+    finite = series.finite
+    if not finite:
+        return f"{series.name}: no finite values"
+    lost = len(series.points) - len(finite)
+    best = (min(y for _, y in finite), max(y for _, y in finite))
+    return (
+        f"{series.name}: from {format_y(finite[0][1])} to {format_y(finite[-1][1])}, "
+        f"smallest {format_y(best[0])}, largest {format_y(best[1])}"
+        + (f", {lost} values are not finite" if lost else "")
+    )
+
+
+def stacked_bars(
+    title: str,
+    names: Sequence[str],
+    columns: Sequence[tuple[float, Sequence[float]]],
+    *,
+    x_label: str = "epoch",
+    y_label: str = "seconds",
+    note: str = "",
+) -> Markup:
+    """One column for each (x, parts); many columns are drawn as means of neighbours."""
+    columns = [
+        (x, [part if math.isfinite(part) and part > 0 else 0.0 for part in parts])
+        for x, parts in columns
+    ]
+    columns = _merge_columns(columns)
+    frame = Frame()
+    top = max((sum(parts) for _, parts in columns), default=0.0) or 1.0
+    y = Scale(0.0, top * 1.05, frame.bottom, frame.top)
+    step = (columns[-1][0] - columns[0][0]) / (len(columns) - 1) if len(columns) > 1 else 1.0
+    first, last = (columns[0][0], columns[-1][0]) if columns else (0.0, 1.0)
+    x = Scale(first - step / 2, last + step / 2, frame.left + 1, frame.right)
+    width = (frame.right - frame.left) / max(len(columns), 1)
+    width = min(width * 0.8, 40.0)
+    parts = [draw_y_axis(frame, y, find_ticks(0.0, top * 1.05))]
+    for place, values in columns:
+        base = 0.0
+        for index, value in enumerate(values):
+            height = y(base) - y(base + value)
+            if height > 0.05:
+                kind = f"fill {series_class(index)}"
+                parts.append(draw_rect(x(place) - width / 2, y(base + value), width, height, kind))
+            base += value
+    parts.append(draw_x_axis(frame, x, _whole_ticks(x), x_label))
+    totals = [sum(values[index] for _, values in columns) for index in range(len(names))]
+    pairs = zip(names, totals, strict=True)
+    shares = [f"{name} {100 * t / (sum(totals) or 1):.0f} %" for name, t in pairs]
+    legend = [(name, area_mark(f"fill {series_class(i)}")) for i, name in enumerate(shares)]
+    text = f"{y_label} for each {x_label}; together: {', '.join(shares)}"
+    return build_figure(parts, title=title, text=text, height=236, legend=legend, note=note)
+
+
+def _merge_columns(
+    columns: Sequence[tuple[float, Sequence[float]]],
+) -> list[tuple[float, Sequence[float]]]:
+    size = -(-len(columns) // MAX_BARS) or 1
+    merged: list[tuple[float, Sequence[float]]] = []
+    for start in range(0, len(columns), size):
+        group = columns[start : start + size]
+        means = [
+            math.fsum(values) / len(group) for values in zip(*(p for _, p in group), strict=True)
+        ]
+        merged.append((math.fsum(x for x, _ in group) / len(group), means))
+    return merged
+
+
+def interval_bars(
+    title: str,
+    bars: Sequence[Bar],
+    *,
+    note: str = "",
+    format_x: Callable[[float], str] = format_share,
+) -> Markup:
+    """Horizontal bars of shares between 0 and 1, with whiskers where intervals are known."""
+    frame = Frame(left=104, right=WIDTH - 62, top=4, bottom=4 + ROW * len(bars) + 2)
+    x = Scale(0.0, 1.0, frame.left, frame.right)
+    parts = [
+        draw_x_axis(frame, x, [0.0, 0.5, 1.0], "", format_x, grid=True),
+    ]
+    for index, bar in enumerate(bars):
+        middle = frame.top + ROW * index + ROW / 2
+        parts.append(
+            draw_text(frame.left - 6, middle + 4, shorten(bar.label, 15), anchor="end",
+                      full=bar.label)
+        )  # fmt: skip
+        if not math.isfinite(bar.value):
+            parts.append(draw_text(frame.left + 4, middle + 4, "unknown", kind="tick"))
+            continue
+        width = x(bar.value) - frame.left
+        parts.append(draw_rect(frame.left, middle - 6, width, 12, "fill s1", opacity=0.55))
+        if bar.interval is not None:
+            parts.append(_draw_whisker(x(bar.interval[0]), x(bar.interval[1]), middle))
+        shown = f"{format_x(bar.value)} {bar.detail}".strip()
+        parts.append(draw_text(frame.right + 6, middle + 4, shown, kind="tick"))
+    text = "; ".join(
+        f"{shorten(bar.label, 40)} {format_x(bar.value)}"
+        for bar in bars
+        if math.isfinite(bar.value)
+    )
+    return build_figure(parts, title=title, text=text, height=frame.bottom + 20, note=note)
+
+
+def _draw_whisker(left: float, right: float, middle: float) -> Markup:
+    return Markup("").join(
+        [
+            draw_line(left, middle, right, middle, "whisker"),
+            draw_line(left, middle - 3, left, middle + 3, "whisker"),
+            draw_line(right, middle - 3, right, middle + 3, "whisker"),
+        ]
+    )
+
+
+def histogram(
+    title: str, columns: Sequence[tuple[str, int]], *, x_label: str, y_label: str, note: str = ""
+) -> Markup:
+    """Counts of named bins side by side."""
+    frame = Frame()
+    top = max((count for _, count in columns), default=0) or 1
+    y = Scale(0.0, top * 1.1, frame.bottom, frame.top)
+    ticks = [tick for tick in find_ticks(0.0, top * 1.1) if tick == int(tick)]
+    parts = [draw_y_axis(frame, y, ticks)]
+    width = (frame.right - frame.left) / max(len(columns), 1)
+    for index, (name, count) in enumerate(columns):
+        left = frame.left + index * width
+        parts.append(
+            draw_rect(left + 1, y(count), width - 2, frame.bottom - y(count), "fill s1",
+                      title=f"{name}: {count}")
+        )  # fmt: skip
+        if len(columns) <= 12:
+            middle = left + width / 2
+            parts.append(draw_text(middle, frame.bottom + 15, name, anchor="middle", kind="tick"))
+    parts.append(draw_line(frame.left, frame.bottom, frame.right, frame.bottom, "axis"))
+    middle = (frame.left + frame.right) / 2
+    parts.append(draw_text(middle, frame.bottom + 31, x_label, anchor="middle", kind="tick"))
+    text = f"{y_label} by {x_label}: " + ", ".join(f"{name}: {count}" for name, count in columns)
+    return build_figure(parts, title=title, text=text, height=236, note=note)
+
+
+def reliability_chart(
+    title: str,
+    bins: Sequence[CalibrationBin],
+    raw: Sequence[CalibrationBin] = (),
+    *,
+    note: str = "",
+) -> Markup:
+    """Accuracy over confidence before (`raw`) and after calibration, and images in each bin."""
+    frame = Frame(bottom=210)
+    x = Scale(0.0, 1.0, frame.left, frame.right)
+    y = Scale(0.0, 1.0, frame.bottom, frame.top)
+    ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
+    parts = [draw_y_axis(frame, y, ticks, format_share)]
+    parts.append(draw_line(x(0), y(0), x(1), y(1), "guide"))
+    named = [("before", raw, "s2", True), ("after", bins, "s1", False)]
+    legend, texts = [("perfectly calibrated", line_mark("guide"))], []
+    for name, each, colour, dashed in named:
+        points = [
+            (one.confidence, one.accuracy)
+            for one in each
+            if one.count and math.isfinite(one.confidence + one.accuracy)
+        ]
+        if points:
+            kind = f"line {colour}{' dashed' if dashed else ''}"
+            parts.append(draw_path([(x(a), y(b)) for a, b in points], kind))
+            parts += [draw_path([(x(a), y(b))], f"dots {colour}") for a, b in points]
+            legend.append((f"{name} temperature scaling" if raw else "the model", line_mark(kind)))
+            texts.append(f"{name}: " + ", ".join(f"{a:.2f} {b:.2f}" for a, b in points))
+    counts, bottom = _draw_counts(bins or raw, frame, x)
+    parts += counts
+    below = Frame(left=frame.left, right=frame.right, top=frame.top, bottom=bottom)
+    parts.append(draw_x_axis(below, x, ticks, "confidence", format_share))
+    text = "Mean confidence and accuracy of each bin; " + "; ".join(texts)
+    return build_figure(parts, title=title, text=text, height=bottom + 36, legend=legend, note=note)
+
+
+def _draw_counts(
+    bins: Sequence[CalibrationBin], frame: Frame, x: Scale
+) -> tuple[list[Markup], float]:
+    """Bars of the number of images in each bin, below the frame, and where they end."""
+    top, bottom = frame.bottom + 12, frame.bottom + 62
+    most = max((each.count for each in bins), default=0) or 1
+    height = Scale(0, most, 0, bottom - top - 12)
+    parts = [draw_text(frame.left - 6, bottom - 2, "images", anchor="end", kind="tick")]
+    for each in bins:
+        if each.count:
+            left, right = x(each.low) + 1, x(each.high) - 1
+            tall = max(height(each.count), 1.0)
+            parts.append(
+                draw_rect(left, bottom - tall, right - left, tall, "fill s1", opacity=0.55,
+                          title=f"{each.count} images")
+            )  # fmt: skip
+            if right - left > len(str(each.count)) * DIGIT_WIDTH:
+                middle = (left + right) / 2
+                place = bottom - tall - 3
+                parts.append(draw_text(middle, place, each.count, anchor="middle", kind="tick"))
+    return parts, bottom
+
+
+@dataclass(slots=True)
+class _Placer:
+    """Finds free places for labels: boxes are (left, top, right, bottom)."""
+
+    frame: Frame
+    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
+
+    def place(self, x: float, y: float, text: str) -> tuple[float, float]:
+        """Left end and baseline of a label near a point: where it covers least."""
+        width = len(text) * CHAR_WIDTH
+        best = (math.inf, x, y)
+        for distance in (8.0, 18.0, 30.0):
+            for dx, dy in ((1, -0.5), (-1, -0.5), (1, 0.9), (-1, 0.9), (0, -1), (0, 1.5)):
+                left = x + dx * distance - (width if dx < 0 else width / 2 if dx == 0 else 0)
+                left = min(max(left, 2), WIDTH - width - 2)
+                base = y + dy * distance + 4
+                box = (left, base - 10, left + width, base + 3)
+                cost = self._cost(box) + 0.5 * distance
+                if cost < best[0]:
+                    best = (cost, left, base)
+        self.taken.append((best[1], best[2] - 10, best[1] + width, best[2] + 3))
+        return best[1], best[2]
+
+    def _cost(self, box: tuple[float, float, float, float]) -> float:
+        covered = sum(
+            max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
+            * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
+            for other in self.taken
+        )
+        outside = max(0.0, self.frame.top - box[1]) + max(0.0, box[3] - self.frame.bottom)
+        return covered + 30 * outside
+
+
+def pareto_chart(
+    title: str,
+    points: Sequence[ParetoPoint],
+    *,
+    x_label: str = "images per second",
+    y_label: str = "accuracy",
+    format_y: Callable[[float], str] = format_share,
+    note: str = "",
+) -> Markup:
+    """Models by speed (logarithmic) and accuracy; a line joins those that none beats in both."""
+    points = [each for each in points if each.x > 0 and math.isfinite(each.x + each.y)]
+    frame = Frame(top=16, bottom=250)
+    ys = [value for p in points for value in (p.y, *(p.interval or ()))]
+    low, high = min(ys, default=0.0), max(ys, default=1.0)
+    margin = 0.08 * (high - low) or 0.05
+    y = Scale(low - margin, high + margin, frame.bottom, frame.top)
+    xs = [each.x for each in points] or [1.0]
+    x = Scale(min(xs) / 1.25, max(xs) * 1.25, frame.left, frame.right, log=True)
+    front = find_front(points)
+    parts = [draw_y_axis(frame, y, find_ticks(y.low, y.high), format_y)]
+    parts.append(draw_x_axis(frame, x, find_log_ticks(x.low, x.high), f"{x_label} (logarithmic)"))
+    parts.append(draw_text(2, 10, y_label, kind="tick"))
+    parts.append(draw_path([(x(each.x), y(each.y)) for each in front], "line s1"))
+    placer = _Placer(frame, [(x(p.x) - 5, y(p.y) - 5, x(p.x) + 5, y(p.y) + 5) for p in points])
+    best_first = sorted(points, key=lambda each: -each.y)
+    parts += [_draw_pareto_point(each, each in front, x, y, placer) for each in best_first]
+    names = ", ".join(shorten(each.label, 40) for each in front)
+    text = f"{len(points)} models; best at their speed or faster: {names}"
+    legend = [
+        ("none is both faster and better", line_mark("line s1")),
+        ("others", line_mark("line quiet")),
+    ]
+    return build_figure(parts, title=title, text=text, height=286, legend=legend, note=note)
+
+
+def _draw_pareto_point(
+    point: ParetoPoint, best: bool, x: Scale, y: Scale, placer: _Placer
+) -> Markup:
+    place = (x(point.x), y(point.y))
+    parts = []
+    if point.interval is not None:
+        low, high = (y(each) for each in point.interval)
+        parts.append(draw_line(place[0], low, place[0], high, "guide"))
+    parts.append(draw_path([place], f"dots {'s1' if best else 'quiet'}"))
+    label = shorten(point.label, 22)
+    left, base = placer.place(*place, label)
+    parts.append(draw_text(left, base, label, kind="" if best else "tick", full=point.label))
+    return Markup("").join(parts)
+
+
+def find_front(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:
+    """The points that none beats in x and y, by rising x."""
+    front: list[ParetoPoint] = []
+    for each in sorted(points, key=lambda each: (-each.x, -each.y)):
+        if not front or each.y > front[-1].y:
+            front.append(each)
+    return front[::-1]
+
+
+def scatter_map(
+    title: str, dots: Sequence[Dot], classes: Sequence[str], *, note: str = ""
+) -> Markup:
+    """A map of images: a dot in its class's colour, a cross where the model is wrong.
+
+    Beyond `MOST_COLOURS` classes, colours tell only right from wrong.
+    """
+    frame = Frame(left=6, top=6, right=WIDTH - 6, bottom=300)
+    dots = [each for each in dots if math.isfinite(each.x + each.y)]
+    xs, ys = [each.x for each in dots] or [0.0], [each.y for each in dots] or [0.0]
+    # One scale for both axes: distances on the map are distances between features.
+    extent = max(max(xs) - min(xs), (max(ys) - min(ys)) * 348 / 294) or 1.0
+    middle = ((max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2)
+    x = Scale(middle[0] - 0.52 * extent, middle[0] + 0.52 * extent, frame.left, frame.right)
+    tall = 0.52 * extent * 294 / 348
+    y = Scale(middle[1] - tall, middle[1] + tall, frame.bottom, frame.top)
+    coloured = len(classes) <= MOST_COLOURS
+    groups: dict[str, list[Dot]] = {}
+    for each in dots:
+        groups.setdefault(_dot_kind(each, coloured), []).append(each)
+    box = draw_rect(frame.left, frame.top, frame.right - frame.left, 294, "phase")
+    parts = [box, *(_draw_dots(kind, groups[kind], x, y) for kind in sorted(groups, reverse=True))]
+    present = {each.group for each in dots}
+    if coloured:
+        legend = [
+            (name, _dot_mark(_dot_kind(Dot(0, 0, index), True)))
+            for index, name in enumerate(classes)
+            if index in present
+        ]
+        legend.append(("predicted wrongly", _dot_mark("cross quiet")))
+    else:
+        legend = [("right", _dot_mark("dots right")), ("wrong", _dot_mark("cross wrong"))]
+    wrong = sum(not each.correct for each in dots)
+    text = f"{len(dots)} images of {len(present)} classes, {wrong} of them predicted wrongly"
+    return build_figure(parts, title=title, text=text, height=306, legend=legend, note=note)
+
+
+def _dot_kind(dot: Dot, coloured: bool) -> str:
+    shape = "dots" if dot.correct else "cross"
+    if not coloured:
+        return f"{shape} {'right' if dot.correct else 'wrong'}"
+    square = " square" if dot.correct and dot.group >= MOST_COLOURS // 2 else ""
+    return f"{shape} {series_class(dot.group)}{square}"
+
+
+def _draw_dots(kind: str, dots: Sequence[Dot], x: Scale, y: Scale) -> Markup:
+    """All dots of one kind in one path: a thousand take some 15 kB."""
+    if kind.startswith("cross"):
+        shape = "m-3-3l6 6m0-6l-6 6"
+    else:
+        shape = "m-2.5 0h5" if "square" in kind else "h0"
+    places = (f"M{format_pixels(x(each.x))} {format_pixels(y(each.y))}{shape}" for each in dots)
+    return Markup('<path d="{}" class="{}"/>').format("".join(places), kind)
+
+
+def _dot_mark(kind: str) -> Markup:
+    inner = _draw_dots(kind, [Dot(8, 6, 0)], Scale(0, 16, 0, 16), Scale(0, 12, 0, 12))
+    return draw_mark(inner)

@@ -1,0 +1,143 @@
+"""The confusion matrix as a picture, of ten classes or of a thousand."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from vtrain.pages.svg import (
+    CHAR_WIDTH,
+    WIDTH,
+    area_mark,
+    build_figure,
+    draw_rect,
+    draw_text,
+    shorten,
+)
+
+MOST_COUNTS = 20  # classes whose cells have room for a number
+MOST_CELLS = 60  # rows of the picture; more classes share rows
+STRONGEST = 0.5  # opacity that leaves the text of a cell readable on both grounds
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """Images of `label` that were predicted as `prediction`, of `support` with that label."""
+
+    label: str
+    prediction: str
+    count: int
+    support: int
+
+
+def list_confusions(
+    classes: Sequence[str], matrix: Sequence[Sequence[int]], limit: int
+) -> list[Confusion]:
+    """The most frequent mistakes, most first; rows of `matrix` `[C][C]` are true classes."""
+    found = [
+        Confusion(classes[row], classes[column], count, sum(counts))
+        for row, counts in enumerate(matrix)
+        for column, count in enumerate(counts)
+        if count and row != column
+    ]
+    return sorted(found, key=lambda each: (-each.count, each.support))[:limit]
+
+
+def matrix_chart(
+    title: str, classes: Sequence[str], matrix: Sequence[Sequence[int]], *, note: str = ""
+) -> Markup:
+    """Rows are true classes, columns predicted ones; colour is the share of the row.
+
+    Up to `MOST_COUNTS` classes have their counts in the cells. Beyond `MOST_CELLS` neighbouring
+    classes share a row and a column.
+    """
+    size = -(-len(classes) // MOST_CELLS)
+    cells = _merge_cells(matrix, size)
+    numbered = len(classes) <= MOST_COUNTS
+    longest = max((len(shorten(name, 14)) for name in classes), default=1)
+    left = longest * CHAR_WIDTH + 26 if numbered else 22
+    edge = max((WIDTH - left - 4) / max(len(cells), 1), 27 if numbered else 5)
+    edge = min(edge, 48)
+    parts = [_draw_names(classes, left, edge)] if numbered else []
+    top = 24.0
+    for row, counts in enumerate(cells):
+        total = sum(counts) or 1
+        for column, count in enumerate(counts):
+            if count or numbered:
+                place = (left + column * edge, top + row * edge)
+                tip = _describe_cell(classes, size, row, column, count)
+                parts.append(_draw_cell(place, edge, row == column, count, total, numbered, tip))
+    side = len(cells) * edge
+    parts.append(draw_text(left, 12, "predicted →", kind="tick"))
+    parts.append(
+        Markup('<text transform="translate(11 {}) rotate(-90)" class="tick">← true</text>').format(
+            round(top + side / 2 + 20)
+        )
+    )
+    if not numbered:
+        parts.insert(0, draw_rect(left, top, side, side, "phase"))
+        if size > 1:
+            note = f"{note} Each cell stands for {size} × {size} neighbouring classes.".strip()
+    wrong = sum(sum(counts) for counts in matrix) - sum(
+        counts[index] for index, counts in enumerate(matrix)
+    )
+    text = f"{len(classes)} classes; {wrong} images are off the diagonal"
+    below = 20 if numbered else 6
+    return build_figure(
+        parts, title=title, text=text, height=top + side + below, note=note,
+        width=max(left + side + 4, WIDTH),
+        legend=[("right", area_mark("fill right")), ("wrong", area_mark("fill wrong"))],
+    )  # fmt: skip
+
+
+def _merge_cells(matrix: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """Sums of `size` x `size` neighbouring cells."""
+    if size <= 1:
+        return [list(row) for row in matrix]
+    count = -(-len(matrix) // size)
+    merged = [[0] * count for _ in range(count)]
+    for row, counts in enumerate(matrix):
+        for column, value in enumerate(counts):
+            if value:
+                merged[row // size][column // size] += value
+    return merged
+
+
+def _draw_names(classes: Sequence[str], left: float, edge: float) -> Markup:
+    parts = []
+    bottom = 24 + len(classes) * edge
+    for index, name in enumerate(classes):
+        middle = index * edge + edge / 2
+        parts.append(
+            draw_text(left - 6, 24 + middle + 4, shorten(name, 14), anchor="end", full=name)
+        )
+        room = max(int(edge / CHAR_WIDTH), 2)
+        short = shorten(name, room) if len(name) <= room else f"{shorten(name, 99)[: room - 1]}…"
+        parts.append(draw_text(left + middle, bottom + 14, short, anchor="middle", full=name))
+    return Markup("").join(parts)
+
+
+def _draw_cell(
+    place: tuple[float, float], edge: float, right: bool, count: int, total: int,
+    numbered: bool, tip: str,
+) -> Markup:  # fmt: skip
+    # The root makes a single mistake among a hundred visible.
+    strength = STRONGEST * math.sqrt(count / total) if count else 0.03
+    kind = f"fill {'right' if right else 'wrong' if count else 'quiet'}"
+    gap = 1 if numbered else 0
+    if not numbered:
+        strength = min(0.25 + 1.5 * strength, 1.0)
+    cell = draw_rect(*place, edge - gap, edge - gap, kind, opacity=strength, title=tip)
+    if not numbered or not count:
+        return cell
+    middle = place[0] + (edge - gap) / 2
+    return cell + draw_text(middle, place[1] + edge / 2 + 4, count, anchor="middle")
+
+
+def _describe_cell(classes: Sequence[str], size: int, row: int, column: int, count: int) -> str:
+    if not count:
+        return ""
+    if size > 1:
+        return f"{count} images"
+    return f"{shorten(classes[row], 60)} predicted as {shorten(classes[column], 60)}: {count}"
