@@ -251,6 +251,7 @@ class _RehearsalBuilder(PhaseBuilder):
         views: Views,
         *,
         ahead: LabelledImages | None = None,
+        silent: bool = False,
     ) -> StoredRows | None:
         self.on_features |= images is self.plan.splits.train
         names = {id(each): name for name, each in self.plan.splits.named().items()}
