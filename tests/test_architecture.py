@@ -20,9 +20,9 @@ LAYERS = (
     ("cli",),
     ("commands.",),
     ("usage",),  # explains the errors of all below
-    ("fit", "init", "predict_file"),
-    ("fit_run", "dry_run_view"),
-    ("final_evaluation", "dry_run"),
+    ("fit", "init", "predict_file", "dry_run_view"),
+    ("fit_run", "dry_run"),
+    ("final_evaluation",),
     ("phase", "profile", "loop_builder"),
     ("compare_page",),
     ("report", "compare"),

@@ -29,6 +29,7 @@ from vtrain.phase import PhaseBuilder, PhaseWork
 from vtrain.plan import FitPlan
 from vtrain.records import LabelledImages
 from vtrain.run_folder import count_needed_bytes
+from vtrain.training.calibration import MAX_BANK
 from vtrain.training.feature_cache import FeatureCache, FrozenPart, Views
 from vtrain.training.loop import StepReport, TrainLoop, TrainState
 from vtrain.training.memory import STATES_PER_WEIGHT, PeakMemory, saved_activations
@@ -251,7 +252,7 @@ class _RehearsalBuilder(PhaseBuilder):
         views: Views,
         *,
         ahead: LabelledImages | None = None,
-        silent: bool = False,
+        silent: bool = False,  # noqa: ARG002 (nothing is said of rows that are made up)
     ) -> StoredRows | None:
         self.on_features |= images is self.plan.splits.train
         names = {id(each): name for name, each in self.plan.splits.named().items()}
@@ -330,7 +331,7 @@ class Rehearsal:
                 phases.append(self._measure_phase(index))
             finally:
                 plan.classifier.load_state_dict(before)
-        final = phases[-1].validation_seconds + self._measure_test()
+        final = self._forecast_familiar(phases[-1]) + self._measure_test()
         checkpoint, model = count_saved_bytes(
             build_loop(plan, TrainState(), Stopwatch(plan.device), notify=self.console.warn)
         )
@@ -428,6 +429,18 @@ class Rehearsal:
         if len(pace.times) < 2:
             return pace, min(1.0, waits[-1] / max(pace.each, 1e-9))
         return pace, min(1.0, (waits[-1] - waits[1]) / (pace.times[-1] - pace.times[0]))
+
+    def _forecast_familiar(self, last: PhaseForecast) -> float:
+        """Seconds for the validation images at the end, and for a sample of the training images.
+
+        Where the last phase was trained on features, those of the sample are stored.
+        """
+        splits = self.plan.splits
+        seconds = last.validation_seconds
+        if last.on_features:
+            return seconds
+        each = (seconds + last.feature_seconds) / len(splits.val)  # these may have been stored
+        return seconds + each * min(len(splits.train), MAX_BANK)
 
     def _measure_test(self) -> float:
         """Seconds that the test images take at the end, by the classifier of the last phase."""
