@@ -20,7 +20,7 @@ LAYERS = (
     ("cli",),
     ("commands.",),
     ("usage",),  # explains the errors of all below
-    ("fit", "init", "predict_file", "dry_run_view"),
+    ("fit", "init", "predict_file", "explain_files", "dry_run_view"),
     ("fit_run", "dry_run"),
     ("final_evaluation",),
     ("phase", "profile", "loop_builder"),
@@ -30,6 +30,7 @@ LAYERS = (
     ("report_content",),
     ("report_facts",),
     ("run_record", "plan_record"),
+    ("explain",),
     ("evaluate", "predict", "embed", "plan"),
     ("checkpoint",),
     ("checkpoint_content",),
@@ -52,8 +53,9 @@ START_UP = (
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
     "commands.cache", "commands.compare", "commands.config", "commands.embed", "commands.env",
-    "commands.evaluate", "commands.fit", "commands.options", "commands.outcomes",
-    "commands.predict", "commands.report", "commands.sample", "commands.together",
+    "commands.evaluate", "commands.explain", "commands.fit", "commands.options",
+    "commands.outcomes", "commands.predict", "commands.report", "commands.sample",
+    "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
 PRINTERS = ("cli", "console")
@@ -211,7 +213,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
-    "compare", "report",
+    "compare", "explain", "report",
 )  # fmt: skip
 
 

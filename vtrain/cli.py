@@ -18,6 +18,7 @@ from vtrain.commands.config import init, schema, show_config
 from vtrain.commands.embed import embed
 from vtrain.commands.env import env
 from vtrain.commands.evaluate import evaluate
+from vtrain.commands.explain import explain
 from vtrain.commands.fit import fit
 from vtrain.commands.predict import predict
 from vtrain.commands.report import report
@@ -57,6 +58,7 @@ app.command(cls=PlainCommand)(evaluate)
 app.command(cls=PlainCommand)(compare)
 app.command(cls=PlainCommand)(predict)
 app.command(cls=PlainCommand)(embed)
+app.command(cls=PlainCommand)(explain)
 app.command(cls=PlainCommand)(report)
 app.command(cls=PlainCommand)(backbones)
 app.command(cls=PlainCommand)(init)

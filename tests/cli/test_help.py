@@ -20,6 +20,7 @@ CONTRACT = {
     "compare": "RUN RUN...",
     "predict": "PATH...",
     "embed": "FOLDER OUT.npy",
+    "explain": "PATH...",
     "report": "[RUN]",
     "backbones": "[NAME]",
     "init": "FOLDER",
@@ -29,7 +30,9 @@ CONTRACT = {
     "cache": "",
     "env": "",
 }
-JSON_COMMANDS = ("evaluate", "compare", "predict", "embed", "backbones", "config", "cache", "env")
+JSON_COMMANDS = (
+    "evaluate", "compare", "predict", "embed", "explain", "backbones", "config", "cache", "env",
+)  # fmt: skip
 
 
 def find_examples(text: str) -> list[str]:
@@ -199,7 +202,7 @@ def test_completion_without_runs(empty: Path) -> None:
 
 
 def test_bash_completes_commands_backbones_and_runs(folder: Path) -> None:
-    assert complete("vtrain e") == ["evaluate", "embed", "env"]
+    assert complete("vtrain e") == ["evaluate", "embed", "explain", "env"]
     assert complete("vtrain backbones vgg16") == ["vgg16", "vgg16_bn"]
     assert complete("vtrain predict x.jpg -m runs/") == ["runs/tiny-001"]
     assert "--resume" in complete("vtrain fit --re")

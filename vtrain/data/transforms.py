@@ -79,21 +79,26 @@ class EvalTransform:
 
         Sizes and offsets round as torchvision's do: the long edge down, the offset to even.
         """
-        width, height = image.size
-        short = min(width, height)
-        size = (int(self.resize * width / short), int(self.resize * height / short))
+        size = self.find_size(image.size)
         if size != image.size:
             image = image.resize(size, self._resampling)
-        return to_tensor(_crop_centre(image, self.crop))
+        left, top = self.find_corner(size)
+        return to_tensor(image.crop((left, top, left + self.crop, top + self.crop)))
 
+    def find_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height after resizing, in pixels, of an image of this width and height."""
+        width, height = size
+        short = min(width, height)
+        return int(self.resize * width / short), int(self.resize * height / short)
 
-def _crop_centre(image: Image.Image, crop: int) -> Image.Image:
-    left, top = (
-        # Both halves round as torchvision's do: half to even where it cuts, down where it pads.
-        round((edge - crop) / 2) if edge >= crop else -((crop - edge) // 2)
-        for edge in image.size
-    )
-    return image.crop((left, top, left + crop, top + crop))
+    def find_corner(self, resized: tuple[int, int]) -> tuple[int, int]:
+        """Left and top of the crop in the resized image; below 0 where it is smaller."""
+        left, top = (
+            # Both halves round as torchvision's do: half to even where it cuts, down where it pads.
+            round((edge - self.crop) / 2) if edge >= self.crop else -((self.crop - edge) // 2)
+            for edge in resized
+        )
+        return left, top
 
 
 class TrainTransform:

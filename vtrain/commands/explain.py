@@ -1,0 +1,107 @@
+"""`vtrain explain`: where in its images a model sees a class."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vtrain.commands.options import BatchSize, Debug, Device, Json, Model, Quiet
+from vtrain.commands.outcomes import require_all_answered
+from vtrain.console import Console, print_json, print_line
+
+
+def explain(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH...", help="Images, folders, globs, or - for a list of paths on stdin."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", help="A new folder for pictures and maps."
+        ),
+    ],
+    model: Model = None,
+    class_name: Annotated[
+        str | None,
+        typer.Option(
+            "--class",
+            metavar="NAME",
+            help="The class to look for. Without it: what each image is predicted as.",
+        ),
+    ] = None,
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STAGE",
+            help="The stage of the backbone to look at: earlier ones are finer and less certain. "
+            "Without it: the last that is a map; of a ViT the first.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    batch_size: BatchSize = 32,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show where in its images a model sees a class.
+
+    By Grad-CAM; a ViT by its attention. FOLDER gets NAME.overlay.png and NAME.map.npy
+    ([H, W] float32 from 0 to 1, over the model's input) for each image, and
+    explanations.json, which says where they lie in it.
+
+    \b
+    vtrain explain photos/ -o seen
+    vtrain explain cat.jpg -o seen-dog -m resnet50 --class 'golden retriever'
+    vtrain explain cat.jpg -o seen-layer3 -m runs/pets-001 --stage layer3
+    """
+    from vtrain.checkpoint import load_model
+    from vtrain.explain import explain_images
+    from vtrain.explain_files import require_empty_folder, write_explanations
+    from vtrain.predict import FoundInputs
+    from vtrain.runtime import find_device
+    from vtrain.training.saliency import find_map_stage, name_method
+
+    require_empty_folder(output)
+    console = Console(quiet=quiet)
+    inputs = FoundInputs(paths, sys.stdin.buffer, notify=console.say)
+    # Gradients in float32: there is little to compute, and a lower precision rounds them.
+    loaded = load_model(model, device=find_device(device), precision="fp32", notify=console.say)
+    spec = loaded.classifier.spec
+    chosen = find_map_stage(spec, stage).name
+    explanations = explain_images(
+        inputs,
+        loaded,
+        class_name=class_name,
+        stage=chosen,
+        batch_size=batch_size,
+        notify=console.say,
+    )
+    about = {
+        "model": loaded.source,
+        "method": name_method(spec),
+        "stage": chosen,
+        "input_size": loaded.preprocessing.crop,
+    }
+    with console.progress(0, "explaining", data=True) as bar:
+
+        def show(written: Any) -> None:
+            _show(written, as_json)
+            bar.total = inputs.known
+            bar.update(1)
+
+        done = write_explanations(output, explanations, about=about, show=show)
+    console.say(f"stage {chosen}, {done.count - done.failed:,} maps, listed in {done.index}")
+    require_all_answered(done.failed, done.count)
+
+
+def _show(written: Any, as_json: bool) -> None:
+    from vtrain.explain_files import explanation_json, format_explanation
+
+    if as_json:
+        print_json(explanation_json(written), indent=False)
+    else:
+        print_line(format_explanation(written))
