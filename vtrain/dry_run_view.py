@@ -230,7 +230,8 @@ def _show_memory(plan: FitPlan, forecast: Forecast, console: Console) -> None:
             f" of {plan.device} were in use"
         )
         return
-    beside = f", besides {plan.workers} loader workers" if plan.workers else ""
+    workers = f"{plan.workers} loader worker{'s' if plan.workers > 1 else ''}"
+    beside = f", besides {workers}" if plan.workers else ""
     console.say(f"memory: up to {format_bytes(max(peaks))} in the whole process{beside}")
 
 
