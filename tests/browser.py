@@ -109,16 +109,18 @@ def find_browser() -> str:
     pytest.skip("needs a browser: apt-get install chromium")
 
 
-def check_page(path: Path) -> None:
-    """Fail with all that is wrong with a self-contained page, without and within a browser.
+def check_page(*paths: Path) -> None:
+    """Fail with all that is wrong with self-contained pages, without and within a browser.
 
     Without: no script, nothing fetched, the policy in its place. Within, at the widths of a phone
     and a desktop, light and dark: nothing is wider than the window but `.scroll` regions, nothing
     is asked of the network, no error, every picture and drawing is there, headings in order, text
-    large enough and of enough contrast, tables with captions. One start of the browser in all.
+    large enough and of enough contrast, tables with captions. The browser is
+    started once, for all pages.
     """
-    assert check_source(path) == []
-    problems = {name: found for name, found in _probe(path).items() if found}
+    for path in paths:
+        assert check_source(path) == [], path
+    problems = {name: found for name, found in probe_pages(*paths).items() if found}
     assert problems == {}
 
 
@@ -161,16 +163,19 @@ class _Reader(HTMLParser):
         self._style = False
 
 
-def _probe(path: Path) -> dict[str, list[str]]:
-    """Problems by width and scheme, as the browser finds them."""
+def probe_pages(*paths: Path) -> dict[str, list[str]]:
+    """Problems of each copy, `<file name> <width> <scheme>`, as the browser finds them."""
     browser = find_browser()
-    page = path.read_text(encoding="utf-8")
-    frames = "".join(
-        f'<iframe width="{width}" height="900" srcdoc="{html.escape(_prepare(page, name))}">'
-        "</iframe>"
+    copies = {
+        f"{path.name} {width} {scheme}": (path, width)
+        for path in paths
         for width in WIDTHS
         for scheme in ("light", "dark")
-        for name in (f"{width} {scheme}",)
+    }
+    frames = "".join(
+        f'<iframe width="{width}" height="900" srcdoc="'
+        f'{html.escape(_prepare(path.read_text(encoding="utf-8"), name))}"></iframe>'
+        for name, (path, width) in copies.items()
     )
     host = (
         f"<!doctype html><meta charset='utf-8'><script>window.results = {{}}</script>{frames}"
@@ -192,13 +197,13 @@ def _probe(path: Path) -> dict[str, list[str]]:
     found = re.search(r'<pre id="results">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]
     results: dict[str, list[str]] = json.loads(html.unescape(found[1]))
-    assert len(results) == 2 * len(WIDTHS), results
+    assert results.keys() == copies.keys()
     return results
 
 
 def _prepare(page: str, name: str) -> str:
     """The page with the checks in it, allowed for this copy alone, its scheme made sure of."""
-    script = f"<script>{WATCH}addEventListener('load', () => check('{name}'))</script>"
+    script = f"<script>{WATCH}addEventListener('load', () => check({json.dumps(name)}))</script>"
     policy = f"{POLICY}; script-src 'unsafe-inline'"
     scheme = "(min-width: 0)" if name.endswith("dark") else "(max-width: 0)"
     assert page.count(POLICY) == 1

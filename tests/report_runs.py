@@ -46,8 +46,8 @@ def write_run(
     run_dir.mkdir(parents=True)
     random = np.random.default_rng(seed)
     labels = np.arange(val) % len(classes)
-    probabilities = random.dirichlet(np.full(len(classes), 0.3), val)
-    probabilities[np.arange(val), labels] += 1.0
+    probabilities = random.dirichlet(np.full(len(classes), min(0.3, 2 / len(classes))), val)
+    probabilities[np.arange(val), labels] += random.uniform(0.1, 1.5, val)
     if never is not None:
         probabilities[:, never] = 0
     probabilities /= probabilities.sum(axis=1, keepdims=True)
@@ -71,7 +71,7 @@ def _write_answers(
             draw_image(path, seed=index)
         rows.append(
             (path, classes[label], classes[first], row[first], int(label == first), row[label],
-             classes[second], row[second], "")
+             classes[second], row[second], index / 40)
         )  # fmt: skip
     write_csv(run_dir / "predictions-val.csv", HEADER, rows)
 
@@ -104,8 +104,10 @@ def _write_evaluation(
         "top5": 1.0, "macro_f1": float(f1.mean()), "macro_f1_interval": [0.5, 0.75],
         "weighted_f1": 0.5, "loss": 0.4, "count": len(labels), "per_class": per_class,
         "confusion_matrix": matrix.tolist(), "classes": list(classes), "failures": [],
-        "calibration": {"temperature": 1.25, "ece": 0.02, "ece_raw": 0.12, "bins": bins,
-                        "bins_raw": bins},
+        "calibration": {
+            "temperature": 1.25, "ece": 0.02, "ece_raw": 0.12, "ece_held_out": 0.03,
+            "bins": bins, "bins_raw": bins,
+        },
         "warnings": ["a warning of the evaluation"],
     }  # fmt: skip
     write_json(run_dir / "evaluation-val.json", json.loads(json.dumps(content, default=float)))

@@ -26,7 +26,7 @@ model: {backbone: simple_cnn, weights: none, options: {width_mult: 0.25}}
 freeze: none
 data: {train: images/train, val: images/val, image_size: 32, batch_size: 4, workers: 0}
 optim: {lr: 3e-3, backbone_lr: 3e-3}
-train: {epochs: 2, device: cpu, precision: fp32}
+train: {epochs: 2, device: cpu, precision: fp32, report: false}
 """
 
 

@@ -20,18 +20,22 @@ LAYERS = (
     ("cli",),
     ("commands.",),
     ("usage",),  # explains the errors of all below
+    ("probe_page",),
+    ("probe_report",),
     ("fit", "init", "predict_file", "explain_files", "dry_run_view"),
     ("fit_run", "dry_run"),
     ("final_evaluation",),
     ("phase", "profile", "loop_builder"),
+    ("probe",),
     ("compare_page",),
+    ("heat_maps",),
     ("report", "compare"),
     ("report_card",),
     ("report_content",),
     ("report_facts",),
     ("run_record", "plan_record"),
     ("explain",),
-    ("evaluate", "predict", "embed", "plan"),
+    ("evaluate", "predict", "embed", "features", "plan"),
     ("checkpoint",),
     ("checkpoint_content",),
     ("pages.",),
@@ -42,7 +46,7 @@ LAYERS = (
     ("config_schema", "config_source"),
     ("config_model",),
     ("partial_array", "terminal_plot"),
-    ("console", "tensor_files", "run_folder"),
+    ("console", "tensor_files", "run_folder", "probe_candidates"),
     ("runtime", "distributed", "files", "pickle_check", "yaml12", "zoo", "cache_folder", "signals"),
     ("records",),
     ("errors",),
@@ -54,7 +58,8 @@ START_UP = (
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
     "commands.cache", "commands.compare", "commands.config", "commands.embed", "commands.env",
     "commands.evaluate", "commands.explain", "commands.fit", "commands.options",
-    "commands.outcomes", "commands.predict", "commands.report", "commands.sample",
+    "commands.outcomes", "commands.predict", "commands.probe", "commands.report",
+    "commands.sample",
     "commands.together",
 )  # fmt: skip
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors")
@@ -213,7 +218,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
-    "compare", "explain", "report",
+    "compare", "report", "explain", "probe",
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tests.browser import POLICY, _probe, check_source
+from tests.browser import POLICY, check_source, probe_pages
 
 BROKEN = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -23,8 +23,8 @@ def test_all_that_is_wrong_is_found(tmp_path: Path) -> None:
     source = check_source(page)
     assert "<button onclick>" in source
     assert any("127.0.0.1" in each for each in source)
-    found = _probe(page)
-    phone = "\n".join(found["390 light"])
+    found = probe_pages(page)
+    phone = "\n".join(found["broken.html 390 light"])
     for part in (
         "wider than the window: 8", "refused: img-src", "broken picture", "a picture without alt",
         "an empty drawing", "a drawing without a name", "heading out of order",
@@ -32,5 +32,5 @@ def test_all_that_is_wrong_is_found(tmp_path: Path) -> None:
         "no key reaches a region", "contrast",
     ):  # fmt: skip
         assert part in phone, part
-    assert not any("wider" in each for each in found["1280 light"])
-    assert any("colours do not follow the scheme" in each for each in found["390 dark"])
+    assert not any("wider" in each for each in found["broken.html 1280 light"])
+    assert any("colours do not follow the scheme" in each for each in found["broken.html 390 dark"])

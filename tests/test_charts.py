@@ -82,8 +82,10 @@ def test_scale() -> None:
 
 
 def test_numbers_and_names_are_short() -> None:
-    ticks = [0, 0.05, 12, 15000, 2e-6, 1.5e-5]
-    assert [format_tick(each) for each in ticks] == ["0", "0.05", "12", "15k", "2e-06", "1.5e-05"]
+    ticks = [0, 0.05, 12, 1000, 15000, 2e-6, 1.5e-5]
+    assert [format_tick(each) for each in ticks] == [
+        "0", "0.05", "12", "1000", "15k", "2e-06", "1.5e-05",
+    ]  # fmt: skip
     assert shorten("abc", 5) == "abc"
     assert shorten("abcdefghij", 7) == "abcd…ij"
     assert shorten("a\nb\udcff", 20) == "a\\nb\\udcff"

@@ -68,6 +68,8 @@ def test_run_folder_holds_everything_and_the_model_stands_alone() -> None:
         "metrics.csv",
         "predictions-val.csv",
         "result.json",
+        "report.html",
+        "model-card.md",
         "log.txt",
         "run.lock",
     }

@@ -21,6 +21,7 @@ from vtrain.commands.evaluate import evaluate
 from vtrain.commands.explain import explain
 from vtrain.commands.fit import fit
 from vtrain.commands.predict import predict
+from vtrain.commands.probe import probe
 from vtrain.commands.report import report
 from vtrain.commands.sample import sample
 from vtrain.console import (
@@ -61,6 +62,7 @@ app.command(cls=PlainCommand)(embed)
 app.command(cls=PlainCommand)(explain)
 app.command(cls=PlainCommand)(report)
 app.command(cls=PlainCommand)(backbones)
+app.command(cls=PlainCommand)(probe)
 app.command(cls=PlainCommand)(init)
 app.command("config", cls=PlainCommand)(show_config)
 app.command(cls=PlainCommand)(schema)

@@ -609,11 +609,14 @@ class FitRun:
         """Write the page of the run; the run is done, whatever comes of that."""
         if not self.plan.config.train.report:
             return
-        from vtrain.report import write_report  # templates and charts are loaded at the end alone
+        # Templates and charts are loaded at the end alone.
+        from vtrain.heat_maps import draw_heat_maps
+        from vtrain.report import write_report
 
         try:
             with self.stopwatch.section("report"):
-                result = write_report(self.run_dir)
+                heat_maps = draw_heat_maps(self.run_dir, device=self.plan.device)
+                result = write_report(self.run_dir, heat_maps=heat_maps)
         except Exception as error:
             reason = error.message if isinstance(error, VtrainError) else repr(error)
             again = f"vtrain report {one_line(self.run_dir)}"

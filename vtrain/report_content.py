@@ -27,14 +27,15 @@ from vtrain.pages.charts import (
 )
 from vtrain.pages.matrix import list_confusions, matrix_chart
 from vtrain.pages.page import format_percent
+from vtrain.pages.svg import shorten
 from vtrain.pages.thumbnails import Thumbnail, make_thumbnail
 from vtrain.records import EpochMetrics, ImagePrediction
 from vtrain.report_facts import (
     Evaluation,
     Interval,
-    difference_to_see,
     find_label_errors,
     find_least_sure,
+    find_strangest,
     find_worst,
     read_evaluation,
     read_map,
@@ -51,8 +52,10 @@ MOST_PICTURES = 12  # in each of the three galleries
 MOST_BARS = 30  # classes with a bar; the worst are shown
 MOST_ROWS = 200  # classes in the table
 MOST_PAIRS = 15
+NAME = 36  # characters of a name below a picture
 MAX_PREDICTION_BYTES = 200_000_000  # some 2 million images
-FEW_VAL, FEW_TRAIN = 10, 20  # images of a class that say, or teach, little
+FEW_TRAIN = 20  # images of a class that teach little
+_SPLITS = {"val": "Validation", "test": "Test"}
 RESUME = "vtrain fit CONFIG --resume"
 
 
@@ -269,24 +272,18 @@ def _build_messages(facts: Facts) -> list[Message]:
         so_far = f"{epochs} epoch{'' if epochs == 1 else 's'} so far"
         text = f"This run has not finished: {so_far}. Go on with: {RESUME}"
         messages.append(Message("warning", text))
-    warnings = [text for each in facts.evaluations.values() for text in each.warnings]
+    warnings = [
+        f"{_SPLITS.get(split, split)}: {text}"
+        for split, each in facts.evaluations.items()
+        for text in each.warnings
+    ]
     warnings += [*_warn_of_curves(facts.record), *_warn_of_data(facts.record)]
     for split, evaluation in facts.evaluations.items():
         warnings += _warn_of_evaluation(split, evaluation)
     messages += [Message("warning", text) for text in dict.fromkeys(warnings)]
-    if facts.val is not None and facts.val.count:
-        messages.append(Message("note", _explain_noise(facts.val)))
     for problem in facts.problems:
         messages.append(Message("note", f"{problem}: what it would say is not shown."))
     return messages
-
-
-def _explain_noise(val: Evaluation) -> str:
-    points = 100 * difference_to_see(known(val.top1) or 0.0, val.count)
-    return (
-        f"With {val.count:,} validation images, two models whose top-1 differs by less than about "
-        f"{points:.1f} points cannot be told apart by that alone."
-    )
 
 
 def _warn_of_curves(record: RunRecord) -> list[str]:
@@ -348,25 +345,11 @@ def _counts(data: Mapping[str, Any], split: str) -> dict[str, int]:
 def _warn_of_evaluation(split: str, evaluation: Evaluation) -> list[str]:
     warnings = []
     rows = evaluation.per_class
-    predicted = [sum(column) for column in zip(*evaluation.matrix, strict=True)]
-    never = [
-        row.name
-        for row, count in zip(rows, predicted, strict=False)
-        if not count and row.support
-    ]  # fmt: skip
-    if never:
-        warnings.append(f"Never predicted on the {split} images: {shorten_list(never)}")
     absent = [row.name for row in rows if not row.support]
     if absent:
         warnings.append(
             f"No {split} images of {len(absent)} of {len(rows)} classes, so nothing is known of "
             f"them: {shorten_list(absent)}"
-        )
-    few = [row.name for row in rows if 0 < row.support < FEW_VAL]
-    if few:
-        warnings.append(
-            f"Fewer than {FEW_VAL} {split} images in {len(few)} of {len(rows)} classes: their "
-            f"figures below say little ({shorten_list(few)})"
         )
     if evaluation.failures:
         warnings.append(
@@ -462,7 +445,8 @@ def _add_classes(content: Content, facts: Facts) -> None:
     )
     if len(worst) > MOST_BARS:
         content.classes.append(_draw_recalls(worst_recalls(val)))
-    content.class_tables = [_tabulate_pairs(val), _tabulate_classes(facts, val)]
+    tables = [_tabulate_pairs(val), _tabulate_classes(facts, val)]
+    content.class_tables = [table for table in tables if table.rows]
 
 
 def worst_recalls(evaluation: Evaluation) -> list[float]:
@@ -487,7 +471,12 @@ def _draw_recalls(recalls: Sequence[float]) -> Markup:
 def _tabulate_pairs(evaluation: Evaluation) -> Table:
     pairs = list_confusions(evaluation.classes, evaluation.matrix, MOST_PAIRS)
     rows = tuple(
-        (one_line(p.label), one_line(p.prediction), str(p.count), f"{p.count / p.support:.0%}")
+        (
+            shorten(p.label, 60),
+            shorten(p.prediction, 60),
+            str(p.count),
+            f"{p.count / p.support:.0%}",
+        )
         for p in pairs
     )
     return Table(
@@ -514,7 +503,7 @@ def _tabulate_classes(facts: Facts, val: Evaluation) -> Table:
         ("class", "precision", "recall", "F1", "val images", "train images"),
         tuple(
             (
-                one_line(row.name),
+                shorten(row.name, 60),
                 share(row.precision, row.precision_interval),
                 share(row.recall, row.recall_interval),
                 share(row.f1, None),
@@ -531,11 +520,12 @@ def _tabulate_classes(facts: Facts, val: Evaluation) -> Table:
 
 
 def choose_images(predictions: Sequence[ImagePrediction]) -> dict[str, list[ImagePrediction]]:
-    """The images that a report shows: the worst mistakes, the least sure, likely label errors."""
+    """The images that a report shows: mistakes, doubts, wrong labels, strangers."""
     return {
         "worst": find_worst(predictions, MOST_PICTURES),
         "unsure": find_least_sure(predictions, MOST_PICTURES),
         "labels": find_label_errors(predictions, MOST_PICTURES),
+        "strange": find_strangest(predictions, MOST_PICTURES),
     }
 
 
@@ -556,6 +546,12 @@ _GALLERIES = {
         "to that class (confident learning, arXiv:1911.00068). Look at them before you trust the "
         "figures: a wrong label among them costs the model a point it has earned.",
         "No validation image looks wrongly labelled to this model.",
+    ),
+    "strange": (
+        "Unlike the training images",
+        "Further from all training images than 99 % of the validation images are, the furthest "
+        "first: other cameras, other subjects, or files that do not belong here.",
+        "No validation image is unlike the training images, as far as is known.",
     ),
 }
 
@@ -591,16 +587,16 @@ def _add_galleries(content: Content, facts: Facts, heat_maps: Mapping[Path, Thum
 def _build_picture(
     each: ImagePrediction, thumbnail: Thumbnail | None, heat_map: Thumbnail | None
 ) -> Picture:
-    label, prediction = one_line(each.label), one_line(each.prediction)
+    label, prediction = shorten(each.label, NAME), shorten(each.prediction, NAME)
     lines = [f"predicted {prediction}, {format_percent(known(each.probability), 0)}"]
     if each.correct:
         lines.insert(0, f"label {label}")
         if each.second and math.isfinite(each.second_probability):
             second = format_percent(each.second_probability, 0)
-            lines.append(f"or {one_line(each.second)}, {second}")
+            lines.append(f"or {shorten(each.second, NAME)}, {second}")
     else:
         lines.insert(0, f"label {label}, {format_percent(known(each.label_probability), 0)}")
-    name = one_line(each.path.name)
+    name = shorten(each.path.name, NAME)
     text = f"{name}: labelled {label}, predicted {prediction}"
     return Picture(thumbnail, heat_map, text, (*lines, name))
 
@@ -626,10 +622,16 @@ def _add_calibration(content: Content, facts: Facts) -> None:
         for name, value in (("before", found.ece_raw), ("after", found.ece))
         if known(value) is not None
     ]
+    held_out = known(found.ece_held_out)
     if shown:
         content.calibration_text = (
             f"Expected calibration error: {' and '.join(shown)} temperature scaling"
             + (f" (temperature {found.temperature:.3f})" if known(found.temperature) else "")
+            + (
+                f"; {format_percent(held_out)} at a temperature that is fitted without the image"
+                if held_out is not None
+                else ""
+            )
             + ". It is the mean distance of the dots from the diagonal, weighted by images."
         )
 

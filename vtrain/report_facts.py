@@ -34,11 +34,15 @@ class ClassRow:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Reliability after temperature scaling, and `raw` before; errors between 0 and 1."""
+    """Reliability after temperature scaling, and `raw` before; errors between 0 and 1.
+
+    `ece_held_out` is that at temperatures fitted without the image, NaN where not known.
+    """
 
     temperature: float
     ece: float
     ece_raw: float
+    ece_held_out: float
     bins: tuple[CalibrationBin, ...]
     raw: tuple[CalibrationBin, ...]
 
@@ -137,6 +141,7 @@ def _read_calibration(content: Mapping[str, Any]) -> Calibration:
         _number(content.get("temperature")),
         _number(content.get("ece")),
         _number(content.get("ece_raw")),
+        _number(content.get("ece_held_out")),
         bins("bins"),
         bins("bins_raw"),
     )
@@ -189,6 +194,12 @@ def find_label_errors(predictions: Sequence[ImagePrediction], limit: int) -> lis
                     suspects.append(each)
                 break
     return sorted(suspects, key=lambda each: each.label_probability - each.probability)[:limit]
+
+
+def find_strangest(predictions: Sequence[ImagePrediction], limit: int) -> list[ImagePrediction]:
+    """Images that are unlike the training images, the furthest first."""
+    far = [each for each in predictions if each.distance > 1]
+    return sorted(far, key=lambda each: -each.distance)[:limit]
 
 
 def _sortable(value: float) -> float:
@@ -263,12 +274,3 @@ def read_map(path: Path) -> EmbeddingMap | None:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path.name} is damaged: {error!s:.200}") from error
     return build_map(features[:MAX_MAP], rows[:MAX_MAP].tolist())
-
-
-def difference_to_see(top1: float, count: int) -> float:
-    """The difference between two accuracies below which they cannot be told apart.
-
-    With `count` images and 95 %: the two-proportion z-test with both near `top1`; two models on
-    the very same images can be told apart somewhat earlier.
-    """
-    return 1.96 * math.sqrt(2 * max(top1 * (1 - top1), 1 / count) / count) if count else math.nan

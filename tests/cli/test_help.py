@@ -23,6 +23,7 @@ CONTRACT = {
     "explain": "PATH...",
     "report": "[RUN]",
     "backbones": "[NAME]",
+    "probe": "FOLDER",
     "init": "FOLDER",
     "config": "CONFIG [KEY=VALUE ...]",
     "schema": "",
@@ -31,7 +32,8 @@ CONTRACT = {
     "env": "",
 }
 JSON_COMMANDS = (
-    "evaluate", "compare", "predict", "embed", "explain", "backbones", "config", "cache", "env",
+    "evaluate", "compare", "predict", "embed", "explain", "backbones", "probe", "config",
+    "cache", "env",
 )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import vtrain.report
-from tests.browser import check_page, check_source
+from tests.browser import check_source
 from tests.cli.program import Program, TerminalProgram, assert_refused
 
 
@@ -55,7 +55,7 @@ def test_every_fit_ends_with_its_report(folder: Path, program: Program) -> None:
     assert Path("runs/tiny-002/model-card.md").exists()
     page = Path("runs/tiny-002/report.html").read_text()
     assert "has not finished" not in page
-    assert "6 images" in page
+    assert "6 images cannot show a difference between two models" in page
 
 
 def test_no_report_where_none_is_wanted(folder: Path, program: Program) -> None:
@@ -105,8 +105,3 @@ def test_on_a_terminal(folder: Path, terminal: TerminalProgram, columns: int) ->
     assert code == 0
     assert shown.splitlines()[-1] == "runs/tiny-001/report.html"
     assert "\x1b" not in shown
-
-
-def test_page_of_a_real_run_in_a_browser(folder: Path, program: Program) -> None:
-    assert program("report", "-q").code == 0
-    check_page(Path("runs/tiny-001/report.html"))

@@ -36,14 +36,17 @@ def report(
     vtrain report
     vtrain report runs/flowers-001 -o flowers.html
     """
+    from vtrain.heat_maps import draw_heat_maps
     from vtrain.report import write_report
     from vtrain.run_folder import RUNS, find_newest_run
+    from vtrain.runtime import find_device
 
     console = Console(quiet=quiet)
     if run is None:
         run = find_newest_run(RUNS)
         console.say(f"run: {one_line(run)}")
-    result = write_report(run, output=output)
+    heat_maps = draw_heat_maps(run, device=find_device("auto"))
+    result = write_report(run, output=output, heat_maps=heat_maps)
     for each in result.missing:
         console.say(each)
     console.say(

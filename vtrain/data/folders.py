@@ -177,6 +177,25 @@ def split_stratified(
     return images.subset(train), images.subset(val)
 
 
+def sample_stratified(images: LabelledImages, count: int, *, seed: int) -> LabelledImages:
+    """About `count` images, of each class in its share and at least two where it has them.
+
+    All of them where there are no more. Unlike `sample_classes` it keeps the shares of the classes.
+    Which images are taken is decided as in `split_stratified`.
+    """
+    if len(images) <= count:
+        return images
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(images.labels):
+        by_class.setdefault(label, []).append(index)
+    ranks = _rank_all(images, seed)
+    chosen: list[int] = []
+    for members in by_class.values():
+        wanted = max(2, round(len(members) * count / len(images)))
+        chosen += sorted(members, key=lambda i: ranks[16 * i : 16 * i + 16])[:wanted]
+    return images.subset(sorted(chosen))
+
+
 def sample_classes(images: LabelledImages, most: int, *, seed: int = 0) -> LabelledImages:
     """At most so many of the images, of each class as equally many as there are, in their order.
 

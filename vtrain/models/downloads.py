@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from vtrain.errors import ModelError, ResourceError, UsageError
+from vtrain.errors import ModelError, ResourceError, UsageError, VtrainError
 from vtrain.files import atomic_write
 from vtrain.tensor_files import open_regular
 
@@ -61,6 +61,16 @@ def find_published_file(
         hint = f"download {url} elsewhere and put it into {folder}; or {choices}"
         raise ModelError(error.message, hint) from error
     return path
+
+
+def is_cached(url: str, folder: Path) -> bool:
+    """Whether the file of `url` is in `folder` and undamaged: nothing has to be downloaded."""
+    path = folder / published_name(url)
+    found = _HASH_PREFIX.search(path.name)
+    try:
+        return path.exists() and _find_damage(path, found[1] if found else "") is None
+    except (OSError, VtrainError):
+        return False
 
 
 def download_file(url: str, destination: Path, *, sha256_prefix: str) -> None:

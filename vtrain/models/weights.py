@@ -19,7 +19,7 @@ from vtrain.models.backbones import (
     rename_legacy_keys,
 )
 from vtrain.models.classifier import Classifier, load_torchvision_state
-from vtrain.models.downloads import find_published_file, published_name
+from vtrain.models.downloads import find_published_file, is_cached, published_name
 from vtrain.models.model_file import (
     METADATA_KEY,
     find_model_file,
@@ -180,10 +180,24 @@ def load_pretrained_state(
         ResourceError: The cache folder cannot be written or is full.
         UsageError: The backbone has no such weights.
     """
+    url, folder = _locate_published(spec, weights)
+    return load_weights_file(find_published_file(url, folder, notify=notify), notify=notify)
+
+
+def has_pretrained_weights(spec: BackboneSpec, weights: str) -> bool:
+    """Whether published weights are in torch's cache folder, whole: loading needs no network.
+
+    Raises:
+        UsageError: The backbone has no such weights.
+    """
+    return is_cached(*_locate_published(spec, weights))
+
+
+def _locate_published(spec: BackboneSpec, weights: str) -> tuple[str, Path]:
+    """The address of published weights, and the folder that they are kept in."""
     name = find_weights(spec, weights)
     url = torchvision.models.get_model_weights(spec.name)[name].url
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    return load_weights_file(find_published_file(url, folder, notify=notify), notify=notify)
+    return url, Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def load_weights_file(path: Path, *, notify: Notify | None = None) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ from vtrain.pages.svg import (
     shorten,
 )
 
+LABEL = 16  # characters of a name beside a bar
 ROW = 20  # pixels of a horizontal bar with its gap
 MOST_COLOURS = 12  # classes of a map: six colours, each round and square
 DIGIT_WIDTH = 5.6  # pixels, in the smaller text of ticks
@@ -257,7 +258,15 @@ def interval_bars(
     format_x: Callable[[float], str] = format_share,
 ) -> Markup:
     """Horizontal bars of shares between 0 and 1, with whiskers where intervals are known."""
-    frame = Frame(left=104, right=WIDTH - 62, top=4, bottom=4 + ROW * len(bars) + 2)
+    longest = max((len(shorten(bar.label, LABEL)) for bar in bars), default=0)
+    shown = [f"{format_x(bar.value)} {shorten(bar.detail, 10)}".strip() for bar in bars]
+    room = max(map(len, shown), default=0) * DIGIT_WIDTH + 12
+    frame = Frame(
+        left=longest * (CHAR_WIDTH + 0.6) + 10,
+        right=WIDTH - room,
+        top=4,
+        bottom=6 + ROW * len(bars),
+    )
     x = Scale(0.0, 1.0, frame.left, frame.right)
     parts = [
         draw_x_axis(frame, x, [0.0, 0.5, 1.0], "", format_x, grid=True),
@@ -265,7 +274,7 @@ def interval_bars(
     for index, bar in enumerate(bars):
         middle = frame.top + ROW * index + ROW / 2
         parts.append(
-            draw_text(frame.left - 6, middle + 4, shorten(bar.label, 15), anchor="end",
+            draw_text(frame.left - 6, middle + 4, shorten(bar.label, LABEL), anchor="end",
                       full=bar.label)
         )  # fmt: skip
         if not math.isfinite(bar.value):
@@ -275,8 +284,7 @@ def interval_bars(
         parts.append(draw_rect(frame.left, middle - 6, width, 12, "fill s1", opacity=0.55))
         if bar.interval is not None:
             parts.append(_draw_whisker(x(bar.interval[0]), x(bar.interval[1]), middle))
-        shown = f"{format_x(bar.value)} {bar.detail}".strip()
-        parts.append(draw_text(frame.right + 6, middle + 4, shown, kind="tick"))
+        parts.append(draw_text(frame.right + 8, middle + 4, shown[index], kind="tick"))
     text = "; ".join(
         f"{shorten(bar.label, 40)} {format_x(bar.value)}"
         for bar in bars
@@ -443,7 +451,7 @@ def pareto_chart(
     text = f"{len(points)} models; best at their speed or faster: {names}"
     legend = [
         ("none is both faster and better", line_mark("line s1")),
-        ("others", line_mark("line quiet")),
+        ("others", _dot_mark("dots quiet")),
     ]
     return build_figure(parts, title=title, text=text, height=286, legend=legend, note=note)
 
@@ -459,7 +467,9 @@ def _draw_pareto_point(
     parts.append(draw_path([place], f"dots {'s1' if best else 'quiet'}"))
     label = shorten(point.label, 22)
     left, base = placer.place(*place, label)
-    parts.append(draw_text(left, base, label, kind="" if best else "tick", full=point.label))
+    parts.append(
+        draw_text(left, base, label, kind="halo" if best else "halo tick", full=point.label)
+    )
     return Markup("").join(parts)
 
 

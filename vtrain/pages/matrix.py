@@ -18,6 +18,8 @@ from vtrain.pages.svg import (
 
 MOST_COUNTS = 20  # classes whose cells have room for a number
 MOST_CELLS = 60  # rows of the picture; more classes share rows
+NAME = 14  # characters of a class beside the picture
+TOP = 24.0  # pixels above the cells
 STRONGEST = 0.5  # opacity that leaves the text of a cell readable on both grounds
 
 
@@ -55,37 +57,38 @@ def matrix_chart(
     size = -(-len(classes) // MOST_CELLS)
     cells = _merge_cells(matrix, size)
     numbered = len(classes) <= MOST_COUNTS
-    longest = max((len(shorten(name, 14)) for name in classes), default=1)
+    longest = max((len(shorten(name, NAME)) for name in classes), default=1)
     left = longest * CHAR_WIDTH + 26 if numbered else 22
     edge = max((WIDTH - left - 4) / max(len(cells), 1), 27 if numbered else 5)
     edge = min(edge, 48)
     parts = [_draw_names(classes, left, edge)] if numbered else []
-    top = 24.0
     for row, counts in enumerate(cells):
         total = sum(counts) or 1
         for column, count in enumerate(counts):
             if count or numbered:
-                place = (left + column * edge, top + row * edge)
+                place = (left + column * edge, TOP + row * edge)
                 tip = _describe_cell(classes, size, row, column, count)
                 parts.append(_draw_cell(place, edge, row == column, count, total, numbered, tip))
     side = len(cells) * edge
     parts.append(draw_text(left, 12, "predicted →", kind="tick"))
     parts.append(
         Markup('<text transform="translate(11 {}) rotate(-90)" class="tick">← true</text>').format(
-            round(top + side / 2 + 20)
+            round(TOP + side / 2 + 20)
         )
     )
     if not numbered:
-        parts.insert(0, draw_rect(left, top, side, side, "phase"))
+        parts.insert(0, draw_rect(left, TOP, side, side, "phase"))
         if size > 1:
             note = f"{note} Each cell stands for {size} × {size} neighbouring classes.".strip()
     wrong = sum(sum(counts) for counts in matrix) - sum(
         counts[index] for index, counts in enumerate(matrix)
     )
     text = f"{len(classes)} classes; {wrong} images are off the diagonal"
-    below = 20 if numbered else 6
+    below = 20.0 if numbered else 6.0
+    if numbered and _are_upright(classes, edge):
+        below = longest * CHAR_WIDTH + 12
     return build_figure(
-        parts, title=title, text=text, height=top + side + below, note=note,
+        parts, title=title, text=text, height=TOP + side + below, note=note,
         width=max(left + side + 4, WIDTH),
         legend=[("right", area_mark("fill right")), ("wrong", area_mark("fill wrong"))],
     )  # fmt: skip
@@ -105,17 +108,25 @@ def _merge_cells(matrix: Sequence[Sequence[int]], size: int) -> list[list[int]]:
 
 
 def _draw_names(classes: Sequence[str], left: float, edge: float) -> Markup:
+    """The true classes at the left, the predicted ones below, upright where there is no room."""
     parts = []
-    bottom = 24 + len(classes) * edge
+    bottom = TOP + len(classes) * edge
+    upright = _are_upright(classes, edge)
     for index, name in enumerate(classes):
         middle = index * edge + edge / 2
-        parts.append(
-            draw_text(left - 6, 24 + middle + 4, shorten(name, 14), anchor="end", full=name)
-        )
-        room = max(int(edge / CHAR_WIDTH), 2)
-        short = shorten(name, room) if len(name) <= room else f"{shorten(name, 99)[: room - 1]}…"
-        parts.append(draw_text(left + middle, bottom + 14, short, anchor="middle", full=name))
+        short = shorten(name, NAME)
+        parts.append(draw_text(left - 6, TOP + middle + 4, short, anchor="end", full=name))
+        if upright:
+            turned = Markup('<g transform="translate({} {}) rotate(-90)">{}</g>')
+            text = draw_text(0, 0, short, anchor="end", full=name)
+            parts.append(turned.format(round(left + middle + 4), round(bottom + 6), text))
+        else:
+            parts.append(draw_text(left + middle, bottom + 14, short, anchor="middle", full=name))
     return Markup("").join(parts)
+
+
+def _are_upright(classes: Sequence[str], edge: float) -> bool:
+    return any(len(shorten(name, NAME)) * CHAR_WIDTH > edge for name in classes)
 
 
 def _draw_cell(

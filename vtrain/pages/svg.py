@@ -77,7 +77,7 @@ def format_tick(value: float) -> str:
         return f"{value:.0e}" if float(f"{value:.0e}") == value else f"{value:.1e}"
     if abs(value) >= 1e4:
         return f"{value / 1000:g}k"
-    return f"{value:.3g}"
+    return f"{value:.4g}"
 
 
 def format_pixels(value: float) -> str:

@@ -6,9 +6,10 @@ differ where it runs on another number of threads, see `choose_streams`.
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,6 +32,7 @@ from vtrain.data.feature_store import (
     identify_views,
 )
 from vtrain.data.loaders import SAMPLE_STREAM, Batch, build_eval_loader, require_readable
+from vtrain.data.shards import find_status
 from vtrain.data.transforms import ImageTransform, normalize_images
 from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.errors import DataError
@@ -190,6 +192,36 @@ class FeatureCache:
             self.warn(f"feature cache: {error}; training without it: the same result, slower")
             return None
 
+    def provide_readable(
+        self, part: FrozenPart, paths: Sequence[Path], views: Views
+    ) -> tuple[StoredRows | None, dict[int, str]]:
+        """As `provide`, of those images that can be read, in their order, by one process alone.
+
+        Also gives the positions in `paths` of the others and the reasons; None without any rows.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        failures = _find_gone(paths)
+        there = [position for position in range(len(paths)) if position not in failures]
+        identities = _identify([paths[position] for position in there], views)
+        store = FeatureStore.open(
+            self.root, {**part.facts, "view": views.facts()}, notify=self.notify
+        )
+        self.used.add(store.folder)
+        unreadable: dict[bytes, str] = {}
+        if len(_find_missing(store, identities)):
+            self._build_alone(
+                store, part, lambda image: paths[there[image]], views, identities, unreadable
+            )
+        stored = (store.find(identities) >= 0).all(axis=1)
+        for place in np.flatnonzero(~stored).tolist():
+            reasons = [unreadable[name] for name in identities[place] if name in unreadable]
+            if not reasons:
+                raise StoreError(f"rows that were written are not in {store.folder}")
+            failures[there[place]] = reasons[0]
+        return store.select(identities[stored]) if stored.any() else None, failures
+
     def _provide(
         self, part: FrozenPart, first: Sequence[Path], ahead: Sequence[Path], views: Views
     ) -> StoredRows:
@@ -237,11 +269,12 @@ class FeatureCache:
         find_path: Callable[[int], Path],
         views: Views,
         identities: Identities,
+        unreadable: dict[bytes, str] | None = None,
     ) -> None:
         """One process builds; another that wants the same rows waits and reads them."""
         with store.building(self.on_wait):
             missing = _find_missing(store, identities)
-            self._build(store, part, find_path, views, identities, missing)
+            self._build(store, part, find_path, views, identities, missing, unreadable)
         store.refresh()
 
     def _make_room(self, part: FrozenPart, count: int) -> None:
@@ -262,14 +295,21 @@ class FeatureCache:
         views: Views,
         identities: Identities,
         missing: Missing,
+        unreadable: dict[bytes, str] | None = None,
     ) -> None:
-        """Compute and store the (image, view) pairs `missing` `[M, 2]`."""
+        """Compute and store the (image, view) pairs `missing` `[M, 2]`.
+
+        `unreadable` gets the identities that cannot be read and why; without it that is an error.
+        """
         if not len(missing):
             return
         self._make_room(part, len(missing))
         wanted = [find_path(image) for image in missing[:, 0].tolist()]
         names = identities[missing[:, 0], missing[:, 1]]
-        batches = self.compute(part, wanted, views, missing[:, 1])
+        leave_out = None
+        if unreadable is not None:
+            leave_out = partial(_leave_out, names=names, unreadable=unreadable)
+        batches = self.compute(part, wanted, views, missing[:, 1], leave_out=leave_out)
         writer = BlockWriter(store)
         with self.progress(len(wanted)) as advance:
             try:
@@ -283,9 +323,17 @@ class FeatureCache:
             writer.flush()
 
     def compute(
-        self, part: FrozenPart, paths: Sequence[Path], views: Views, numbers: NDArray[np.int64]
+        self,
+        part: FrozenPart,
+        paths: Sequence[Path],
+        views: Views,
+        numbers: NDArray[np.int64],
+        *,
+        leave_out: Callable[[Iterable[Batch]], Iterable[Batch]] | None = None,
     ) -> Iterator[tuple[Batch, Tensor]]:
         """Activations of view `numbers[i]` of the image at `paths[i]`, in batches, in order.
+
+        `leave_out` deals with the images that cannot be read; without it they are an error.
 
         Raises:
             DataError: an image cannot be read.
@@ -300,7 +348,7 @@ class FeatureCache:
             notify=self.warn,
         )
         return compute_in_order(
-            require_readable(loader, paths),
+            require_readable(loader, paths) if leave_out is None else leave_out(loader),
             lambda batch: part.compute(batch.inputs),
             streams=choose_streams(part.device),
         )
@@ -322,6 +370,28 @@ def _identify(paths: Sequence[Path], views: Views) -> Identities:
             f"{path} was readable before training and is not now: {error.strerror}",
             "restore the file, then continue with --resume",
         ) from error
+
+
+def _find_gone(paths: Sequence[Path]) -> dict[int, str]:
+    """Positions and reasons of the files that are not there, or cannot be reached."""
+    gone = {}
+    for position, path in enumerate(paths):
+        try:
+            find_status(path)
+        except OSError as error:
+            gone[position] = error.strerror or str(error)
+    return gone
+
+
+def _leave_out(
+    batches: Iterable[Batch], names: Identities, unreadable: dict[bytes, str]
+) -> Iterator[Batch]:
+    """The batches that hold an image, after taking note of what could not be read."""
+    for batch in batches:
+        for position, reason in batch.failures:
+            unreadable[names[position]] = reason
+        if len(batch):
+            yield batch
 
 
 def _seeds(

@@ -1,0 +1,235 @@
+"""`vtrain probe`: backbones ranked on the user's own images."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vtrain.commands.options import (
+    BatchSize,
+    Debug,
+    Device,
+    Json,
+    PrecisionName,
+    Quiet,
+    Workers,
+    choose_workers,
+    complete_backbones,
+)
+from vtrain.console import (
+    GAP,
+    Console,
+    data_stream,
+    find_width,
+    format_duration,
+    one_line,
+    print_json,
+    print_table,
+    print_text,
+)
+from vtrain.errors import ModelError, UsageError
+
+PLOT_WIDTH = 80  # columns, off a terminal
+MAX_PLOT_WIDTH = 100
+UNITS = {"": 60.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def probe(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="One subfolder for each class, or train/ and val/ with these."
+        ),
+    ],
+    backbones: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backbone",
+            "-b",
+            metavar="NAME[:WEIGHTS]",
+            help="A backbone to try, as in -m; may be given again. Its published weights are "
+            "downloaded if they are not here. Without it: a handful of good ones whose weights "
+            "are here.",
+            autocompletion=complete_backbones,
+        ),
+    ] = None,
+    images: Annotated[
+        int, typer.Option(metavar="N", min=10, help="Images to take, of each class in its share.")
+    ] = 1000,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Leave out what would take longer altogether: 5 or 5m (minutes), 90s.",
+        ),
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch weights of default backbones as well.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PAGE.html", help="Write a page as well."),
+    ] = None,
+    as_json: Json = False,
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    device: Device = "auto",
+    precision: PrecisionName = "auto",
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Rank backbones on your own images.
+
+    A linear probe and nearest neighbours on frozen features, cross-validated: nothing is trained
+    but the probe. Features are kept, so that asking again takes seconds.
+
+    \b
+    vtrain probe photos/
+    vtrain probe photos/ -b resnet50 -b convnext_tiny --budget 5m
+    vtrain probe photos/ -b squeezenet1_0:weights.pth -o probe.html
+    """
+    from vtrain.probe_candidates import choose_candidates
+
+    candidates = choose_candidates(backbones or [])
+    seconds = None if budget is None else _read_budget(budget)
+    if output is not None:
+        _check_output(output)
+    from vtrain.probe import ProbeSettings
+    from vtrain.probe import probe as run_probe
+    from vtrain.probe_report import probe_json
+    from vtrain.runtime import find_device
+
+    settings = ProbeSettings(
+        device=find_device(device),
+        images=images,
+        budget=seconds,
+        precision=precision,
+        batch_size=batch_size,
+        workers=choose_workers(workers),
+        download=download,
+    )
+    console = Console(quiet=quiet)
+    result = run_probe(folder, candidates, settings, console=console)
+    if as_json:
+        print_json(probe_json(result))
+    else:
+        _show_probe(result, console)
+    if output is not None:
+        from vtrain.probe_page import write_probe_page
+
+        write_probe_page(output, result)
+        console.say(f"page: {one_line(output)}")
+    _require_complete(result)
+
+
+def _read_budget(text: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower(), re.ASCII)
+    if found is None or found[2] not in UNITS or not float(found[1]):
+        raise UsageError(
+            f"--budget {text!r} is no time", "give minutes or seconds, such as --budget 5m or 90s"
+        )
+    return float(found[1]) * UNITS[found[2]]
+
+
+def _check_output(output: Path) -> None:
+    """A page that cannot be written is found before any work."""
+    if output.is_dir():
+        raise UsageError(f"output {one_line(output)} is a folder, expected a file")
+    if not output.parent.is_dir():
+        raise UsageError(
+            f"output {one_line(output)}: its folder does not exist",
+            one_line(f"create it with: mkdir -p {output.parent}"),
+        )
+
+
+def _show_probe(result: Any, console: Console) -> None:
+    from vtrain.probe_report import (
+        COLUMNS,
+        LEAST,
+        LEGEND,
+        RIGHT,
+        describe_sample,
+        next_command,
+        recommend,
+        table_rows,
+    )
+
+    _print_fitting(COLUMNS, table_rows(result), right=RIGHT, least=LEAST)
+    if len(result.backbones) > 1:
+        print_text(f"\n{_draw_plot(result)}")
+    console.say(describe_sample(result))
+    if len(result.backbones) > 1:
+        for line in LEGEND:
+            console.say(line)
+    console.say(f"took {format_duration(result.seconds)}")
+    print_text(f"recommended: {recommend(result)}")
+    if command := next_command(result):
+        print_text(f"next: {command}")
+
+
+def _print_fitting(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[int],
+    least: Sequence[int],
+) -> None:
+    """A table without the columns for which a terminal has no room, the least important first."""
+    width = find_width(data_stream())
+    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
+    kept = list(range(len(columns)))
+    for column in least:
+        if width is None or sum(widths[each] + GAP for each in kept) <= width:
+            break
+        kept.remove(column)
+    print_table(
+        [columns[each] for each in kept],
+        [[row[each] for each in kept] for row in rows],
+        right=[place for place, each in enumerate(kept) if each in right],
+    )
+
+
+def _draw_plot(result: Any) -> str:
+    from vtrain.probe_report import label_backbones
+    from vtrain.terminal_plot import Point, draw_scatter, takes_braille
+
+    points = [
+        Point(name, each.images_per_second, 100 * each.accuracy, "*" if each.pareto else "o")
+        for name, each in zip(label_backbones(result), result.backbones, strict=True)
+    ]
+    return draw_scatter(
+        points,
+        width=min(find_width(data_stream()) or PLOT_WIDTH, MAX_PLOT_WIDTH),
+        braille=takes_braille(data_stream()),
+        title="linear probe, %",
+        x_title="images/s",
+        log_x=True,
+        marks={"*": "front", "o": "others"},
+    )
+
+
+def _require_complete(result: Any) -> None:
+    """End as a signal, or a backbone that was named and failed, has it.
+
+    Raises:
+        InterruptedRunError, StoppedError: a signal came.
+        ModelError: a backbone failed.
+    """
+    if result.stop is not None:
+        from vtrain.signals import build_stop_error
+
+        left = sum(each.kind == "stopped" for each in result.left_out)
+        raise build_stop_error(
+            result.stop,
+            f"stopped with {left} of the backbones left",
+            "run the same command again: features that were computed are kept",
+        )
+    failed = [each for each in result.left_out if each.kind == "failed"]
+    if failed:
+        lines = [f"  {one_line(each.candidate.model)}: {each.reason}" for each in failed]
+        raise ModelError(
+            f"{len(failed)} of the backbones could not be probed:\n" + "\n".join(lines),
+            "the result is that of the others: repair these, or leave them out",
+        )

@@ -1,0 +1,192 @@
+"""Penultimate features of images by a model, kept where the next call finds them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vtrain.cache_folder import FEATURES, find_cache_folder
+from vtrain.checkpoint import LoadedModel
+from vtrain.console import one_line
+from vtrain.data.feature_store import StoreError
+from vtrain.data.loaders import Batch, Failure, build_eval_loader, resolve_workers
+from vtrain.data.transforms import EvalTransform
+from vtrain.errors import DataError
+from vtrain.models.classifier import PENULTIMATE
+from vtrain.training.feature_cache import FeatureCache, FrozenPart, Views, build_frozen_part
+from vtrain.training.inference import NOT_FINITE, find_model_device
+from vtrain.training.precision import Precision
+from vtrain.training.streams import choose_streams, compute_in_order
+
+CACHE_LIMIT_GB = 20.0  # of all stored features together, as `train.cache_limit`'s default
+
+ShowProgress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """Features of those images of a list that could be used.
+
+    `values` is float32 `[M, D]`, finite; `positions` int64 `[M]`, rising, says which of the N
+    images a row belongs to; `failures` are position and reason of the N - M others, rising.
+    """
+
+    values: NDArray[np.float32]
+    positions: NDArray[np.int64]
+    failures: tuple[Failure, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+def compute_features(
+    paths: Sequence[Path],
+    model: LoadedModel,
+    *,
+    batch_size: int = 32,
+    workers: int | Literal["auto"] = "auto",
+    cache_limit_gb: float = CACHE_LIMIT_GB,
+    notify: Callable[[str], None],
+    warn: Callable[[str], None],
+    progress: ShowProgress | None = None,
+) -> Features:
+    """What the last layer of a model sees of each image: `Classifier.forward_features`.
+
+    They are stored in the cache folder, so that those of an image that has not changed since are
+    only read. Where the store cannot be written they are computed all the same, after a warning;
+    where they exceed `cache_limit_gb` (10⁹ bytes), after a word to `notify`. `progress` gets the
+    number of images done and of all that have to be computed; it may raise to stop.
+
+    Raises:
+        ResourceError: a loader worker died or hung.
+    """
+    device = find_model_device(model.classifier)
+    part = build_frozen_part(
+        model.classifier,
+        PENULTIMATE,
+        preprocessing=model.preprocessing,
+        precision=Precision(model.precision, device),
+        device=device,
+    )
+    show = _Progress(progress)
+    cache = FeatureCache(
+        root=find_cache_folder() / FEATURES,
+        limit_gb=cache_limit_gb,
+        batch_size=batch_size,
+        workers=resolve_workers(workers, len(paths)),
+        notify=notify,
+        warn=warn,
+        progress=show.counting,
+        on_wait=lambda: None,
+    )
+    if not cache.fits(part, len(paths)):
+        notify(f"feature cache: not used: {len(paths):,} features exceed {cache_limit_gb:g} GB")
+        return _compute(paths, part, cache, model, show)
+    try:
+        return _look_up(paths, part, cache, model)
+    except StoreError as error:
+        warn(f"feature cache: {error}; computing without it: the same result, kept nowhere")
+        return _compute(paths, part, cache, model, show)
+
+
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """Turns numbers of images since the last call into numbers done and of all."""
+
+    show: ShowProgress | None
+
+    @contextmanager
+    def counting(self, total: int) -> Iterator[Callable[[int], None]]:
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            if self.show is not None:
+                self.show(done, total)
+
+        yield advance
+
+
+def _look_up(
+    paths: Sequence[Path], part: FrozenPart, cache: FeatureCache, model: LoadedModel
+) -> Features:
+    views = Views(EvalTransform(model.preprocessing))
+    rows, failures = cache.provide_readable(part, paths, views)
+    if rows is None:
+        return _gather(np.empty((0, *part.facts["shape"]), dtype=np.float32), len(paths), failures)
+    values = rows.gather(range(len(rows)), [0] * len(rows))
+    return _gather(values.float().cpu().numpy(), len(paths), failures)
+
+
+def _compute(
+    paths: Sequence[Path],
+    part: FrozenPart,
+    cache: FeatureCache,
+    model: LoadedModel,
+    show: _Progress,
+) -> Features:
+    failures: dict[int, str] = {}
+    loader = build_eval_loader(
+        paths,
+        None,
+        EvalTransform(model.preprocessing),
+        batch_size=cache.batch_size,
+        workers=cache.workers,
+        pin_memory=part.device.type == "cuda",
+        notify=cache.warn,
+    )
+    blocks = [np.empty((0, *part.facts["shape"]), dtype=np.float32)]
+    with show.counting(len(paths)) as advance:
+        for batch, rows in compute_in_order(
+            _leave_out(loader, failures, advance),
+            lambda batch: part.compute(batch.inputs).float().cpu(),
+            streams=choose_streams(part.device),
+        ):
+            blocks.append(rows.numpy())
+            advance(len(batch))
+    return _gather(np.concatenate(blocks), len(paths), failures)
+
+
+def _leave_out(
+    batches: Iterable[Batch], failures: dict[int, str], advance: Callable[[int], None]
+) -> Iterator[Batch]:
+    for batch in batches:
+        failures.update(batch.failures)
+        if len(batch):
+            yield batch
+        if batch.failures:
+            advance(len(batch.failures))
+
+
+def _gather(values: NDArray[np.float32], count: int, failures: dict[int, str]) -> Features:
+    """Features of `count` images, of which those in `failures` have no row in `values`."""
+    readable = np.ones(count, dtype=bool)
+    readable[list(failures)] = False
+    positions = np.flatnonzero(readable)
+    finite = np.isfinite(values).all(axis=1)
+    failures |= dict.fromkeys(positions[~finite].tolist(), NOT_FINITE)
+    if not finite.all():
+        values, positions = values[finite], positions[finite]
+    return Features(values, positions, tuple(sorted(failures.items())))
+
+
+def require_features(features: Features, paths: Sequence[Path]) -> NDArray[np.float32]:
+    """The features `[N, D]` of all N images.
+
+    Raises:
+        DataError: some could not be used; the first ones are named.
+    """
+    if not features.failures:
+        return features.values
+    lines = [f"  {one_line(paths[place])}: {reason}" for place, reason in features.failures[:20]]
+    more = len(features.failures) - len(lines)
+    raise DataError(
+        f"{len(features.failures)} of {len(paths)} images cannot be used:\n"
+        + "\n".join([*lines, *([f"  and {more} more"] if more else [])]),
+        "repair or remove them",
+    )
