@@ -32,6 +32,7 @@ CONTRACT = {
     "env": "",
 }
 JSON_COMMANDS = (
+    "fit",
     "evaluate", "compare", "predict", "embed", "explain", "backbones", "probe", "config",
     "cache", "env",
 )  # fmt: skip
