@@ -20,6 +20,9 @@ LAYERS = (
     ("cli",),
     ("commands.",),
     ("usage",),  # explains the errors of all below
+    ("check_page",),
+    ("check",),
+    ("check_findings",),
     ("probe_page",),
     ("probe_report",),
     ("fit", "init", "predict_file", "explain_files", "dry_run_view"),
@@ -57,8 +60,8 @@ START_UP = (
     "__main__", "cli", "usage", "console", "config", "config_checks", "config_errors",
     "config_model", "config_schema", "config_source", "config_text", "yaml12", "zoo", "files",
     "run_folder", "records", "errors", "init", "cache_folder", "signals", "commands.backbones",
-    "commands.cache", "commands.compare", "commands.config", "commands.embed", "commands.env",
-    "commands.evaluate", "commands.explain", "commands.fit", "commands.options",
+    "commands.cache", "commands.check", "commands.compare", "commands.config", "commands.embed",
+    "commands.env", "commands.evaluate", "commands.explain", "commands.fit", "commands.options",
     "commands.neighbors", "commands.outcomes", "commands.predict", "commands.probe",
     "commands.report", "commands.sample", "commands.suspects", "commands.together",
 )  # fmt: skip
@@ -218,7 +221,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
-    "compare", "explain", "neighbors", "probe", "report", "suspects",
+    "check", "compare", "explain", "neighbors", "probe", "report", "suspects",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import typer
 
 from vtrain.commands.backbones import backbones
 from vtrain.commands.cache import cache
+from vtrain.commands.check import check
 from vtrain.commands.compare import compare
 from vtrain.commands.config import init, schema, show_config
 from vtrain.commands.embed import embed
@@ -48,6 +49,7 @@ app = typer.Typer(
 
     \b
     vtrain init photos/ -o photos.yaml    write a config for a folder of images
+    vtrain check photos.yaml              look through its images before training
     vtrain fit photos.yaml                train into a new folder below runs/
     vtrain predict holiday.jpg            classify with the newest model
     vtrain predict cat.jpg -m resnet50    classify with ImageNet weights
@@ -68,6 +70,7 @@ app.command(cls=PlainCommand)(report)
 app.command(cls=PlainCommand)(backbones)
 app.command(cls=PlainCommand)(probe)
 app.command(cls=PlainCommand)(init)
+app.command(cls=PlainCommand)(check)
 app.command("config", cls=PlainCommand)(show_config)
 app.command(cls=PlainCommand)(schema)
 app.command(cls=PlainCommand)(sample)

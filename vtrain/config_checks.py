@@ -280,6 +280,18 @@ def _check_folder(config: FitConfig, *, name: str) -> Iterator[Finding]:
         yield Finding(("data", name), problem)
 
 
+def _check_exclude(config: FitConfig) -> Iterator[Finding]:
+    if config.data.exclude is None:
+        return
+    path = Path(config.data.exclude)
+    problem = describe_missing(path, "file")
+    if problem is None and not path.is_file():
+        kind = "a folder" if path.is_dir() else "not a regular file"
+        problem = f"{path} is {kind}, expected a text file with one path per line"
+    if problem is not None:
+        yield Finding(("data", "exclude"), problem)
+
+
 def _check_validation(config: FitConfig) -> Iterator[Finding]:
     if config.data.val is None and config.data.val_fraction is None:
         text = "no validation images; set data.val to a folder, or val_fraction: 0.2"
@@ -334,6 +346,7 @@ CHECKS: tuple[tuple[tuple[str, ...], Check], ...] = (
     (("data.train",), partial(_check_folder, name="train")),
     (("data.val",), partial(_check_folder, name="val")),
     (("data.test",), partial(_check_folder, name="test")),
+    (("data.exclude",), _check_exclude),
     (("data.val", "data.val_fraction"), _check_validation),
     (("optim.warmup_epochs", "train.epochs"), _check_warmup),
     (("freeze", "train.epochs", "train.probe_epochs"), _check_probe),

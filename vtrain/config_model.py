@@ -210,6 +210,15 @@ class DataConfig(ConfigPart):
             "never used to choose anything."
         ),
     )
+    exclude: str | None = Field(
+        default=None,
+        min_length=1,
+        description=(
+            "Text file with one path per line, absolute or relative to the working directory: "
+            "these images are left out of every split. `vtrain check --write-list` writes one. "
+            "A line that starts with # is a comment, one in double quotes a JSON string."
+        ),
+    )
     image_size: int | None = Field(
         default=None,
         ge=16,

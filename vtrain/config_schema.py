@@ -21,6 +21,7 @@ EXPECTED = {
     "data.train": "the path of a folder, tar or list",
     "data.val": "the path of a folder, tar or list, or null",
     "data.test": "the path of a folder, tar or list, or null",
+    "data.exclude": "the path of a text file, or null",
     "train.device": "auto, cpu, cuda, cuda:N or mps",
 }
 _BOUNDS = (

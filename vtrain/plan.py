@@ -282,6 +282,8 @@ def run_facts(plan: FitPlan) -> dict[str, Any]:
         if isinstance(split, dict):
             facts[f"data.{name} count"] = split["count"]
             facts[f"data.{name} files"] = split["sha256"][:12]
+    if plan.splits.exclusion is not None:
+        facts["images left out by data.exclude"] = plan.splits.exclusion.digest[:12]
     for name, value in to_plain(plan.preprocessing).items():
         facts[f"preprocessing.{name}"] = value
     return facts

@@ -27,6 +27,7 @@ CONTRACT = {
     "backbones": "[NAME]",
     "probe": "FOLDER",
     "init": "FOLDER",
+    "check": "CONFIG|FOLDER [KEY=VALUE ...]",
     "config": "CONFIG [KEY=VALUE ...]",
     "schema": "",
     "sample": "FOLDER",
@@ -35,7 +36,7 @@ CONTRACT = {
 }
 JSON_COMMANDS = (
     *("fit", "evaluate", "compare", "predict", "embed", "neighbors", "suspects", "explain"),
-    *("backbones", "probe", "config", "cache", "env"),
+    *("backbones", "probe", "check", "config", "cache", "env"),
 )
 
 

@@ -2,12 +2,10 @@
 
 import hashlib
 import os
-import struct
 import time
 from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -19,10 +17,9 @@ import PIL
 from numpy.typing import NDArray
 
 from vtrain.data.images import CHECK_RULES, check_images
-from vtrain.data.manifest import Notify, is_settled, kept_file, say_not_kept
+from vtrain.data.kept_records import KeptRecords
+from vtrain.data.manifest import Notify, is_settled, kept_file
 from vtrain.data.shards import FileStatus, find_status
-from vtrain.errors import VtrainError
-from vtrain.files import atomic_write
 from vtrain.records import PackedPaths, SkippedFile
 from vtrain.signals import shield_worker, stop_signals_blocked
 
@@ -31,7 +28,6 @@ _PIECE_FILES = 1_024
 # A file of results may hold so many times as many as there are images; then it starts anew.
 _MAX_GROWTH = 8
 _MIN_LIMIT = 1_000_000
-_PIECE_HEAD = struct.Struct("<I8s")  # number of keys, checksum of them
 _NO_KEY = 0
 _NO_SIZE = 2**64 - 1  # -1 as a signed number
 # So many files are asked about by several processes; fewer take less time than starting those.
@@ -77,12 +73,17 @@ class CheckedFiles:
     """
 
     def __init__(self, root: Path, *, count: int, notify: Notify) -> None:
-        self._file = kept_file("checked", root)
         place = os.fsencode(root.resolve())
         rules = f"{CHECK_RULES} {PIL.__version__} ".encode()
-        self._head = b"vtrain checks 1 " + hashlib.sha256(rules + place).digest()
-        self._notify: Notify | None = notify
-        self._known, self._appendable = self._load(max(_MIN_LIMIT, _MAX_GROWTH * count))
+        self._records = KeptRecords(
+            kept_file("checked", root),
+            head=b"vtrain checks 1 " + hashlib.sha256(rules + place).digest(),
+            dtype=np.dtype("<u8"),
+            limit=max(_MIN_LIMIT, _MAX_GROWTH * count),
+            what="which images are good",
+            notify=notify,
+        )
+        self._known: Keys = np.unique(self._records.load()).astype(np.uint64)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -96,45 +97,7 @@ class CheckedFiles:
 
     def add(self, keys: Keys) -> None:
         """Keep the keys of good images, for good: a kill right after does not lose them."""
-        keys = keys[keys != _NO_KEY]
-        if self._notify is None or not len(keys):
-            return
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            if self._appendable:
-                with self._file.open("ab", buffering=0) as stream:
-                    stream.write(_pack_piece(keys))
-            else:
-                with atomic_write(self._file) as stream:
-                    stream.write(self._head + _pack_piece(self._known) + _pack_piece(keys))
-                self._appendable = True
-        except (OSError, VtrainError) as error:
-            say_not_kept("which images are good", self._file, error, self._notify)
-            self._notify = None
-
-    def _load(self, limit: int) -> tuple[Keys, bool]:
-        """The known keys, sorted, and whether the file is whole: more can be added at its end."""
-        empty = np.empty(0, np.uint64)
-        content = b""
-        with suppress(OSError):
-            content = self._file.read_bytes()
-        if not content.startswith(self._head):
-            return empty, False
-        position, pieces = len(self._head), [empty]
-        while position < len(content):
-            start = position + _PIECE_HEAD.size
-            if start > len(content):
-                break
-            count, checksum = _PIECE_HEAD.unpack_from(content, position)
-            piece = content[start : start + 8 * count]
-            if len(piece) != 8 * count or _checksum(piece) != checksum:
-                break
-            pieces.append(np.frombuffer(piece, "<u8").astype(np.uint64))
-            position = start + 8 * count
-        keys = np.unique(np.concatenate(pieces))
-        if len(keys) > limit:
-            return empty, False
-        return keys, position == len(content)
+        self._records.add(keys[keys != _NO_KEY])
 
 
 def check_unknown(
@@ -217,12 +180,3 @@ def _read_fact(path: str, started_ns: int) -> tuple[int, int]:
     )
     key = int.from_bytes(hashlib.blake2b(facts, digest_size=8).digest(), "little")
     return key, status.st_size
-
-
-def _pack_piece(keys: Keys) -> bytes:
-    content = keys.astype("<u8").tobytes()
-    return _PIECE_HEAD.pack(len(keys), _checksum(content)) + content
-
-
-def _checksum(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=8).digest()

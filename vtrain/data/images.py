@@ -1,5 +1,6 @@
 """The one way in which every command reads an image: hardened Pillow, upright 8-bit RGB."""
 
+import hashlib
 import logging
 import multiprocessing
 import os
@@ -11,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from io import BufferedReader, BytesIO, FileIO, RawIOBase
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,6 +78,27 @@ _CHUNK_FILES = 16  # files in one task of a checking process
 _CHECK_SECONDS = 300.0  # for one task, whose files may come over a slow network
 _APART_SECONDS = 60.0  # for one file in a process of its own
 _WAVE_FILES = 1024  # files for each process of one pool
+_DIGEST_BYTES = 16
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class WholeImage:
+    """An image as `read_image` gives it, and what its file says of itself.
+
+    `digest` is a hash of the file's bytes, `format` and `mode` are Pillow's names. `turned` is
+    whether EXIF turned it upright, `deep` whether a channel has more than 8 bits.
+    """
+
+    image: Image.Image
+    digest: bytes
+    format: str
+    mode: str
+    turned: bool
+    transparent: bool
+    deep: bool
+    animated: bool
 
 
 def read_image(
@@ -124,6 +147,38 @@ def read_size(path: Path | str) -> tuple[int, int]:
         return _open(file).size
 
 
+def read_whole(path: Path | str) -> WholeImage:
+    """Read one image in full, as `check_image` does, with what is worth knowing of its file.
+
+    Raises:
+        ImageError: the file cannot be used; the message is a short reason without the path.
+    """
+    with _reasons(), _SILENCE, _open_regular(path) as file:
+        loaded, stored = _load(file, min_edge=None)
+        file.seek(0)
+        digest = hashlib.sha256(file.read()).digest()[:_DIGEST_BYTES]
+        upright = _turn_upright(loaded)
+        image = _flatten(upright, WHITE)
+        return WholeImage(
+            image=image,
+            digest=digest,
+            format=loaded.format or "",
+            mode=loaded.mode,
+            turned=upright is not loaded,
+            transparent=loaded.has_transparency_data,
+            deep="16" in stored or loaded.mode == "F" or loaded.mode.startswith("I"),
+            animated=_is_animated(loaded),
+        )
+
+
+def _is_animated(image: ImageFile.ImageFile) -> bool:
+    """Whether there are more frames than the first, which is the one that counts."""
+    try:
+        return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
+    except Exception:  # of a second frame that is damaged
+        return True
+
+
 def check_images(
     paths: Sequence[Path],
     *,
@@ -139,53 +194,74 @@ def check_images(
 
     A file whose decoder kills its process (or makes the kernel do so) is listed like any other.
     """
+    reasons = map_images(_check, paths, workers=workers, progress=progress)
+    found = zip(paths, reasons, strict=True)
+    return [SkippedFile(path, reason) for path, reason in found if reason is not None]
+
+
+def _check(path: Path) -> None:
+    check_image(path)
+
+
+def map_images(
+    read: Callable[[Path], Found],
+    paths: Sequence[Path],
+    *,
+    workers: int,
+    progress: Callable[[int], object] | None = None,
+) -> list[Found | str]:
+    """What `read` returns for each image, or the reason why that image cannot be used.
+
+    Args:
+        read: can be pickled, and raises ImageError alone; its results are no strings.
+        paths: files to read.
+        workers: processes to use; 0 reads in this process.
+        progress: called with the number of files done since its last call.
+
+    A file whose decoder kills its process (or makes the kernel do so) gets a reason as well.
+    """
     report = progress or (lambda _: None)
+    results: list[Found | str] = []
     if workers == 0:
-        return _check_here(paths, report)
-    bad: list[SkippedFile] = []
+        for path in paths:
+            results.append(_try(read, path))
+            report(1)
+        return results
     wave = workers * _WAVE_FILES
     for start in range(0, len(paths), wave):
-        bad += _check_wave(paths[start : start + wave], workers, report)
-    return bad
+        results += _map_wave(read, paths[start : start + wave], workers, report)
+    return results
 
 
-def _check_here(paths: Sequence[Path], report: Callable[[int], object]) -> list[SkippedFile]:
-    bad = []
-    for path in paths:
-        reason = _find_fault(path)
-        if reason is not None:
-            bad.append(SkippedFile(path, reason))
-        report(1)
-    return bad
-
-
-def _check_wave(
-    paths: Sequence[Path], workers: int, report: Callable[[int], object]
-) -> list[SkippedFile]:
+def _map_wave(
+    read: Callable[[Path], Found],
+    paths: Sequence[Path],
+    workers: int,
+    report: Callable[[int], object],
+) -> list[Found | str]:
     """One pool, one wave: when a process dies, only this wave is looked at file by file."""
     chunks = [paths[i : i + _CHUNK_FILES] for i in range(0, len(paths), _CHUNK_FILES)]
-    bad: list[SkippedFile] = []
+    results: list[Found | str] = []
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(workers, len(chunks)), initializer=shield_worker)
     try:
         with stop_signals_blocked():
-            futures = _submit_chunks(pool, chunks)
+            futures = _submit_chunks(pool, read, chunks)
         for chunk, future in zip(chunks, futures, strict=True):
             try:
-                reasons = future.result(_CHECK_SECONDS) if future else _find_faults_apart(chunk)
+                found = future.result(_CHECK_SECONDS) if future else _try_apart(read, chunk)
             except (BrokenProcessPool, TimeoutError) as error:
                 if isinstance(error, TimeoutError):
                     _kill_all(set(multiprocessing.active_children()) - others)
-                reasons = _find_faults_apart(chunk)
-            found = zip(chunk, reasons, strict=True)
-            bad += [SkippedFile(path, reason) for path, reason in found if reason is not None]
+                found = _try_apart(read, chunk)
+            results += found
             report(len(chunk))
     except KeyboardInterrupt:
         _kill_all(set(multiprocessing.active_children()) - others)
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-    return bad
+    return results
 
 
 def _kill_all(processes: Iterable[BaseProcess]) -> None:
@@ -194,36 +270,36 @@ def _kill_all(processes: Iterable[BaseProcess]) -> None:
 
 
 def _submit_chunks(
-    pool: ProcessPoolExecutor, chunks: Sequence[Sequence[Path]]
-) -> list["Future[list[str | None]] | None"]:
+    pool: ProcessPoolExecutor, read: Callable[[Path], Found], chunks: Sequence[Sequence[Path]]
+) -> list["Future[list[Found | str]] | None"]:
     """One future a chunk; None from where on the pool refuses because a process has died."""
-    futures: list[Future[list[str | None]] | None] = []
+    futures: list[Future[list[Found | str]] | None] = []
     for chunk in chunks:
         try:
-            futures.append(pool.submit(_find_faults, chunk))
+            futures.append(pool.submit(_try_all, read, chunk))
         except BrokenProcessPool:
             futures.append(None)
     return futures
 
 
-def _find_faults_apart(paths: Sequence[Path]) -> list[str | None]:
-    """Faults of files of which one may kill its process or hold it up: each gets its own."""
-    return [
-        run_apart(partial(_find_fault, path), timeout=_APART_SECONDS) or _find_fault(path)
-        for path in paths
-    ]
+def _try_apart(read: Callable[[Path], Found], paths: Sequence[Path]) -> list[Found | str]:
+    """As `_try_all`, where a file may kill its process or hold it up: each gets its own."""
+    results: list[Found | str] = []
+    for path in paths:
+        reason = run_apart(partial(_try, read, path), timeout=_APART_SECONDS)
+        results.append(_try(read, path) if reason is None else reason)
+    return results
 
 
-def _find_faults(paths: Sequence[Path]) -> list[str | None]:
-    return [_find_fault(path) for path in paths]
+def _try_all(read: Callable[[Path], Found], paths: Sequence[Path]) -> list[Found | str]:
+    return [_try(read, path) for path in paths]
 
 
-def _find_fault(path: Path) -> str | None:
+def _try(read: Callable[[Path], Found], path: Path) -> Found | str:
     try:
-        check_image(path)
+        return read(path)
     except ImageError as error:
         return error.message
-    return None
 
 
 def _open(file: BinaryIO) -> ImageFile.ImageFile:
@@ -242,6 +318,12 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
 def _decode(
     file: BinaryIO, *, min_edge: int | None, background: tuple[int, int, int]
 ) -> Image.Image:
+    image, _ = _load(file, min_edge=min_edge)
+    return _flatten(_turn_upright(image), background)
+
+
+def _load(file: BinaryIO, *, min_edge: int | None) -> tuple[ImageFile.ImageFile, str]:
+    """The decoded image, and Pillow's name for how the file stores a pixel."""
     image = _open(file)
     if isinstance(image, PngImageFile) and image.tile:
         image.verify()  # finds flipped bits that a decode misses, for a few percent of its time
@@ -253,9 +335,10 @@ def _decode(
             image.draft(None, (2 * min_edge, 2 * min_edge))
     if image.tile and image.tile[0].codec_name == "ppm_plain":
         _require_short_text(image.size, file)
+    stored = str(image.tile[0].args) if image.tile else ""
     with _MUTE if isinstance(image, TiffImageFile) else nullcontext():
         image.load()
-    return _flatten(_turn_upright(image), background)
+    return image, stored
 
 
 def _require_few_scans(file: BinaryIO) -> None:

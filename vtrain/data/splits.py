@@ -11,6 +11,7 @@ from typing import Any
 from vtrain.config import DataConfig
 from vtrain.console import Console, one_line
 from vtrain.data.checked import CheckedFiles, CheckResult, Sizes, check_unknown
+from vtrain.data.exclusion import Exclusion, exclude_images
 from vtrain.data.folders import scan_labelled, split_stratified
 from vtrain.data.loaders import resolve_workers
 from vtrain.data.shards import find_status
@@ -26,7 +27,7 @@ class Splits:
 
     `bad_images` could not be read and are in no split. `checked` images were read to find them,
     `known` ones were found good before and are unchanged. `sizes` of the images in bytes, by split,
-    are known once they were checked.
+    are known once they were checked. `exclusion` tells what `data.exclude` left out.
     """
 
     train: LabelledImages
@@ -36,6 +37,7 @@ class Splits:
     checked: int = field(default=0, compare=False)
     known: int = field(default=0, compare=False)
     sizes: dict[str, Sizes] = field(default_factory=dict, compare=False, repr=False)
+    exclusion: Exclusion | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -57,7 +59,7 @@ def scan_splits(config: DataConfig, *, seed: int, console: Console) -> Splits:
     """Scan the folders of a config and hold out validation images if asked to; opens no image.
 
     Raises:
-        DataError: a folder cannot be used.
+        DataError: a folder, or the list of `data.exclude`, cannot be used.
     """
     say_once = _OnceOnly(console.warn)
     train = scan_labelled(Path(config.train), name="data.train", notify=say_once)
@@ -75,6 +77,11 @@ def scan_splits(config: DataConfig, *, seed: int, console: Console) -> Splits:
             Path(config.test), classes=train.classes, name="data.test", notify=say_once
         )
     splits = Splits(train, val, test)
+    if config.exclude is not None:
+        # After the split: a held-out image stays held out, whatever else is left out.
+        kept, exclusion = exclude_images(splits.named(), Path(config.exclude))
+        splits = Splits(kept["train"], kept["val"], kept.get("test"), exclusion=exclusion)
+        _say_excluded(exclusion, console)
     _say_surprises(splits, console)
     return splits
 
@@ -90,6 +97,21 @@ class _OnceOnly:
         if not self.said:
             self.said = True
             self.say(message)
+
+
+def _say_excluded(exclusion: Exclusion, console: Console) -> None:
+    counts = ", ".join(f"{count} {name}" for name, count in exclusion.counts.items())
+    console.say(f"data.exclude: {one_line(exclusion.path)} leaves out {counts} images")
+    if exclusion.unmatched:
+        console.warn(describe_unmatched(exclusion))
+
+
+def describe_unmatched(exclusion: Exclusion) -> str:
+    """How many entries of a list match no image, and the first of them (there is at least one)."""
+    count = len(exclusion.unmatched)
+    entries = "1 entry matches" if count == 1 else f"{count} entries match"
+    first = one_line(exclusion.unmatched[0])
+    return f"data.exclude: {entries} no image; the first is {first}"
 
 
 def _say_surprises(splits: Splits, console: Console) -> None:
@@ -141,8 +163,15 @@ def check_splits(splits: Splits, config: DataConfig, *, console: Console) -> Spl
         console.warn(f"skipped {one_line(each.path)}: {each.reason}")
     _require_images(kept)
     checked = total - known_before
-    return Splits(
-        kept["train"], kept["val"], kept.get("test"), tuple(bad), checked, known_before, sizes
+    return replace(
+        splits,
+        train=kept["train"],
+        val=kept["val"],
+        test=kept.get("test"),
+        bad_images=tuple(bad),
+        checked=checked,
+        known=known_before,
+        sizes=sizes,
     )
 
 
@@ -192,10 +221,12 @@ def describe_splits(splits: Splits) -> dict[str, Any]:
                 "per_class": dict(zip(images.classes, images.class_counts(), strict=True)),
                 "sha256": split_digest(images, splits.sizes.get(name)),
                 "skipped": _list_skipped(images.skipped),
+                "excluded": splits.exclusion.counts[name] if splits.exclusion else 0,
             }
             for name, images in splits.named().items()
         },
         "bad_images": _list_skipped(splits.bad_images),
+        "exclude": str(splits.exclusion.path) if splits.exclusion else None,
     }
 
 
