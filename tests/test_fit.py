@@ -23,7 +23,6 @@ from tests.runs import (
 from tests.tiny import break_image, draw_labelled
 from vtrain.checkpoint import load_checkpoint, save_checkpoint
 from vtrain.config import load_config
-from vtrain.console import Console
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import (
     ConfigError,
@@ -36,7 +35,6 @@ from vtrain.errors import (
     StoppedError,
     UsageError,
 )
-from vtrain.fit import fit
 from vtrain.fit_run import FitRun
 from vtrain.models.freezing import verify_frozen
 from vtrain.models.model_file import load_model_file, save_model
@@ -63,6 +61,7 @@ def test_run_folder_holds_everything_and_the_model_stands_alone() -> None:
         "config.resolved.yaml",
         "env.json",
         "data.json",
+        "plan.json",
         "model.safetensors",
         "last.ckpt",
         "metrics.jsonl",
@@ -116,14 +115,6 @@ def test_test_split_is_evaluated_once_at_the_end() -> None:
     assert result.test_top1 is not None
     assert len((result.run_dir / "predictions-test.csv").read_text().splitlines()) == 4
     assert all("test" not in row for row in read_rows(result.run_dir))
-
-
-def test_dry_run_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit(load(), dry_run=True, console=Console()) is None
-    assert not Path("runs").exists()
-    said = capsys.readouterr().err
-    assert "18 train, 6 val images of 3 classes" in said
-    assert "block1" in said
 
 
 @pytest.mark.parametrize(
@@ -424,7 +415,7 @@ def test_loss_that_is_not_finite_stops_the_run(monkeypatch: pytest.MonkeyPatch) 
             loss = super().forward(logits, labels)
             return loss * float("inf") if self.calls == 3 else loss
 
-    monkeypatch.setattr("vtrain.fit_run.build_loss", lambda **_: LossThatBreaks())
+    monkeypatch.setattr("vtrain.loop_builder.build_loss", lambda **_: LossThatBreaks())
     with pytest.raises(DivergedError, match="not finite at step 3"):
         run("train.save_every_steps=1", "run_dir=runs/a")
     assert load_checkpoint(Path("runs/a/last.ckpt")).state.step == 2
@@ -486,11 +477,6 @@ def test_early_stopping_is_counted_in_the_last_phase() -> None:
     assert len(rows) < 8
 
 
-def test_dry_run_of_a_resumed_run_is_refused() -> None:
-    with pytest.raises(UsageError, match="--dry-run and --resume"):
-        fit(load(), resume=True, dry_run=True, console=Console(quiet=True))
-
-
 def test_resume_leaves_a_folder_that_is_no_run_alone() -> None:
     Path("mine").mkdir()
     (Path("mine") / "config.yaml").write_text("precious: 1")
@@ -514,7 +500,7 @@ def test_gradient_that_is_not_finite_never_reaches_a_checkpoint(
                 loss = loss + torch.sqrt((logits - logits.detach()).abs().sum())
             return loss
 
-    monkeypatch.setattr("vtrain.fit_run.build_loss", lambda **_: LossWithBadGradient())
+    monkeypatch.setattr("vtrain.loop_builder.build_loss", lambda **_: LossWithBadGradient())
     with pytest.raises(DivergedError, match="not finite at step 3"):
         run("train.save_every_steps=1", "run_dir=runs/a")
     checkpoint = load_checkpoint(Path("runs/a/last.ckpt"))

@@ -11,7 +11,8 @@ from vtrain.checkpoint import Checkpoint, load_last_checkpoint
 from vtrain.config import LoadedConfig, flatten_config
 from vtrain.console import Console
 from vtrain.distributed import ALONE, ProcessGroup
-from vtrain.errors import ModelError, UsageError, VtrainError
+from vtrain.dry_run import Forecast, Outline, Rehearsal, build_outline
+from vtrain.errors import ModelError, VtrainError
 from vtrain.files import sweep_temporaries
 from vtrain.fit_run import FitRun, describe_machine
 from vtrain.phase import PhaseBuilder
@@ -41,12 +42,11 @@ def fit(
     loaded: LoadedConfig,
     *,
     resume: Resume = False,
-    dry_run: bool = False,
     profile: bool = False,
     console: Console,
     group: ProcessGroup = ALONE,
-) -> FitResult | None:
-    """Train what the config describes into a run folder; with `dry_run` only show the plan.
+) -> FitResult:
+    """Train what the config describes into a run folder.
 
     `resume` goes on with an earlier run; `auto` does so where there is one.
 
@@ -58,17 +58,43 @@ def fit(
     Raises:
         VtrainError: with the exit code of what went wrong; a stopped run can be resumed.
     """
-    if dry_run and resume:
-        raise UsageError(
-            "--dry-run and --resume were both given", "leave one out: a plan is of a new run"
-        )
     keep_freed_memory()
     device = find_device(group.choose_device(loaded.config.train.device))
     with _stopped_outside(), explained_errors(), group.joined(device), group.explained():
-        if dry_run:
-            show_plan(_plan(loaded, console, group), console)
-            return None
         return _fit(loaded, _Job(console, group, profile), resume)
+
+
+def dry_run(
+    loaded: LoadedConfig,
+    *,
+    console: Console,
+    on_plan: Callable[[Outline], None],
+    group: ProcessGroup = ALONE,
+) -> tuple[Outline, Forecast]:
+    """Plan a new run and try a few steps of each phase; writes no run folder and no features.
+
+    `on_plan` gets the plan before the first step. All processes of `group` call this together;
+    each measures by itself.
+
+    Raises:
+        VtrainError: what would end the run before its first epoch does.
+    """
+    keep_freed_memory()
+    device = find_device(group.choose_device(loaded.config.train.device))
+    try:
+        with explained_errors(), group.joined(device), group.explained():
+            run_dir = _first_alone(
+                group,
+                lambda: choose_run_dir(loaded.config.run_dir, loaded.name, resume=False),
+            )
+            plan = _plan(loaded, console, group)
+            outline = build_outline(plan, run_dir)
+            on_plan(outline)
+            rehearsal = Rehearsal(plan, console)
+            with group.together():
+                return outline, rehearsal.measure(run_dir)
+    except KeyboardInterrupt as error:
+        raise build_stop_error(error, "stopped: nothing was written") from error
 
 
 @dataclass(frozen=True, slots=True)

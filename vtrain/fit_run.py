@@ -17,16 +17,21 @@ from vtrain.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vtrain.checkpoint_content import check_fit
 from vtrain.config import dump_config, flatten_config
 from vtrain.console import Console, one_line
-from vtrain.data.loaders import Batch, EpochBatchSampler
-from vtrain.data.transforms import build_batch_mix
+from vtrain.data.loaders import Batch
 from vtrain.distributed import ProcessGroup
 from vtrain.errors import DivergedError, ModelError, VtrainError
 from vtrain.evaluate import ModelEvaluation
 from vtrain.files import write_json, write_text
 from vtrain.final_evaluation import FinalEvaluation
+from vtrain.loop_builder import (
+    build_loop,
+    build_sampler,
+    count_saved_bytes,
+    count_steps,
+    set_phase,
+)
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import (
-    find_scheduled_phases,
     frozen_digests,
     summarize_stages,
     verify_frozen,
@@ -34,6 +39,7 @@ from vtrain.models.freezing import (
 from vtrain.models.model_file import ModelFile, load_model_file, save_model
 from vtrain.phase import PhaseBuilder
 from vtrain.plan import FitPlan, run_facts, show_stages
+from vtrain.plan_record import build_plan_record
 from vtrain.profile import PROFILE_NAME, build_profile, show_profile
 from vtrain.records import EpochMetrics, FitResult, to_plain
 from vtrain.run_folder import (
@@ -47,20 +53,13 @@ from vtrain.run_folder import (
     require_disk_space,
     save_result,
 )
+from vtrain.run_record import DATA_NAME, ENVIRONMENT_NAME, PLAN_NAME
 from vtrain.runtime import describe_environment, place_model
 from vtrain.signals import StopRequest, build_stop_error
 from vtrain.tensor_files import find_non_finite, load_tensors, shorten_names
-from vtrain.training.ema import ModelEma
-from vtrain.training.loop import NotFiniteError, StepReport, TrainLoop, TrainState
-from vtrain.training.losses import balanced_class_weights, build_loss
+from vtrain.training.loop import NotFiniteError, StepReport, TrainState
 from vtrain.training.metric_log import TensorBoardLog, write_metrics
-from vtrain.training.optim import (
-    build_optimizer,
-    build_schedule,
-    head_learning_rate,
-    optimizer_bytes,
-)
-from vtrain.training.precision import Precision
+from vtrain.training.optim import head_learning_rate
 from vtrain.training.stopwatch import Stopwatch
 
 # Epochs on stored features take milliseconds: a checkpoint after each would take longer. What a
@@ -133,55 +132,10 @@ class FitRun:
         self.saved_step: int | None = None
         self.vote = StopVote(plan.group, stop)
         self.stopwatch = Stopwatch(plan.device, enabled=profile)
-        self.sampler = self._build_sampler()
+        self.sampler = build_sampler(plan)
         self.state = TrainState()
         self.work = PhaseBuilder(plan, console, self._stop_if_asked)
-        self.loop = TrainLoop(
-            classifier=plan.classifier,
-            model=plan.classifier,
-            optimizer=build_optimizer(plan.groups, config.optim, plan.device),
-            precision=Precision(plan.precision, plan.device),
-            loss=self._build_loss(),
-            prepare=lambda inputs: inputs,
-            batch_mix=build_batch_mix(
-                config.data.mixup, config.data.cutmix, len(plan.splits.classes)
-            ),
-            ema=ModelEma(plan.classifier, config.train.ema) if config.train.ema else None,
-            device=plan.device,
-            seed=config.seed,
-            accumulate=plan.accumulate,
-            clip_norm=config.train.clip_norm,
-            state=self.state,
-            stopwatch=self.stopwatch,
-            notify=console.warn,
-            group=plan.group,
-        )
-
-    def _build_sampler(self) -> EpochBatchSampler:
-        config, train = self.plan.config, self.plan.splits.train
-        weights = None
-        if config.data.balance == "sampler":
-            by_class = balanced_class_weights(train.class_counts())
-            weights = [by_class[label] for label in train.labels]
-        return EpochBatchSampler(
-            num_images=len(train),
-            batch_size=self.plan.batch_size * self.plan.group.world_size,
-            seed=config.seed,
-            weights=weights,
-            rank=self.plan.group.rank,
-            world_size=self.plan.group.world_size,
-        )
-
-    def _build_loss(self) -> torch.nn.Module:
-        config = self.plan.config
-        weights = None
-        if config.data.balance == "loss":
-            weights = balanced_class_weights(self.plan.splits.train.class_counts())
-        return build_loss(
-            label_smoothing=config.train.label_smoothing,
-            class_weights=weights,
-            device=self.plan.device,
-        )
+        self.loop = build_loop(plan, self.state, self.stopwatch, notify=console.warn)
 
     @property
     def is_main(self) -> bool:
@@ -191,7 +145,7 @@ class FitRun:
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps of an epoch; the last may gather fewer batches than the others."""
-        return -(-len(self.sampler) // self.plan.accumulate)
+        return count_steps(self.plan, self.sampler)
 
     def write_description(self) -> None:
         """Write what the run is into its folder."""
@@ -199,7 +153,7 @@ class FitRun:
             return
         loaded = self.plan.loaded
         write_text(self.run_dir / CONFIG_NAME, loaded.text)
-        write_json(self.run_dir / "data.json", self.plan.data)
+        write_json(self.run_dir / DATA_NAME, self.plan.data)
         self._write_settings()
 
     def _write_settings(self) -> None:
@@ -211,7 +165,10 @@ class FitRun:
             "workers": self.plan.workers,
             "accumulate": self.plan.accumulate,
         }
-        write_json(self.run_dir / "env.json", {**describe_environment(), "choices": choices})
+        environment = {**describe_environment(), "choices": choices}
+        write_json(self.run_dir / ENVIRONMENT_NAME, environment)
+        record = build_plan_record(self.plan, steps_per_epoch=self.steps_per_epoch)
+        write_json(self.run_dir / PLAN_NAME, record)
 
     # --- phases and epochs -------------------------------------------------------------------
 
@@ -223,13 +180,8 @@ class FitRun:
         """
         if not self.is_main:
             return
-        model = sum(tensor.nbytes for tensor in self.plan.classifier.state_dict().values())
-        copies = 1 if self.loop.ema is None else 2
-        require_disk_space(
-            self.run_dir,
-            checkpoint_bytes=copies * model + optimizer_bytes(self.loop.optimizer),
-            model_bytes=model,
-        )
+        checkpoint, model = count_saved_bytes(self.loop)
+        require_disk_space(self.run_dir, checkpoint_bytes=checkpoint, model_bytes=model)
 
     def train(self) -> None:
         """Run the epochs that are left."""
@@ -307,26 +259,14 @@ class FitRun:
             first = stop
 
     def _enter_phase(self, index: int, first_epoch: int) -> None:
-        plan, loop = self.plan, self.loop
-        phase = plan.phases[index]
-        plan.apply_freeze(phase)
-        scheduled = find_scheduled_phases(plan.phases, index)
-        loop.phase = index
-        loop.first_step = self.steps_per_epoch * sum(
-            each.epochs for each in plan.phases[: scheduled.start]
-        )
-        loop.schedule = build_schedule(
-            plan.config.optim,
-            steps_per_epoch=self.steps_per_epoch,
-            epochs=sum(each.epochs for each in plan.phases[scheduled]),
-        )
+        plan = self.plan
+        set_phase(self.loop, plan, index, self.steps_per_epoch)
         if (self.state.epoch, self.state.batch) == (first_epoch, 0):
             # Else the digests were restored: they are from when the phase began.
             self.frozen = frozen_digests(plan.classifier)
             if index:
-                show_stages(
-                    phase, summarize_stages(plan.classifier, plan.groups, index), self.console
-                )
+                stages = summarize_stages(plan.classifier, plan.groups, index)
+                show_stages(plan.phases[index], stages, self.console)
 
     def _run_phase(self, stop_epoch: int, tensorboard: TensorBoardLog | None) -> None:
         with self.stopwatch.section("features"):

@@ -269,6 +269,7 @@ class PhaseBuilder:
         ahead: LabelledImages | None = None,
         silent: bool = False,
     ) -> StoredRows | None:
+        """Rows of images, stored or computed now; a rehearsal makes them up instead."""
         started = time.perf_counter()
         rows = cache.provide(part, images.paths, views, ahead=ahead.paths if ahead else ())
         told = images is self.plan.splits.val and self._val_told

@@ -291,6 +291,12 @@ def run_facts(plan: FitPlan) -> dict[str, Any]:
 
 def show_plan(plan: FitPlan, console: Console) -> None:
     """Say what will be trained, on what, and how."""
+    show_facts(plan, console)
+    show_phases(plan, console)
+
+
+def show_facts(plan: FitPlan, console: Console) -> None:
+    """Data, input, model and batches, a line each."""
     splits, config = plan.splits, plan.config
     counts = splits.train.class_counts()
     console.say(
@@ -313,9 +319,13 @@ def show_plan(plan: FitPlan, console: Console) -> None:
         console.say(
             f"batches: {plan.batch_size} images at once, {plan.accumulate} batches in a step"
         )
+
+
+def show_phases(plan: FitPlan, console: Console, *, every: bool = False) -> None:
+    """The table of stages of each phase, or of the first one where there are many."""
     for index, phase in enumerate(plan.phases):
         plan.apply_freeze(phase)
-        if index == 0 or len(plan.phases) <= 3:
+        if index == 0 or every or len(plan.phases) <= 3:
             show_stages(phase, summarize_stages(plan.classifier, plan.groups, index), console)
 
 
@@ -340,7 +350,8 @@ def show_stages(phase: Phase, stages: list[StageSummary], console: Console) -> N
             )
             for stage in stages
         ],
-        title=f"phase {phase.name}, {phase.epochs} epochs: trains {format_count(trainable)} "
+        title=f"phase {phase.name}, {phase.epochs} epoch{'s' if phase.epochs > 1 else ''}: "
+        f"trains {format_count(trainable)} "
         f"of {format_count(total)} parameters",
         right=(1, 2, 3),
     )

@@ -549,7 +549,7 @@ _GALLERIES = {
     ),
     "strange": (
         "Unlike the training images",
-        "Further from all training images than 99 % of the validation images are, the furthest "
+        "Further from all training images than 95 % of the validation images are, the furthest "
         "first: other cameras, other subjects, or files that do not belong here.",
         "No validation image is unlike the training images, as far as is known.",
     ),

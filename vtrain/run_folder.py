@@ -259,6 +259,11 @@ def require_same_run(
     return [change for change in config if change.name != "run_dir"]
 
 
+def count_needed_bytes(*, checkpoint_bytes: int, model_bytes: int) -> int:
+    """What a run needs of the disk: two checkpoints and a model, and one more of each at times."""
+    return 3 * checkpoint_bytes + 2 * model_bytes
+
+
 def require_disk_space(run_dir: Path, *, checkpoint_bytes: int, model_bytes: int) -> None:
     """Find out before training whether the disk has room for what the run will save.
 
@@ -270,8 +275,8 @@ def require_disk_space(run_dir: Path, *, checkpoint_bytes: int, model_bytes: int
     """
     kept = [CHECKPOINT_NAME, PREVIOUS_NAME, MODEL_NAME]
     existing = sum((run_dir / name).stat().st_size for name in kept if (run_dir / name).exists())
-    needed = 3 * checkpoint_bytes + 2 * model_bytes - existing
-    require_space(run_dir, needed, "the checkpoints of this run")
+    needed = count_needed_bytes(checkpoint_bytes=checkpoint_bytes, model_bytes=model_bytes)
+    require_space(run_dir, needed - existing, "the checkpoints of this run")
 
 
 def save_result(run_dir: Path, result: FitResult) -> None:

@@ -221,6 +221,8 @@ def _can_show(point: tuple[float, float], log_x: bool, log_y: bool) -> bool:
 def _fit_axis(values: Sequence[float], title: str, *, log: bool, whole: bool = False) -> Axis:
     """An axis over all values, with room on both sides of a single one."""
     low, high = min(values), max(values)
+    if whole:
+        low, high = math.floor(low), math.ceil(high)
     if high - low <= 1e-12 * max(abs(low), abs(high)):
         room = 1.0 if whole or low == 0 else abs(low) / 2
         low, high = (low / 2, high * 2) if log else (low - room, high + room)

@@ -11,10 +11,13 @@ import pytest
 
 from tests.cli.program import (
     Program,
+    TerminalProgram,
     assert_refused,
+    lasting_lines,
     read_lines,
     start_process,
     wait_for_line,
+    without_styles,
 )
 from vtrain.errors import ExitCode
 from vtrain.profile import SECTIONS
@@ -71,7 +74,56 @@ def test_dry_run_shows_the_plan_and_writes_nothing(folder: Path, program: Progra
     done = program("fit", "tiny.yaml", "--dry-run")
     assert (done.code, done.out) == (0, "")
     assert "block1" in done.err
+    assert read_lines(done.talk, "time: about ")
+    assert "would write: runs/tiny-002, its model to runs/tiny-002/model.safetensors" in done.err
     assert not read_lines(done.talk, "epoch")
+    assert [path.name for path in Path("runs").iterdir()] == ["tiny-001"]
+
+
+def test_dry_run_as_json(folder: Path, program: Program) -> None:
+    done = program("fit", "tiny.yaml", "--dry-run", "--json")
+    assert done.code == 0
+    record = json.loads(done.out)
+    assert (record["schema"], record["run_dir"]) == (1, "runs/tiny-002")
+    assert [phase["name"] for phase in record["phases"]] == ["finetune"]
+    assert "phase finetune" not in done.err
+
+
+def test_dry_run_of_nothing_else(folder: Path, program: Program) -> None:
+    both = program("fit", "tiny.yaml", "--dry-run", "--resume")
+    assert_refused(both, 2, "--dry-run and --resume were both given")
+    assert_refused(program("fit", "tiny.yaml", "--dry-run", "--profile"), 2, "--profile")
+    assert_refused(program("fit", "tiny.yaml", "--json"), 2, "--json was given without --dry-run")
+    taken = program("fit", "tiny.yaml", "--dry-run", "run_dir=runs/tiny-001")
+    assert_refused(taken, 2, "runs/tiny-001 exists already")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_dry_run_on_a_terminal_keeps_to_its_columns(
+    folder: Path, terminal: TerminalProgram, columns: int
+) -> None:
+    code, shown = terminal("fit", "tiny.yaml", "--dry-run", columns=columns)
+    assert code == 0
+    lines = [without_styles(line) for line in lasting_lines(shown)]
+    plot = lines[lines.index("learning rate") :][:14]
+    assert plot[-1] == "o head   x backbone"
+    assert max(map(len, plot)) <= min(columns, 100)
+    assert any("\u2800" <= char <= "\u28ff" for line in plot for char in line)
+    rows = [line for line in lines if line.startswith(("phase ", "finetune ", "block1 "))]
+    tables = [row for row in rows if not row.startswith("phase finetune")]
+    assert max(map(len, tables)) <= columns
+
+
+def test_dry_run_is_stopped_by_ctrl_c(
+    folder: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vtrain.dry_run._Pace.tick", interrupt)
+    done = program("fit", "tiny.yaml", "--dry-run")
+    assert done.code == ExitCode.INTERRUPTED
+    assert done.talk[-1] == "error: stopped: nothing was written"
     assert [path.name for path in Path("runs").iterdir()] == ["tiny-001"]
 
 

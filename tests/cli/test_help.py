@@ -35,7 +35,7 @@ CONTRACT = {
     "env": "",
 }
 JSON_COMMANDS = (
-    *("evaluate", "compare", "predict", "embed", "neighbors", "suspects", "explain"),
+    *("fit", "evaluate", "compare", "predict", "embed", "neighbors", "suspects", "explain"),
     *("backbones", "probe", "check", "config", "cache", "env"),
 )
 

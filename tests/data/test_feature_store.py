@@ -259,6 +259,21 @@ def test_a_damaged_block_is_removed_and_said(tmp_path: Path, damage: object) -> 
     assert said == []
 
 
+def test_a_look_at_a_store_changes_nothing(tmp_path: Path) -> None:
+    facts = {"shape": list(SHAPE), "dtype": "float32"}
+    assert FeatureStore.peek(tmp_path / "none", facts) is None
+    assert not (tmp_path / "none").exists()
+    store = open_store(tmp_path)
+    for first in (0, 2):
+        store.append(name_rows(2, start=first), draw_rows(2))
+    flip_byte(find_blocks(store)[0])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    found = FeatureStore.peek(tmp_path, facts)
+    assert found is not None
+    assert (found.find(name_rows(4)) >= 0).tolist() == [False, False, True, True]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
 def test_half_a_block_of_a_dead_process_is_swept(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     left = store.folder / ".block-1.safetensors.999999999-0123abcd.tmp"

@@ -8,7 +8,7 @@ import typer
 from vtrain.commands.options import Config, Debug, Overrides, Quiet
 from vtrain.commands.outcomes import quote_path
 from vtrain.commands.together import told_once
-from vtrain.console import Console, format_duration, one_line, print_line
+from vtrain.console import Console, format_duration, one_line, print_json, print_line
 from vtrain.errors import UsageError
 from vtrain.usage import RESUME_AUTO
 
@@ -26,10 +26,17 @@ def fit(
     ] = False,
     resume_auto: Annotated[bool, typer.Option(RESUME_AUTO, hidden=True)] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be trained, and stop.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show the whole plan, with time and memory from a few steps, and stop.",
+        ),
     ] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Say at the end where the time went.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: print the plan as JSON on stdout.")
     ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -40,11 +47,13 @@ def fit(
     vtrain fit flowers.yaml
     vtrain fit flowers.yaml train.epochs=20 optim.lr=3e-4
     vtrain fit flowers.yaml freeze=head model.backbone=mobilenet_v3_small
+    vtrain fit flowers.yaml --dry-run
     vtrain fit flowers.yaml --resume
     torchrun --nproc-per-node=4 -m vtrain fit flowers.yaml
     """
     from vtrain.config import load_config
 
+    _require_sense(resume=resume or resume_auto, dry_run=dry_run, as_json=as_json, profile=profile)
     try:
         loaded = load_config(config, overrides or [])
     except UsageError as error:
@@ -59,16 +68,59 @@ def fit(
     group = read_process_group()
     console = Console(quiet=quiet or not group.is_main)
     with told_once(group):
+        if dry_run:
+            _try(loaded, console, group, as_json=as_json)
+            return
         result = run_fit(
             loaded,
             resume="auto" if resume_auto else resume,
-            dry_run=dry_run,
             profile=profile,
             console=console,
             group=group,
         )
-    if result is not None and group.is_main:
+    if group.is_main:
         _show_fit(result, console)
+
+
+def _require_sense(*, resume: bool, dry_run: bool, as_json: bool, profile: bool) -> None:
+    """Refuse options that exclude or need each other.
+
+    Raises:
+        UsageError: they do.
+    """
+    if dry_run and resume:
+        raise UsageError(
+            "--dry-run and --resume were both given", "leave one out: a plan is of a new run"
+        )
+    if dry_run and profile:
+        raise UsageError(
+            "--dry-run and --profile were both given", "leave one out: a profile is of a whole run"
+        )
+    if as_json and not dry_run:
+        raise UsageError(
+            "--json was given without --dry-run",
+            "add --dry-run for the plan; a run's metrics are in metrics.jsonl of its folder",
+        )
+
+
+def _try(loaded: Any, console: Console, group: Any, *, as_json: bool) -> None:
+    from vtrain.dry_run import require_room
+    from vtrain.dry_run_view import build_dry_run_record, show_forecast, show_outline
+    from vtrain.fit import dry_run
+
+    outline, forecast = dry_run(
+        loaded,
+        console=console,
+        on_plan=lambda outline: None if as_json else show_outline(outline, console),
+        group=group,
+    )
+    if not group.is_main:
+        return
+    if as_json:
+        print_json(build_dry_run_record(outline, forecast))
+    else:
+        show_forecast(outline, forecast, console)
+    require_room(forecast, outline.run_dir)
 
 
 def _show_fit(result: Any, console: Console) -> None:

@@ -104,10 +104,12 @@ class FeatureStore:
         row_shape: Sequence[int],
         dtype: torch.dtype,
         notify: Callable[[str], None],
+        read_only: bool = False,
     ) -> None:
         self.folder = folder
         self._row_shape, self._dtype = tuple(row_shape), dtype
         self._notify = notify
+        self._read_only = read_only
         self._blocks: dict[str, Tensor] = {}
         self._identities: dict[str, Identities] = {}
 
@@ -122,8 +124,7 @@ class FeatureStore:
         Raises:
             StoreError: the folder cannot be written.
         """
-        text = json.dumps(facts, sort_keys=True)
-        folder = root / hashlib.sha256(text.encode()).hexdigest()[:32]
+        folder = _find_folder(root, facts)
         try:
             with _store_errors():
                 folder.mkdir(parents=True, exist_ok=True)
@@ -137,6 +138,27 @@ class FeatureStore:
         store.refresh()
         return store
 
+    @classmethod
+    def peek(cls, root: Path, facts: Mapping[str, Any]) -> "FeatureStore | None":
+        """As `open`, to look at what is there: nothing is written, and damage is passed over.
+
+        None where there is no such store.
+        """
+        folder = _find_folder(root, facts)
+        if not (folder / FACTS_NAME).is_file():
+            return None
+        dtype = getattr(torch, facts["dtype"])
+        store = cls(
+            folder,
+            row_shape=facts["shape"],
+            dtype=dtype,
+            notify=lambda _: None,
+            read_only=True,
+        )
+        with suppress(StoreError):
+            store.refresh()
+        return store
+
     def refresh(self) -> None:
         """Take in the blocks that were written since the last look."""
         for path in sorted(self.folder.glob("block-*.safetensors")):
@@ -147,8 +169,8 @@ class FeatureStore:
         try:
             identities, activations = self._read_block(path)
         except (ModelError, ValueError) as error:
-            if not path.exists():
-                return  # another process has removed it
+            if self._read_only or not path.exists():
+                return  # another process has removed it, or a run will compute it again
             if isinstance(error.__cause__, OSError):
                 raise StoreError(f"cannot read {path}: {error.__cause__.strerror}") from error
             self._notify(f"feature cache: a block is computed again: {error}")
@@ -236,6 +258,11 @@ class FeatureStore:
         if missing := int((rows < 0).sum()):
             raise StoreError(f"{missing:,} rows that were written are not in {self.folder}")
         return StoredRows(list(self._blocks.values()), rows)
+
+
+def _find_folder(root: Path, facts: Mapping[str, Any]) -> Path:
+    text = json.dumps(facts, sort_keys=True)
+    return root / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 class StoredRows:

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -159,6 +160,16 @@ class FeatureCache:
         """Whether `count` activations, all that a run stores, stay below the limit."""
         return count * part.row_bytes <= self.limit_gb * GIGABYTE
 
+    def count_missing(self, part: FrozenPart, paths: Sequence[Path], views: Views) -> int:
+        """How many activations `provide` would have to compute; nothing is written.
+
+        Raises:
+            DataError: an image is not there any more.
+        """
+        identities = _identify(paths, views)
+        store = FeatureStore.peek(self.root, {**part.facts, "view": views.facts()})
+        return int(identities.size) if store is None else len(_find_missing(store, identities))
+
     def provide(
         self,
         part: FrozenPart,
@@ -295,25 +306,10 @@ class FeatureCache:
         self._make_room(part, len(missing))
         wanted = [find_path(image) for image in missing[:, 0].tolist()]
         names = identities[missing[:, 0], missing[:, 1]]
-        loader = build_eval_loader(
-            wanted,
-            None,
-            views.transform,
-            batch_size=self.batch_size,
-            workers=self.workers,
-            seeds=None if views.seed is None else _seeds(wanted, missing[:, 1], views.seed),
-            notify=self.warn,
-        )
-        readable = (
-            require_readable(loader, wanted)
-            if unreadable is None
-            else _leave_out(loader, names, unreadable)
-        )
-        batches = compute_in_order(
-            readable,
-            lambda batch: part.compute(batch.inputs),
-            streams=choose_streams(part.device),
-        )
+        leave_out = None
+        if unreadable is not None:
+            leave_out = partial(_leave_out, names=names, unreadable=unreadable)
+        batches = self.compute(part, wanted, views, missing[:, 1], leave_out=leave_out)
         writer = BlockWriter(store)
         with self.progress(len(wanted)) as advance:
             try:
@@ -325,6 +321,37 @@ class FeatureCache:
                     writer.flush()  # a resumed run goes on from here
                 raise
             writer.flush()
+
+    def compute(
+        self,
+        part: FrozenPart,
+        paths: Sequence[Path],
+        views: Views,
+        numbers: NDArray[np.int64],
+        *,
+        leave_out: Callable[[Iterable[Batch]], Iterable[Batch]] | None = None,
+    ) -> Iterator[tuple[Batch, Tensor]]:
+        """Activations of view `numbers[i]` of the image at `paths[i]`, in batches, in order.
+
+        `leave_out` deals with the images that cannot be read; without it they are an error.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        loader = build_eval_loader(
+            paths,
+            None,
+            views.transform,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            seeds=None if views.seed is None else _seeds(paths, numbers, views.seed),
+            notify=self.warn,
+        )
+        return compute_in_order(
+            require_readable(loader, paths) if leave_out is None else leave_out(loader),
+            lambda batch: part.compute(batch.inputs),
+            streams=choose_streams(part.device),
+        )
 
 
 def _find_missing(store: FeatureStore, identities: Identities) -> Missing:

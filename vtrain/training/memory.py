@@ -1,15 +1,18 @@
-"""How many images fit into the memory of a device at once."""
+"""What a step takes of memory, and how many images fit into that of a device at once."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vtrain.runtime import is_out_of_memory
 from vtrain.training.precision import Precision
 
 SMALLEST = 2  # BatchNorm cannot train on one image
+CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # on Linux
 STATES_PER_WEIGHT = 2  # AdamW keeps two moments for each weight that it trains
 
 
@@ -48,3 +51,59 @@ def _take_step(model: nn.Module, size: int, image_size: int, precision: Precisio
         logits = model(images.to(memory_format=torch.channels_last))
     logits.float().sum().backward()
     del state
+
+
+@contextmanager
+def saved_activations(module: nn.Module) -> Iterator[list[int]]:
+    """Yields a list that gets the bytes that a forward pass keeps for the backward pass.
+
+    Each storage counts once, and those of the module's own tensors not at all.
+    """
+    own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(module)}
+    kept: dict[int, int] = {}
+    total: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # the tensor itself would be held by the graph that it is part of
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield total
+    total.append(sum(kept.values()))
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+class PeakMemory:
+    """The most memory that was in use since this was made, in bytes.
+
+    On CUDA what torch has allocated on the device. Elsewhere what this process holds in main
+    memory (its largest resident set), which Linux alone tells for a part of its life.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._reset = False
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        with suppress(OSError):
+            CLEAR_REFS.write_text("5", encoding="ascii")  # proc(5): resets VmHWM
+            self._reset = True
+
+    def read(self) -> int | None:
+        """The peak so far, None where it cannot be had."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self._device))
+        if not self._reset:
+            return None
+        with suppress(OSError, ValueError, IndexError):
+            for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines():
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+        return None

@@ -1,0 +1,290 @@
+"""What `--dry-run` shows of a run: classes, phases, rates over time, then time, memory and disk."""
+
+import math
+from typing import Any
+
+from vtrain.console import Console, find_width, format_bytes, one_line
+from vtrain.data.transforms import AUGMENT_PRESETS
+from vtrain.dry_run import Forecast, Outline, PhaseForecast, RateCurve, build_rate_curve
+from vtrain.plan import FitPlan, show_facts, show_phases
+from vtrain.plan_record import build_plan_record
+from vtrain.records import to_plain
+from vtrain.run_folder import MODEL_NAME
+from vtrain.terminal_plot import draw_lines, takes_braille
+
+MOST_CLASSES = 20
+FEW_PHASES = 4  # that a sentence can name
+PLOT_HEIGHT = 14
+PLOT_WIDTH, WIDEST_PLOT = 80, 100  # off a terminal, and on one
+# Rates further apart than this need a logarithmic axis; it ends at a share of the lowest peak.
+LOG_FROM, LOG_FLOOR = 4.0, 0.02
+MUCH_WAITING = 0.05  # share of the time from which on it is worth a word
+
+
+def show_outline(outline: Outline, console: Console) -> None:
+    """Everything that is known before a step is taken."""
+    plan = outline.plan
+    show_facts(plan, console)
+    show_classes(plan, console)
+    for line in _describe_images(plan):
+        console.say(line)
+    show_phases(plan, console, every=True)
+    console.say(_describe_steps(outline))
+    console.say(draw_rates(outline, width=_plot_width(console), braille=_draws_dots(console)))
+
+
+def _plot_width(console: Console) -> int:
+    return min(find_width(console.stream) or PLOT_WIDTH, WIDEST_PLOT)
+
+
+def _draws_dots(console: Console) -> bool:
+    return takes_braille(console.stream)
+
+
+def show_classes(plan: FitPlan, console: Console) -> None:
+    """The table of classes with their images in every split; of many the largest and smallest."""
+    splits = plan.splits.named()
+    counts = [images.class_counts() for images in splits.values()]
+    rows = list(zip(plan.splits.classes, *counts, strict=True))
+    title = f"{len(rows)} classes"
+    if len(rows) > MOST_CLASSES:
+        half = MOST_CLASSES // 2
+        ordered = sorted(rows, key=lambda row: -row[1])
+        rows = [*ordered[:half], *ordered[-half:]]
+        title += f", the {half} with the most training images and the {half} with the fewest"
+    console.table(
+        ("class", *splits),
+        [(one_line(name), *map(str, row)) for name, *row in rows],
+        title=title,
+        right=range(1, len(splits) + 1),
+    )
+
+
+def _describe_images(plan: FitPlan) -> list[str]:
+    pre = plan.preprocessing
+    mean, std = (", ".join(f"{each:g}" for each in three) for three in (pre.mean, pre.std))
+    lines = [
+        f"images: turned as their EXIF says, transparent parts on rgb{pre.background}, "
+        f"mean ({mean}), std ({std})"
+    ]
+    lines += [
+        f"augmentation of phase {phase.name}: {_describe_augmentation(plan, plan.augment(phase))}"
+        for phase in plan.phases
+    ]
+    return lines
+
+
+def _describe_augmentation(plan: FitPlan, name: str) -> str:
+    preset, data = AUGMENT_PRESETS[name], plan.config.data
+    parts = []
+    if preset.crop_scale is not None:
+        low, high = preset.crop_scale
+        parts.append(f"random crop of {low:.0%} to {high:.0%} of the area")
+    if preset.flip:
+        parts.append(f"left-right flip of {preset.flip:.0%}")
+    if preset.policy:
+        parts.append(f"policy {preset.policy}")
+    for key, value in (("erasing", data.erasing), ("mixup", data.mixup), ("cutmix", data.cutmix)):
+        if value:
+            parts.append(f"{key} {value:g}")
+    return f"{name}, {', '.join(parts)}" if parts else name
+
+
+def _describe_steps(outline: Outline) -> str:
+    plan, steps = outline.plan, outline.steps_per_epoch
+    processes = plan.group.world_size
+    epochs = plan.config.train.epochs
+    batch = f"{plan.batch_size} images in a batch"
+    if processes > 1:
+        batch += f" of each of {processes} processes"
+    if plan.accumulate > 1:
+        batch += f", {plan.accumulate} batches to a step"
+    last = outline.last_batch
+    uneven = f", {last} in the last one" if last != plan.batch_size * processes else ""
+    return f"steps: {steps:,} an epoch, {steps * epochs:,} in {epochs} epochs; {batch}{uneven}"
+
+
+def draw_rates(outline: Outline, *, width: int, braille: bool) -> str:
+    """The learning rates over the epochs as a plot."""
+    plan = outline.plan
+    curve = build_rate_curve(plan, steps_per_epoch=outline.steps_per_epoch)
+    series = {"head": curve.head, "backbone": curve.backbone}
+    shown = {name: rates for name, rates in series.items() if any(map(math.isfinite, rates))}
+    floor = _find_floor(curve)
+    starts, first = [], 0
+    for phase in plan.phases:
+        starts.append((float(first), phase.name))
+        first += phase.epochs
+    return draw_lines(
+        {
+            name: [rate if floor is None or rate >= floor else math.nan for rate in rates]
+            for name, rates in shown.items()
+        },
+        x=curve.epochs,
+        width=width,
+        height=PLOT_HEIGHT,
+        braille=braille,
+        title="learning rate" if len(shown) > 1 else f"learning rate of the {next(iter(shown))}",
+        x_title="epochs",
+        log_y=floor is not None,
+        whole_x=True,
+        sections=starts if len(starts) > 1 else (),
+    )
+
+
+def _find_floor(curve: RateCurve) -> float | None:
+    """The lowest rate that a logarithmic axis shows; None for a linear one."""
+    peaks = [
+        max(filter(math.isfinite, rates), default=0.0) for rates in (curve.head, curve.backbone)
+    ]
+    peaks = [peak for peak in peaks if peak > 0]
+    return min(peaks) * LOG_FLOOR if max(peaks) > LOG_FROM * min(peaks) else None
+
+
+def show_forecast(outline: Outline, forecast: Forecast, console: Console) -> None:
+    """What was measured, and what follows from it."""
+    plan = outline.plan
+    console.table(
+        ("phase", "epochs", "step", "waiting", "epoch", "val", "in all"),
+        [_time_row(phase) for phase in forecast.phases],
+        title="time, from a few steps of each phase",
+        right=range(1, 7),
+    )
+    if len(forecast.phases) <= FEW_PHASES:
+        for phase in forecast.phases:
+            if phase.on_features or phase.feature_count:
+                console.say(_describe_features(phase))
+    console.say(describe_time(forecast))
+    if plan.group.world_size > 1:
+        console.say("time: the exchange of gradients between the processes is not in it")
+    if plan.config.train.compile:
+        console.say("time: measured without train.compile")
+    _show_memory(plan, forecast, console)
+    _show_disk(outline, forecast, console)
+
+
+def _time_row(phase: PhaseForecast) -> tuple[str, ...]:
+    return (
+        phase.name,
+        str(phase.epochs),
+        format_step(phase.step_seconds),
+        "-" if phase.on_features else f"{phase.waiting:.0%}",
+        format_rough(phase.epoch_seconds),
+        format_rough(phase.validation_seconds),
+        format_rough(phase.seconds),
+    )
+
+
+def _describe_features(phase: PhaseForecast) -> str:
+    how = (
+        f"{phase.feature_count:,} are computed once, in {format_rough(phase.feature_seconds)}"
+        if phase.feature_count
+        else "all of them are stored already"
+    )
+    of = "its epochs train on stored features" if phase.on_features else "validation uses features"
+    return f"phase {phase.name}: {of}: {how}"
+
+
+def describe_time(forecast: Forecast) -> str:
+    """One sentence: the whole time, its phases, and how much of it goes into images."""
+    parts = [
+        f"{phase.name} {phase.epochs} epoch{'s' if phase.epochs > 1 else ''} "
+        f"{format_rough(phase.seconds)}"
+        for phase in forecast.phases
+    ]
+    if len(parts) > FEW_PHASES:
+        parts = [f"{len(parts)} phases {format_rough(sum(p.seconds for p in forecast.phases))}"]
+    text = f"time: about {format_rough(forecast.seconds)}: {', '.join(parts)}, final evaluation "
+    text += format_rough(forecast.final_seconds)
+    features = sum(phase.feature_seconds for phase in forecast.phases)
+    if features > MUCH_WAITING * forecast.seconds:
+        text += f"; {format_rough(features)} of it for features that are computed once"
+    if forecast.waiting_seconds > MUCH_WAITING * forecast.seconds:
+        text += f"; {format_rough(forecast.waiting_seconds)} of it waiting for images"
+    return text
+
+
+def _show_memory(plan: FitPlan, forecast: Forecast, console: Console) -> None:
+    on_cuda = forecast.device_bytes is not None
+    rows = [
+        (
+            phase.name,
+            *map(format_bytes, (m.model, m.gradients, m.optimizer, m.activations)),
+            "-" if m.peak is None else format_bytes(m.peak),
+        )
+        for phase in forecast.phases
+        for m in [phase.memory]
+    ]
+    console.table(
+        ("phase", "model", "gradients", "optimizer", "activations", "peak"),
+        rows,
+        title=f"memory of {plan.device}" if on_cuda else "memory",
+        right=range(1, 6),
+    )
+    peaks = [phase.memory.peak for phase in forecast.phases if phase.memory.peak is not None]
+    if not peaks:
+        return
+    if forecast.device_bytes is not None:
+        console.say(
+            f"memory: up to {format_bytes(max(peaks))} of the {format_bytes(forecast.device_bytes)}"
+            f" of {plan.device} were in use"
+        )
+        return
+    workers = f"{plan.workers} loader worker{'s' if plan.workers > 1 else ''}"
+    beside = f", besides {workers}" if plan.workers else ""
+    console.say(f"memory: up to {format_bytes(max(peaks))} in the whole process{beside}")
+
+
+def _show_disk(outline: Outline, forecast: Forecast, console: Console) -> None:
+    run_dir = one_line(outline.run_dir)
+    free = "" if forecast.disk_free is None else f"; {format_bytes(forecast.disk_free)} are free"
+    console.say(
+        f"disk: {format_bytes(forecast.disk_kept)} at the end, up to "
+        f"{format_bytes(forecast.disk_needed)} while it is written{free}"
+    )
+    console.say(f"would write: {run_dir}, its model to {one_line(outline.run_dir / MODEL_NAME)}")
+    console.say("nothing has been written: leave out --dry-run to train")
+
+
+def format_step(seconds: float) -> str:
+    """The time of a step in three digits: 0.42 ms, 85 ms, 1.3 s."""
+    return f"{1000 * seconds:.2g} ms" if seconds < 0.0995 else f"{seconds:.2g} s"
+
+
+def format_rough(seconds: float) -> str:
+    """An estimate in two digits: <1 s, 8 s, 43 s, 2.5 min, 11 min, 1.5 h, 50 h."""
+    if seconds < 0.95:
+        return "<1 s"
+    for size, unit in ((1, "s"), (60, "min")):
+        rounded = max(1.0, float(f"{seconds / size:.2g}"))
+        if rounded < 60:
+            return f"{rounded:g} {unit}"
+    return f"{float(f'{seconds / 3600:.2g}'):g} h"
+
+
+def build_dry_run_record(outline: Outline, forecast: Forecast) -> dict[str, Any]:
+    """What `--dry-run --json` prints: `plan.json` and what was measured, sizes in bytes."""
+    plan = outline.plan
+    record = build_plan_record(plan, steps_per_epoch=outline.steps_per_epoch)
+    curve = build_rate_curve(plan, steps_per_epoch=outline.steps_per_epoch)
+    counts = {name: images.class_counts() for name, images in plan.splits.named().items()}
+    return {
+        **record,
+        "run_dir": str(outline.run_dir),
+        "model": str(outline.run_dir / MODEL_NAME),
+        "last_batch": outline.last_batch,
+        "classes": [
+            {"class": name, **{split: each[label] for split, each in counts.items()}}
+            for label, name in enumerate(plan.splits.classes)
+        ],
+        "learning_rate": {
+            name: [each if math.isfinite(each) else None for each in values]
+            for name, values in to_plain(curve).items()
+        },
+        "forecast": {
+            "seconds": forecast.seconds,
+            "waiting_seconds": forecast.waiting_seconds,
+            **to_plain(forecast),
+            "phases": [{**to_plain(each), "seconds": each.seconds} for each in forecast.phases],
+        },
+    }
