@@ -39,6 +39,7 @@ from vtrain.fit_run import FitRun
 from vtrain.models.freezing import verify_frozen
 from vtrain.models.model_file import load_model_file, save_model
 from vtrain.run_folder import claim_run_dir, lock_run
+from vtrain.run_record import read_predictions
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,8 @@ def test_run_folder_holds_everything_and_the_model_stands_alone() -> None:
         "metrics.csv",
         "predictions-val.csv",
         "result.json",
+        "evaluation-val.json",
+        "features-val.safetensors",
         "report.html",
         "model-card.md",
         "log.txt",
@@ -91,9 +94,8 @@ def test_best_epoch_is_the_one_that_is_saved() -> None:
     rows = read_rows(result.run_dir)
     best = max(rows, key=lambda row: (row["val_top1"], -row["val_loss"], -row["epoch"]))
     assert (result.best_epoch, result.val_top1) == (best["epoch"], best["val_top1"])
-    answers = (result.run_dir / "predictions-val.csv").read_text().splitlines()[1:]
-    correct = sum(line.endswith(",1") for line in answers)
-    assert correct / len(answers) == result.val_top1
+    answers = read_predictions(result.run_dir, "val")
+    assert sum(row.correct for row in answers) / len(answers) == result.val_top1
 
 
 def test_same_seed_same_bits_whatever_the_workers() -> None:

@@ -204,12 +204,14 @@ def test_json_lines_have_the_keys_of_the_contract(tmp_path: Path) -> None:
     image, bad = draw_image(tmp_path / "a.png"), break_image(tmp_path / "b.png")
     answers = list(predict(inputs_of(image, bad), build_tiny_model(CLASSES), top_k=2, workers=0))
     good_line, bad_line = (json.loads(json.dumps(prediction_json(each))) for each in answers)
-    keys = {"schema", "path", "status", "predictions", "error"}
-    assert set(good_line) == set(bad_line) == keys
+    keys = ["schema", "path", "status", "predictions", "error", "answer", "rejected", "distance"]
+    assert list(good_line) == list(bad_line) == keys
     assert good_line["schema"] == 1
     assert (good_line["status"], good_line["error"]) == ("ok", None)
     assert [set(each) for each in good_line["predictions"]] == [{"class", "probability"}] * 2
     assert good_line["predictions"][0]["class"] in CLASSES
+    assert good_line["answer"] == good_line["predictions"][0]["class"]
+    assert (good_line["rejected"], good_line["distance"], bad_line["answer"]) == (None, None, None)
     assert (bad_line["status"], bad_line["predictions"]) == ("error", [])
     assert bad_line["path"] == str(bad)
     assert bad_line["error"]
@@ -230,6 +232,9 @@ def test_csv_rows_fit_their_header_and_lines_name_classes() -> None:
         "class_3": None,
         "probability_3": None,
         "error": None,
+        "answer": "cat",
+        "rejected": None,
+        "distance": None,
     }
     assert (rows[1]["status"], rows[1]["class_1"]) == ("error", None)
     assert rows[1]["error"] == "no such file or folder"

@@ -42,6 +42,7 @@ from vtrain.training.streams import choose_streams, compute_in_order
 SCHEMA = 1
 NAMED_AT_MOST = 5
 FEW_IMAGES = 10  # of a class: its precision and recall are then hardly more than a guess
+_SCORED_AT_ONCE = 4_000_000  # logits; in float64 they are copied several times
 _WHOLE = ("positions", "labels", "predictions", "seconds")
 _DECIMALS = (
     "probabilities",
@@ -119,17 +120,20 @@ class ModelEvaluation:
     def with_temperature(self, temperature: float) -> "ModelEvaluation":
         """The same with the probabilities that kept logits have at this temperature."""
         assert self.logits is not None
-        columns = _score(self.logits, self.labels, temperature)
+        rows = max(1, _SCORED_AT_ONCE // self.logits.shape[1])
+        pairs = zip(self.logits.split(rows), self.labels.split(rows), strict=True)
+        parts = [_score(logits, labels, temperature) for logits, labels in pairs]
         return replace(
             self,
-            probabilities=columns.probabilities.cpu(),
-            label_probabilities=columns.label_probabilities.cpu(),
-            second_probabilities=columns.second_probabilities.cpu(),
+            probabilities=torch.cat([part.probabilities for part in parts]),
+            label_probabilities=torch.cat([part.label_probabilities for part in parts]),
+            second_probabilities=torch.cat([part.second_probabilities for part in parts]),
         )
 
     def in_units_of(self, novelty: Novelty) -> "ModelEvaluation":
         """The same with distances that were measured with the threshold 1 in units of that."""
-        return replace(self, distances=self.distances / novelty.threshold)
+        # In float32, as `Novelty.distances` computes them: the same bits as in every later command.
+        return replace(self, distances=(self.distances.float() / novelty.threshold).double())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

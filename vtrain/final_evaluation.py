@@ -33,9 +33,9 @@ from vtrain.training.calibration import (
 )
 from vtrain.training.inference import compute_probabilities
 
-# So many logits of validation images are held at a time (1 GB); where there are more, some images
-# fit the temperature in a pass of their own.
-_MOST_LOGITS = 250_000_000
+# So many logits of validation images are held at a time, by every process (200 MB); where there are
+# more, some images fit the temperature in a pass of their own.
+_MOST_LOGITS = 50_000_000
 _FEATURES_KEPT = 2_000  # images of a split, for its map
 _FOLDS = 5
 
@@ -59,7 +59,7 @@ class FinalEvaluation:
         keep = Keep(features_every=1)
         bank = self._run(sample, "familiar images", keep=keep, of_train=True).features
         assert bank is not None
-        novelty = build_novelty(bank)
+        novelty = build_novelty(bank).to(self.work.plan.device)
         stride = max(1, math.ceil(len(val) * len(val.classes) / _MOST_LOGITS))
         temperature = 1.0
         if stride > 1:

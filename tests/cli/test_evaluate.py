@@ -1,6 +1,7 @@
 """vtrain evaluate: the numbers as JSON and as a table."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from tests.cli.program import Program, assert_refused
 from tests.tiny import break_image, draw_labelled
 
 KEYS = [
-    "schema", "top1", "top5", "macro_f1", "loss", "count", "per_class", "confusion_matrix",
-    "classes", "failures",
+    "schema", "top1", "top1_interval", "top5", "macro_f1", "macro_f1_interval", "weighted_f1",
+    "loss", "count", "calibration", "warnings", "per_class", "confusion_matrix", "classes",
+    "failures",
 ]  # fmt: skip
 
 
@@ -22,8 +24,14 @@ def test_json_as_in_the_contract(folder: Path, program: Program) -> None:
     assert (result["schema"], result["count"], result["failures"]) == (1, 6, [])
     assert result["classes"] == ["ant", "bee", "cow"]
     assert [list(row) for row in result["per_class"]] == [
-        ["class", "precision", "recall", "f1", "support"]
+        ["class", "precision", "recall", "f1", "support", "precision_interval", "recall_interval"]
     ] * 3
+    assert list(result["calibration"]) == [
+        *("temperature", "ece", "ece_raw", "ece_held_out", "bins", "bins_raw")
+    ]
+    low, high = result["top1_interval"]
+    assert 0 <= low <= result["top1"] <= high <= 1
+    assert result["warnings"][0].startswith("6 images cannot show a difference")
     assert [row["support"] for row in result["per_class"]] == [2, 2, 2]
     matrix = result["confusion_matrix"]
     assert [sum(row) for row in matrix] == [2, 2, 2]  # rows are true classes
@@ -42,13 +50,47 @@ def test_matrix_is_printed_row_by_row(folder: Path, program: Program) -> None:
 
 def test_table(folder: Path, program: Program) -> None:
     done = program("evaluate", "images/val")
-    first, header, *rows = done.out.splitlines()
+    first, intervals, calibration, header, *rows = done.out.splitlines()
     assert first.startswith("top-1 0.")
     assert first.endswith(", 6 images")
-    assert header.split() == ["class", "precision", "recall", "F1", "images"]
+    assert re.fullmatch(
+        r"95 % intervals: top-1 0\.\d\d to [01]\.\d\d, macro F1 0\.\d\d to [01]\.\d\d; "
+        r"weighted F1 0\.\d{4}",
+        intervals,
+    )
+    assert re.fullmatch(
+        r"calibration error 0\.\d{4}, 0\.\d{4} without the temperature \d+\.\d{3}", calibration
+    )
+    assert header.split() == ["class", "precision", "95", "%", "recall", "95", "%", "F1", "images"]
     assert [row.split()[0] for row in rows] == ["ant", "bee", "cow"]
     assert all(row.split()[-1] == "2" for row in rows)
     assert all(line == line.rstrip() for line in done.out.splitlines())
+    model, few, less, *never = done.talk
+    assert model == "model: runs/tiny-001/model.safetensors, fp32"
+    assert few.startswith("warning: 6 images cannot show a difference between two models")
+    assert less == "warning: fewer than 10 images of ant, bee, cow: see their intervals"
+    assert all(line.startswith("warning: never predicted: ") for line in never)
+
+
+def test_warnings_of_json_are_in_the_object_alone(folder: Path, program: Program) -> None:
+    done = program("evaluate", "images/val", "--json")
+    assert "warning" not in done.err
+    assert json.loads(done.out)["warnings"]
+
+
+def test_raw_leaves_the_temperature_out(folder: Path, program: Program) -> None:
+    plain = json.loads(program("evaluate", "images/val", "--json").out)["calibration"]
+    raw = json.loads(program("evaluate", "images/val", "--json", "--raw").out)["calibration"]
+    assert plain["temperature"] != 1
+    assert (raw["temperature"], raw["ece"]) == (1, raw["ece_raw"])
+    assert (raw["ece_raw"], raw["bins_raw"]) == (plain["ece_raw"], plain["bins_raw"])
+
+
+def test_views_are_averaged_with_tta(folder: Path, program: Program) -> None:
+    plain = json.loads(program("evaluate", "images/val", "--json").out)
+    averaged = json.loads(program("evaluate", "images/val", "--json", "--tta").out)
+    assert averaged["count"] == plain["count"]
+    assert averaged["loss"] != plain["loss"]
 
 
 @pytest.mark.parametrize("quiet", [[], ["-q"]], ids=["", "quiet"])

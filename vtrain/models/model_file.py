@@ -215,6 +215,9 @@ def load_scoring_model(path: Path) -> tuple[Classifier, ModelFile, Tensor | None
     """
     tensors, description = load_model_tensors(path)
     bank = tensors.pop(BANK, None)
+    if (bank is None) != (description.novelty is None):
+        lacking = BANK if bank is None else "its description"
+        raise ModelError(f"{path}: the distance from training images lacks {lacking}")
     classifier = _build_described(path, description)
     if misfits := _find_misfits(tensors, classifier):
         raise ModelError(
@@ -223,16 +226,19 @@ def load_scoring_model(path: Path) -> tuple[Classifier, ModelFile, Tensor | None
     own = classifier.state_dict()
     fitting = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
     classifier.load_state_dict(fitting, assign=True)
-    if description.novelty is None:
-        return classifier.eval(), description, None
-    if bank is None or not _is_bank(bank, classifier.feature_dim):
-        raise ModelError(f"{path}: {BANK} is missing or does not fit {description.backbone}")
-    return classifier.eval(), description, bank.float()
+    if bank is not None:
+        bank = _read_bank(path, bank, classifier.feature_dim)
+    return classifier.eval(), description, bank
 
 
-def _is_bank(bank: Tensor, feature_dim: int) -> bool:
+def _read_bank(path: Path, stored: Tensor, feature_dim: int) -> Tensor:
+    bank = stored.float() if stored.is_floating_point() else stored.new_empty(0)
     fits = bank.ndim == 2 and 1 <= len(bank) <= MAX_BANK_ROWS and bank.shape[1] == feature_dim
-    return fits and bank.is_floating_point() and bool(torch.isfinite(bank).all())
+    # Rows have the length 1; of a double much larger than that a float would be infinite.
+    if not fits or not bool(bank.abs().amax() <= 2):
+        kind = f"{str(stored.dtype).removeprefix('torch.')} {list(stored.shape)}"
+        raise ModelError(f"{path}: {BANK} is {kind:.80}, expected features [M, {feature_dim}]")
+    return bank
 
 
 def _find_misfits(tensors: Mapping[str, Tensor], classifier: Classifier) -> list[str]:
