@@ -50,6 +50,7 @@ from vtrain.run_folder import (
 from vtrain.runtime import describe_environment, place_model
 from vtrain.signals import StopRequest, build_stop_error
 from vtrain.tensor_files import find_non_finite, load_tensors, shorten_names
+from vtrain.training.calibration import MAX_BANK
 from vtrain.training.ema import ModelEma
 from vtrain.training.loop import NotFiniteError, StepReport, TrainLoop, TrainState
 from vtrain.training.losses import balanced_class_weights, build_loss
@@ -224,11 +225,13 @@ class FitRun:
         if not self.is_main:
             return
         model = sum(tensor.nbytes for tensor in self.plan.classifier.state_dict().values())
+        rows = min(len(self.plan.splits.train), MAX_BANK)
+        bank = rows * self.plan.classifier.feature_dim * torch.float16.itemsize
         copies = 1 if self.loop.ema is None else 2
         require_disk_space(
             self.run_dir,
             checkpoint_bytes=copies * model + optimizer_bytes(self.loop.optimizer),
-            model_bytes=model,
+            model_bytes=model + bank,
         )
 
     def train(self) -> None:
