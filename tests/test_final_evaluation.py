@@ -249,9 +249,8 @@ def test_a_run_killed_at_its_end_comes_to_the_same(
     assert_same_run(whole.run_dir, A)
     for name in ("evaluation-val.json", "features-val.safetensors"):
         assert (A / name).read_bytes() == (whole.run_dir / name).read_bytes()
-    one, other = (
-        to_plain(read_model_file(each / "model.safetensors")) for each in (A, Path("runs/whole"))
-    )
+    described = (read_model_file(each / "model.safetensors") for each in (A, whole.run_dir))
+    one, other = map(to_plain, described)
     for name in ("temperature", "novelty", "classes", "preprocessing"):
         assert one[name] == other[name]
 

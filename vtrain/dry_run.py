@@ -333,7 +333,8 @@ class Rehearsal:
                 plan.classifier.load_state_dict(before)
         final = self._forecast_familiar(phases[-1]) + self._measure_test()
         checkpoint, model = count_saved_bytes(
-            build_loop(plan, TrainState(), Stopwatch(plan.device), notify=self.console.warn)
+            build_loop(plan, TrainState(), Stopwatch(plan.device), notify=self.console.warn),
+            train_images=len(plan.splits.train),
         )
         return Forecast(
             phases=tuple(phases),

@@ -121,8 +121,10 @@ class ModelEvaluation:
         """The same with the probabilities that kept logits have at this temperature."""
         assert self.logits is not None
         rows = max(1, _SCORED_AT_ONCE // self.logits.shape[1])
-        pairs = zip(self.logits.split(rows), self.labels.split(rows), strict=True)
-        parts = [_score(logits, labels, temperature) for logits, labels in pairs]
+        parts = [
+            _score(self.logits[i : i + rows], self.labels[i : i + rows], temperature)
+            for i in range(0, len(self.labels), rows)
+        ]
         return replace(
             self,
             probabilities=torch.cat([part.probabilities for part in parts]),

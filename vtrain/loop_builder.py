@@ -8,6 +8,7 @@ from vtrain.data.loaders import EpochBatchSampler
 from vtrain.data.transforms import build_batch_mix
 from vtrain.models.freezing import find_scheduled_phases
 from vtrain.plan import FitPlan
+from vtrain.training.calibration import MAX_BANK
 from vtrain.training.ema import ModelEma
 from vtrain.training.loop import TrainLoop, TrainState
 from vtrain.training.losses import balanced_class_weights, build_loss
@@ -94,8 +95,9 @@ def set_phase(loop: TrainLoop, plan: FitPlan, index: int, steps_per_epoch: int) 
     loop.first_step, loop.schedule = find_schedule(plan, index, steps_per_epoch)
 
 
-def count_saved_bytes(loop: TrainLoop) -> tuple[int, int]:
-    """Bytes of a checkpoint and of a model, once every parameter has been stepped."""
+def count_saved_bytes(loop: TrainLoop, *, train_images: int) -> tuple[int, int]:
+    """Bytes of a checkpoint and of a finished model, once every parameter has been stepped."""
     model = sum(tensor.nbytes for tensor in loop.classifier.state_dict().values())
     copies = 1 if loop.ema is None else 2
-    return copies * model + optimizer_bytes(loop.optimizer), model
+    bank = min(train_images, MAX_BANK) * loop.classifier.feature_dim * torch.float16.itemsize
+    return copies * model + optimizer_bytes(loop.optimizer), model + bank

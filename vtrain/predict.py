@@ -1,6 +1,7 @@
 """The most probable classes of images: one answer or one reason for every input, in order."""
 
 import glob
+import math
 import os
 import warnings
 from collections import deque
@@ -55,6 +56,17 @@ class Answering:
     tta: bool = False
     min_confidence: float | None = None
     max_distance: float | None = None
+
+    def require_bounds(self) -> None:
+        """NaN would let everything pass.
+
+        Raises:
+            UsageError: a bound is NaN.
+        """
+        bounds = {"min-confidence": self.min_confidence, "max-distance": self.max_distance}
+        for name, value in bounds.items():
+            if value is not None and math.isnan(value):
+                raise UsageError(f"{name} is {value}, expected a number")
 
     def judge(self, answer: Prediction) -> Prediction:
         """The answer, rejected where it is too unsure or too far away."""
@@ -160,12 +172,14 @@ def predict(
     workers that were lost.
 
     Raises:
-        UsageError: `top_k` is below 1, or a distance is asked for that the model does not know.
+        UsageError: `top_k` is below 1, or a bound is NaN, or a distance is asked for that the model
+            does not know.
         ResourceError: while iterating: a loader worker died or hung.
     """
     if top_k < 1:
         raise UsageError(f"top-k is {top_k}, expected 1 or more")
     answering = answering or Answering()
+    answering.require_bounds()
     if answering.max_distance is not None and model.novelty is None:
         raise UsageError(
             f"a distance was given, but {model.source} does not know its training images",

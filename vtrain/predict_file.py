@@ -238,7 +238,7 @@ def _require_same_answers(output: Path, part: _Part, answers: Iterator[Predictio
         zip(part.last_batch, answers, strict=False), first + 1
     ):
         if before.error is None and now.error is None and not _similar(before, now):
-            raise _other_work(output, number, "holds other probabilities than this model gives")
+            raise _other_work(output, number, "is another than this model gives now")
 
 
 def _similar(before: Prediction, now: Prediction) -> bool:
@@ -247,7 +247,7 @@ def _similar(before: Prediction, now: Prediction) -> bool:
         for answer in (before, now)
     )
     fits = len(old) == len(new) and _agrees(old, new) and _agrees(new, old)
-    return fits and (before.rejected is None) == (now.rejected is None)
+    return fits and before.rejected == now.rejected
 
 
 def _agrees(some: dict[str, float], others: dict[str, float]) -> bool:

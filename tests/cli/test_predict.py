@@ -14,7 +14,9 @@ import pytest
 
 import vtrain.cli
 from tests.cli.program import Program, assert_refused
-from tests.tiny import break_image, draw_image
+from tests.runs import CONFIG
+from tests.tiny import break_image, draw_image, draw_labelled
+from vtrain.tensor_files import load_tensors, save_tensors
 
 KEYS = ["schema", "path", "status", "predictions", "error", "answer", "rejected", "distance"]
 CLASSES = {"ant", "bee", "cow"}
@@ -273,3 +275,135 @@ def test_precision_is_chosen_and_said(folder: Path, program: Program, command: s
 def test_precision_that_cannot_be(folder: Path, program: Program, precision: str) -> None:
     done = program("predict", IMAGES[0], "--precision", precision, "--device", "cpu")
     assert_refused(done, 2, "precision", precision)
+
+
+# --- answers that are unknown --------------------------------------------------------------------
+
+
+def ask(program: Program, *options: str, form: str = "--json") -> Any:
+    done = program("predict", "images/val", "-m", "runs/tiny-001", "-q", form, *options)
+    assert done.code == 0, done
+    return read_json(done.out) if form == "--json" else done.out
+
+
+def test_answers_below_a_confidence_are_unknown(folder: Path, program: Program) -> None:
+    plain = ask(program)
+    assert [row["answer"] for row in plain] == [row["predictions"][0]["class"] for row in plain]
+    assert {row["rejected"] for row in plain} == {None}
+    values = sorted(row["predictions"][0]["probability"] for row in plain)
+    bound = (values[2] + values[3]) / 2
+    rows = ask(program, "--min-confidence", str(bound))
+    for row, before in zip(rows, plain, strict=True):
+        unsure = row["predictions"][0]["probability"] < bound
+        assert row["rejected"] == ("confidence" if unsure else None)
+        assert row["answer"] == ("unknown" if unsure else before["answer"])
+        assert row["predictions"] == before["predictions"]
+    assert sum(row["answer"] == "unknown" for row in rows) == 3
+    assert len({row["answer"] for row in ask(program, "--min-confidence", "1")}) == 1
+    assert ask(program, "--min-confidence", "0") == plain
+
+
+def test_answers_beyond_a_distance_are_unknown(folder: Path, program: Program) -> None:
+    plain = ask(program)
+    bound = sorted(row["distance"] for row in plain)[3]
+    rows = ask(program, "--max-distance", str(bound), "--min-confidence", "1")
+    far = [row["distance"] > bound for row in rows]
+    assert sum(far) == 2
+    assert [row["rejected"] for row in rows] == ["distance" if d else "confidence" for d in far]
+    assert {row["answer"] for row in rows} == {"unknown"}
+
+
+def test_unknown_in_text_and_csv(folder: Path, program: Program) -> None:
+    text = program("predict", "images/val", "-q", "--min-confidence", "1").out
+    assert all(": unknown: " in line and " %" in line for line in text.splitlines())
+    assert "not sure" in text
+    far = program("predict", "images/val", "-q", "--max-distance", "0").out
+    assert all(
+        ": unknown: too far; " in line or ": unknown: unlike the training images (distance " in line
+        for line in far.splitlines()
+    )
+    table = ask(program, "--min-confidence", "1", form="--csv")
+    for row in csv.DictReader(io.StringIO(table)):
+        assert (row["status"], row["answer"], row["rejected"]) == ("ok", "unknown", "confidence")
+        assert row["class_1"] in CLASSES
+        assert float(row["distance"]) > 0
+
+
+@pytest.mark.parametrize("name", ["o.jsonl", "o.csv"])
+def test_unknown_answers_in_a_file_that_is_resumed(
+    folder: Path, program: Program, name: str
+) -> None:
+    command = ["predict", "images", "-q", "-o", name, "--batch-size", "4"]
+    bounds = ["--min-confidence", "0.3", "--max-distance", "0.9"]
+    assert program(*command, *bounds).code == 0
+    whole = Path(name).read_bytes()
+    assert b"unknown" in whole
+    lines = whole.splitlines(keepends=True)
+    for kept in (b"".join(lines[:9]), b"".join(lines[:10]) + lines[10][:7]):
+        Path(name).write_bytes(kept)
+        assert program(*command, *bounds, "--resume").code == 0
+        assert Path(name).read_bytes() == whole
+    Path(name).write_bytes(b"".join(lines[:9]))
+    other = program(*command, "--min-confidence", "1", "--resume")
+    assert_refused(other, 2, f"cannot resume {name}", "the same inputs, model and options")
+    assert Path(name).read_bytes() == b"".join(lines[:9])
+
+
+@pytest.mark.parametrize("model", ["simple_cnn:none", "untrained"])
+def test_distance_of_a_model_that_knows_none(folder: Path, program: Program, model: str) -> None:
+    if model == "untrained":
+        model = "runs/tiny-001/model.safetensors"
+        tensors, metadata = load_tensors(Path(model))
+        del tensors["novelty.bank"]
+        described = json.loads(metadata["vtrain"]) | {"novelty": None}
+        save_tensors(Path(model), tensors, {"vtrain": json.dumps(described)})
+    done = program("predict", IMAGES[0], "-m", model, "--max-distance", "1")
+    assert_refused(done, 2, "does not know its training images", "leave --max-distance out")
+    done = program("predict", IMAGES[0], "-m", model, "--min-confidence", "1", "--json")
+    (row,) = read_json(done.out)
+    assert (row["distance"], row["answer"], row["rejected"]) == (None, "unknown", "confidence")
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        ["--min-confidence", "1.5"],
+        ["--min-confidence", "-0.1"],
+        ["--min-confidence", "nan"],
+        ["--max-distance", "-1"],
+        ["--max-distance", "nan"],
+        ["--max-distance", "far"],
+    ],
+)
+def test_bounds_that_cannot_be(folder: Path, program: Program, bounds: list[str]) -> None:
+    done = program("predict", IMAGES[0], *bounds)
+    assert (done.code, done.out) == (2, "")
+    assert bounds[0].removeprefix("--") in done.err
+
+
+def test_raw_and_views(folder: Path, program: Program) -> None:
+    plain, raw, views = ask(program), ask(program, "--raw"), ask(program, "--tta")
+
+    def best(rows: list[dict[str, Any]]) -> list[float]:
+        return [row["predictions"][0]["probability"] for row in rows]
+
+    assert best(raw) != best(plain)
+    assert [row["answer"] for row in raw] == [row["answer"] for row in plain]
+    assert best(views) != best(plain)
+    for rows in (raw, views):
+        assert [row["distance"] for row in rows] == [row["distance"] for row in plain]
+    for row in views:
+        assert sum(each["probability"] for each in row["predictions"]) == pytest.approx(1)
+    assert best(ask(program, "--tta", "--raw")) != best(views)
+
+
+def test_a_class_called_unknown(empty: Path, program: Program) -> None:
+    for split, count in {"train": 6, "val": 2}.items():
+        draw_labelled(Path("images", split), {"known": count, "unknown": count})
+    Path("tiny.yaml").write_text(CONFIG)
+    assert program("fit", "tiny.yaml", "-q", "train.epochs=1", "run_dir=runs/tiny-001").code == 0
+    sure, unsure = ask(program), ask(program, "--min-confidence", "1")
+    assert {row["rejected"] for row in sure} == {None}
+    for row in sure:
+        assert row["answer"] == row["predictions"][0]["class"]
+    assert {(row["answer"], row["rejected"]) for row in unsure} == {("unknown", "confidence")}

@@ -12,10 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.faults.made_files import build_checkpoint, build_state, describe_model
+from tests.faults.made_files import (
+    build_checkpoint,
+    build_small_classifier,
+    build_state,
+    describe_model,
+)
 from tests.faults.pickles import Content
 from vtrain.checkpoint import CHECKPOINT_FORMAT, Checkpoint
-from vtrain.models.model_file import METADATA_KEY, MODEL_FORMAT
+from vtrain.models.model_file import BANK, METADATA_KEY, MODEL_FORMAT
 from vtrain.records import to_plain
 from vtrain.tensor_files import save_tensors, save_torch
 from vtrain.training.loop import TrainState
@@ -138,6 +143,8 @@ def described_models() -> Iterator[tuple[str, Content]]:
         yield name, partial(write_text_model, text)
     for name, tensors in change_states_of_models():
         yield name, partial(write_tensors, tensors)
+    for name, novelty, bank in change_novelties():
+        yield name, partial(write_novelty, novelty, bank)
 
 
 def write_described(changes: dict[str, Any], folder: Path) -> Path:
@@ -157,6 +164,50 @@ def write_tensors(tensors: dict[str, Tensor], folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
+def write_novelty(novelty: Any, bank: Tensor | None, folder: Path) -> Path:
+    described = {"format": MODEL_FORMAT, **to_plain(describe_model()), "novelty": novelty}
+    tensors = build_state(1) | ({} if bank is None else {BANK: bank})
+    metadata = {METADATA_KEY: json.dumps(described)}
+    save_tensors(folder / "model.safetensors", tensors, metadata)
+    return folder / "model.safetensors"
+
+
+def change_novelties() -> Iterator[tuple[str, Any, Tensor | None]]:
+    good = {"neighbors": 5, "threshold": 0.4}
+    dim = build_small_classifier(1).feature_dim
+    bank = torch.nn.functional.normalize(torch.ones(3, dim), dim=1).half()
+    for entry, values in NOVELTIES.items():
+        for value in values:
+            yield f"a novelty with {entry} {value!r}", {**good, entry: value}, bank
+        without = {key: value for key, value in good.items() if key != entry}
+        yield f"a novelty without {entry}", without, bank
+    yield "a novelty with more", {**good, "more": 1}, bank
+    yield "a novelty that is empty", {}, bank
+    yield "a bank without novelty", None, bank
+    yield "a novelty without bank", good, None
+    for name, value in {
+        "NaN": torch.full((3, dim), math.nan),
+        "infinity": torch.full((3, dim), math.inf),
+        "whole numbers": torch.ones(3, dim, dtype=torch.int64),
+        "truths": torch.ones(3, dim, dtype=torch.bool),
+        "numbers too large for a float": torch.full((3, dim), 1e300, dtype=torch.float64),
+        "long rows": torch.full((3, dim), 1e30),
+        "one number": torch.tensor(1.0),
+        "no table": torch.ones(dim),
+        "no rows": torch.ones(0, dim),
+        "rows of another model": torch.ones(3, dim + 1),
+        "empty rows": torch.ones(3, 0),
+        "many tables": torch.ones(1, 3, dim),
+    }.items():
+        yield f"a bank of {name}", good, value
+
+
+NOVELTIES: dict[str, tuple[Any, ...]] = {
+    "neighbors": (0, -1, 1 << 80, 5.0, "5", True, None),
+    "threshold": (0, -0.4, 1e300, math.nan, math.inf, "0.4", True, None),
+}
+
+
 def change_descriptions() -> Iterator[tuple[str, dict[str, Any]]]:
     wrong: dict[str, Any] = {
         "text": "text",
@@ -168,7 +219,10 @@ def change_descriptions() -> Iterator[tuple[str, dict[str, Any]]]:
     }
     for entry in ("format", *to_plain(describe_model())):
         for name, value in wrong.items():
-            yield f"{name} as {entry}", {entry: value}
+            if (entry, value) != ("novelty", None):  # which says that there is none
+                yield f"{name} as {entry}", {entry: value}
+    for value in (0, -1.0, 1e-9, 1e9, math.nan, math.inf, True, "1.0"):
+        yield f"the temperature {value!r}", {"temperature": value}
     for name in ("os.system", "../../x", "resnet50; import os", "Resnet50", "torch.nn.Linear", ""):
         yield f"the backbone {name!r}", {"backbone": name}
     yield "a backbone of a million letters", {"backbone": "resnet50" * 125_000}

@@ -14,16 +14,19 @@ from safetensors import safe_open
 from tests.forking import fork, wait
 from tests.tiny import CPU, build_tiny_model
 from vtrain import tensor_files
+from vtrain.checkpoint import load_model
 from vtrain.config import HeadConfig
 from vtrain.errors import ExitCode, ModelError
 from vtrain.models import model_file
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.freezing import FROZEN, ParamRule, apply_freeze
 from vtrain.models.model_file import (
+    BANK,
     MODEL_FORMAT,
     ModelFile,
     find_model_file,
     load_model_file,
+    load_scoring_model,
     read_model_file,
     read_preprocessing,
     save_model,
@@ -64,7 +67,7 @@ def save_described(path: Path, text: str) -> None:
 def save_changed(path: Path, **changes: Any) -> None:
     """A model file with a description that says something else; None leaves the entry out."""
     content = {"format": MODEL_FORMAT, **to_plain(DESCRIPTION), **changes}
-    content = {key: value for key, value in content.items() if value is not None}
+    content = {key: value for key, value in content.items() if changes.get(key, 0) is not None}
     save_described(path, json.dumps(content))
 
 
@@ -119,6 +122,85 @@ def test_architecture_is_rebuilt_from_the_description(
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(loaded(images), classifier(images))
+
+
+# --- temperature and novelty ---------------------------------------------------------------------
+
+NOVELTY = {"neighbors": 5, "threshold": 0.4}
+
+
+def make_bank(classifier: Classifier) -> torch.Tensor:
+    features = torch.rand(4, classifier.feature_dim, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.normalize(features, dim=1).half()
+
+
+def test_temperature_and_bank_come_back(path: Path) -> None:
+    classifier = tiny()
+    bank = make_bank(classifier)
+    description = replace(DESCRIPTION, temperature=1.25, novelty=NOVELTY)
+    save_model(path, {**classifier.state_dict(), BANK: bank}, description)
+    loaded, described, stored = load_scoring_model(path)
+    assert described == description
+    assert stored is not None
+    assert torch.equal(stored, bank.float())
+    assert loaded.state_dict().keys() == classifier.state_dict().keys()
+    assert load_model_file(path)[1] == description
+    model = load_model(str(path), device=CPU, notify=lambda _: None)
+    assert model.temperature == 1.25
+    assert model.novelty is not None
+    assert (model.novelty.neighbors, model.novelty.threshold) == (5, 0.4)
+    assert torch.equal(model.novelty.bank, bank.float())
+
+
+def test_a_file_of_format_1_has_no_temperature_and_no_distance(path: Path) -> None:
+    save_changed(path, format=1, temperature=None, novelty=None)
+    _, description, bank = load_scoring_model(path)
+    assert (description.temperature, description.novelty, bank) == (1.0, None, None)
+    model = load_model(str(path), device=CPU, notify=lambda _: None)
+    assert (model.temperature, model.novelty) == (1.0, None)
+
+
+@pytest.mark.parametrize("entry", ["temperature", "novelty"])
+def test_format_2_has_every_entry(path: Path, entry: str) -> None:
+    content = {"format": 2, **to_plain(DESCRIPTION)}
+    del content[entry]
+    save_described(path, json.dumps(content))
+    with pytest.raises(ModelError, match=f"description is damaged: '{entry}'") as caught:
+        load_model_file(path)
+    assert caught.value.exit_code == ExitCode.MODEL
+
+
+@pytest.mark.parametrize("value", [0, -1.5, float("nan"), float("inf"), "1.5", True, [1.5], 1e9])
+def test_a_temperature_that_cannot_be(path: Path, value: Any) -> None:
+    save_changed(path, temperature=value)
+    with pytest.raises(ModelError, match="description is damaged: temperature is "):
+        load_model_file(path)
+
+
+def test_a_bank_without_description_and_the_other_way_round(path: Path) -> None:
+    classifier = tiny()
+    save_model(path, {**classifier.state_dict(), BANK: make_bank(classifier)}, DESCRIPTION)
+    with pytest.raises(ModelError, match="lacks its description"):
+        load_model_file(path)
+    save_model(path, classifier.state_dict(), replace(DESCRIPTION, novelty=NOVELTY))
+    with pytest.raises(ModelError, match=r"lacks novelty\.bank"):
+        load_model_file(path)
+
+
+@pytest.mark.parametrize(
+    "bank",
+    [
+        torch.ones(4, 3),
+        torch.ones(3),
+        torch.ones(4, 32, dtype=torch.int64),
+        torch.full((4, 64), 1e300, dtype=torch.float64),
+    ],
+)
+def test_a_bank_that_cannot_be(path: Path, bank: torch.Tensor) -> None:
+    description = replace(DESCRIPTION, novelty=NOVELTY)
+    save_model(path, {**tiny().state_dict(), BANK: bank}, description)
+    with pytest.raises(ModelError, match=r"novelty\.bank is .*, expected features \[M, "):
+        load_model_file(path)
 
 
 def test_input_conversion_of_pretrained_inception_is_kept(path: Path) -> None:

@@ -103,6 +103,8 @@ def _parse_description(path: Path, stored: Mapping[str, str]) -> ModelFile:
                 f"{path} has model format {found}, this vtrain reads up to {MODEL_FORMAT}",
                 "update vtrain: pip install --upgrade vtrain",
             )
+        if found < 2:
+            metadata |= {"temperature": 1.0, "novelty": None}
         _check_types(metadata)
         metadata["classes"] = tuple(metadata["classes"])
         metadata["preprocessing"] = read_preprocessing(metadata["preprocessing"])
@@ -144,9 +146,9 @@ def _check_types(metadata: Mapping[str, Any]) -> None:
 
 
 def _check_scores(metadata: Mapping[str, Any]) -> None:
-    if not _is_number(metadata.get("temperature", 1.0), 1e-3, 1e3):
+    if not _is_number(metadata["temperature"], 1e-3, 1e3):
         raise ValueError(f"temperature is {metadata['temperature']!r:.80}")
-    novelty = metadata.get("novelty")
+    novelty = metadata["novelty"]
     if novelty is None:
         return
     fits = isinstance(novelty, dict) and set(novelty) == {"neighbors", "threshold"}
