@@ -332,10 +332,8 @@ class Rehearsal:
             finally:
                 plan.classifier.load_state_dict(before)
         final = self._forecast_familiar(phases[-1]) + self._measure_test()
-        checkpoint, model = count_saved_bytes(
-            build_loop(plan, TrainState(), Stopwatch(plan.device), notify=self.console.warn),
-            train_images=len(plan.splits.train),
-        )
+        loop = build_loop(plan, TrainState(), Stopwatch(plan.device), notify=self.console.warn)
+        checkpoint, model = count_saved_bytes(plan, loop)
         return Forecast(
             phases=tuple(phases),
             final_seconds=final,

@@ -180,7 +180,7 @@ class FitRun:
         """
         if not self.is_main:
             return
-        checkpoint, model = count_saved_bytes(self.loop, train_images=len(self.plan.splits.train))
+        checkpoint, model = count_saved_bytes(self.plan, self.loop)
         require_disk_space(self.run_dir, checkpoint_bytes=checkpoint, model_bytes=model)
 
     def train(self) -> None:

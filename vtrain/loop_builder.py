@@ -95,9 +95,10 @@ def set_phase(loop: TrainLoop, plan: FitPlan, index: int, steps_per_epoch: int) 
     loop.first_step, loop.schedule = find_schedule(plan, index, steps_per_epoch)
 
 
-def count_saved_bytes(loop: TrainLoop, *, train_images: int) -> tuple[int, int]:
+def count_saved_bytes(plan: FitPlan, loop: TrainLoop) -> tuple[int, int]:
     """Bytes of a checkpoint and of a finished model, once every parameter has been stepped."""
     model = sum(tensor.nbytes for tensor in loop.classifier.state_dict().values())
     copies = 1 if loop.ema is None else 2
-    bank = min(train_images, MAX_BANK) * loop.classifier.feature_dim * torch.float16.itemsize
+    rows = min(len(plan.splits.train), MAX_BANK)
+    bank = rows * plan.classifier.feature_dim * torch.float16.itemsize
     return copies * model + optimizer_bytes(loop.optimizer), model + bank

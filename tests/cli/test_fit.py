@@ -194,7 +194,8 @@ def test_run_outlives_the_reader_of_its_talk(folder: Path) -> None:
 
 
 def test_profile_of_a_real_run(folder: Path, program: Program) -> None:
-    done = program("fit", "tiny.yaml", "--profile", "run_dir=runs/p", "train.epochs=1")
+    settings = ("train.epochs=1", "train.report=true")
+    done = program("fit", "tiny.yaml", "--profile", "run_dir=runs/p", *settings)
     assert done.code == 0, done.err
     title = next(line for line in done.talk if line.startswith("profile of "))
     rows = done.talk[done.talk.index(title) + 2 :]
