@@ -11,7 +11,6 @@ from tests.report_runs import HOSTILE
 from vtrain.pages.charts import (
     MOST_COLOURS,
     Bar,
-    CalibrationBin,
     Dot,
     ParetoPoint,
     Series,
@@ -27,6 +26,7 @@ from vtrain.pages.charts import (
 )
 from vtrain.pages.matrix import list_confusions, matrix_chart
 from vtrain.pages.svg import Scale, find_log_ticks, find_ticks, format_tick, shorten
+from vtrain.records import CalibrationBin
 
 NAN = math.nan
 

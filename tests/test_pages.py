@@ -5,8 +5,8 @@ from pathlib import Path
 from jinja2 import DictLoader
 
 from tests.tiny import break_image, draw_image
+from vtrain.console import format_percent
 from vtrain.pages import page
-from vtrain.pages.page import format_percent
 from vtrain.pages.thumbnails import make_thumbnail
 
 

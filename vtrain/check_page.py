@@ -9,6 +9,7 @@ import numpy as np
 
 from vtrain.check import ALL, CheckResult
 from vtrain.check_findings import LONG_SIDE, SEVERITIES, DataSet, Finding, FoundGroup
+from vtrain.console import format_percent
 from vtrain.pages.page import write_page
 from vtrain.pages.thumbnails import Thumbnail, make_thumbnail
 
@@ -184,8 +185,8 @@ def _describe_sizes(short: Any, long: Any, image_size: int) -> list[tuple[str, s
     elongated = float((long >= LONG_SIDE * short).mean())
     return [
         ("shorter edge, 5 % | half | 95 %", f"{low:,} | {middle:,} | {high:,} px"),
-        (f"enlarged to {image_size} px", f"{100 * enlarged:.1f} %"),
-        ("enlarged more than twice", f"{100 * twice:.1f} %"),
+        (f"enlarged to {image_size} px", format_percent(enlarged)),
+        ("enlarged more than twice", format_percent(twice)),
         ("long edge to short edge, half | 95 %", f"{ratios[0]:.2f} | {ratios[1]:.2f}"),
-        (f"{LONG_SIDE} or more times as long as wide", f"{100 * elongated:.1f} %"),
+        (f"{LONG_SIDE} or more times as long as wide", format_percent(elongated)),
     ]

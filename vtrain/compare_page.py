@@ -17,10 +17,10 @@ from vtrain.compare import (
     describe_difference,
     format_points,
 )
-from vtrain.console import format_bytes, format_duration, one_line
+from vtrain.console import format_bytes, format_duration, format_percent, one_line
 from vtrain.pages.charts import Series, format_share, line_chart
 from vtrain.pages.differences import Difference, difference_chart
-from vtrain.pages.page import format_percent, write_page
+from vtrain.pages.page import write_page
 from vtrain.pages.thumbnails import Thumbnail, make_thumbnail
 
 MOST_PICTURES = 48  # on the page; a picture takes some 5 kB

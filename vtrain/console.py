@@ -408,6 +408,11 @@ def format_count(count: float) -> str:
     return f"{float(f'{count:.3g}'):g}G"
 
 
+def format_percent(share: float | None, digits: int = 1) -> str:
+    """A share between 0 and 1 as people read it: 97.1 %; a dash for None."""
+    return "–" if share is None else f"{100 * share:.{digits}f} %"
+
+
 def format_bytes(size: float) -> str:
     """A size in three digits: 950 B, 12.3 kB, 4.1 GB."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -64,7 +64,7 @@ class Scoring:
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """What to keep of all images: their logits, the features of every so-manieth (0: of none)."""
+    """What to keep of all images: their logits, the features of every n-th (0: of none)."""
 
     logits: bool = False
     features_every: int = 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vtrain.console import format_percent
 from vtrain.errors import UsageError, VtrainError
 from vtrain.explain import Explanation, overlay
 from vtrain.files import atomic_write, write_error, write_json
@@ -191,9 +192,9 @@ def format_explanation(written: WrittenExplanation) -> str:
     each = written.explanation
     if each.error is not None:
         return f"{each.path}: error: {each.error}"
-    text = f"{each.explained} {100 * each.explained_probability:.1f} %"
+    text = f"{each.explained} {format_percent(each.explained_probability)}"
     if each.explained != each.prediction:
-        text += f" (predicted {each.prediction} {100 * each.probability:.1f} %)"
+        text += f" (predicted {each.prediction} {format_percent(each.probability)})"
     if not each.found:
         text += ", nothing speaks for it"
     return f"{each.path}: {text}, {written.overlay}"

@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 
 from vtrain.cache_folder import FEATURES, find_cache_folder
 from vtrain.checkpoint import LoadedModel
-from vtrain.console import one_line
 from vtrain.data.feature_store import StoreError
 from vtrain.data.loaders import Batch, Failure, build_eval_loader, resolve_workers
 from vtrain.data.transforms import EvalTransform
-from vtrain.errors import DataError
 from vtrain.models.classifier import PENULTIMATE
 from vtrain.training.feature_cache import FeatureCache, FrozenPart, Views, build_frozen_part
 from vtrain.training.inference import NOT_FINITE, find_model_device
@@ -173,20 +171,3 @@ def _gather(values: NDArray[np.float32], count: int, failures: dict[int, str]) -
     if not finite.all():
         values, positions = values[finite], positions[finite]
     return Features(values, positions, tuple(sorted(failures.items())))
-
-
-def require_features(features: Features, paths: Sequence[Path]) -> NDArray[np.float32]:
-    """The features `[N, D]` of all N images.
-
-    Raises:
-        DataError: some could not be used; the first ones are named.
-    """
-    if not features.failures:
-        return features.values
-    lines = [f"  {one_line(paths[place])}: {reason}" for place, reason in features.failures[:20]]
-    more = len(features.failures) - len(lines)
-    raise DataError(
-        f"{len(features.failures)} of {len(paths)} images cannot be used:\n"
-        + "\n".join([*lines, *([f"  and {more} more"] if more else [])]),
-        "repair or remove them",
-    )

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal
 from torch import Tensor
 
 from vtrain.checkpoint import LoadedModel
+from vtrain.console import format_percent
 from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
 from vtrain.data.loaders import Batch, Notify, build_stream_loader, resolve_workers
 from vtrain.data.shards import find_status
@@ -333,7 +334,7 @@ def format_prediction(prediction: Prediction) -> str:
     if prediction.error is not None:
         return f"{prediction.path}: error: {prediction.error}"
     named = ", ".join(
-        f"{each.name} {100 * each.probability:.1f} %" for each in prediction.predictions
+        f"{each.name} {format_percent(each.probability)}" for each in prediction.predictions
     )
     far = prediction.distance is not None and prediction.distance > 1
     unlike = f"unlike the training images (distance {prediction.distance:.2f})" if far else ""

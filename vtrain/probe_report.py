@@ -3,8 +3,7 @@
 from shlex import quote
 from typing import Any
 
-from vtrain.console import format_count, one_line
-from vtrain.pages.page import format_percent
+from vtrain.console import format_count, format_percent, one_line
 from vtrain.probe import ProbedBackbone, ProbeResult
 
 SCHEMA = 1

@@ -4,8 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from vtrain.console import format_duration, one_line
-from vtrain.pages.page import format_percent
+from vtrain.console import format_duration, format_percent, one_line
 from vtrain.report_content import (
     Content,
     Facts,

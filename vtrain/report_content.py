@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from vtrain.config import FitConfig, flatten_config
-from vtrain.console import format_count, format_duration, one_line
+from vtrain.console import format_count, format_duration, format_percent, one_line
 from vtrain.errors import VtrainError
 from vtrain.pages.charts import (
     Bar,
@@ -26,7 +26,6 @@ from vtrain.pages.charts import (
     stacked_bars,
 )
 from vtrain.pages.matrix import list_confusions, matrix_chart
-from vtrain.pages.page import format_percent
 from vtrain.pages.svg import shorten
 from vtrain.pages.thumbnails import Thumbnail, make_thumbnail
 from vtrain.records import EpochMetrics, ImagePrediction

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vtrain.errors import ModelError
-from vtrain.pages.charts import CalibrationBin
-from vtrain.records import ImagePrediction
+from vtrain.records import CalibrationBin, ImagePrediction
 
 Interval = tuple[float, float]
 Floats = NDArray[np.float64]

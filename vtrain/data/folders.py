@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -162,15 +162,11 @@ def split_stratified(
     Which images go is decided by a hash of the seed and the path below the root, so neither the
     order of the file system nor other files matter.
     """
-    by_class: dict[int, list[int]] = {}
-    for index, label in enumerate(images.labels):
-        by_class.setdefault(label, []).append(index)
-    ranks = _rank_all(images, seed)
     held_out = bytearray(len(images))
-    for members in by_class.values():
+    for members in _shuffle_classes(images, seed):
         wanted = round(len(members) * fraction)
         count = min(max(wanted, 1), len(members) - 1)
-        for index in sorted(members, key=lambda i: ranks[16 * i : 16 * i + 16])[:count]:
+        for index in members[:count]:
             held_out[index] = 1
     train = array("Q", (index for index, held in enumerate(held_out) if not held))
     val = array("Q", (index for index, held in enumerate(held_out) if held))
@@ -185,14 +181,9 @@ def sample_stratified(images: LabelledImages, count: int, *, seed: int) -> Label
     """
     if len(images) <= count:
         return images
-    by_class: dict[int, list[int]] = {}
-    for index, label in enumerate(images.labels):
-        by_class.setdefault(label, []).append(index)
-    ranks = _rank_all(images, seed)
     chosen: list[int] = []
-    for members in by_class.values():
-        wanted = max(2, round(len(members) * count / len(images)))
-        chosen += sorted(members, key=lambda i: ranks[16 * i : 16 * i + 16])[:wanted]
+    for members in _shuffle_classes(images, seed):
+        chosen += members[: max(2, round(len(members) * count / len(images)))]
     return images.subset(sorted(chosen))
 
 
@@ -203,14 +194,20 @@ def sample_classes(images: LabelledImages, most: int, *, seed: int = 0) -> Label
     """
     if len(images) <= most:
         return images
-    ranks = _rank_all(images, seed)
-    by_class: dict[int, list[int]] = {}
-    for index in sorted(range(len(images)), key=lambda i: ranks[16 * i : 16 * i + 16]):
-        by_class.setdefault(images.labels[index], []).append(index)
     # The first of every class, then the second of every class, and so on.
-    rounds = zip_longest(*(by_class[label] for label in sorted(by_class)))
+    rounds = zip_longest(*_shuffle_classes(images, seed))
     drawn = (index for each in rounds for index in each if index is not None)
     return images.subset(sorted(islice(drawn, most)))
+
+
+def _shuffle_classes(images: LabelledImages, seed: int) -> Iterator[list[int]]:
+    """Positions of the images of each class that has any, as hashes of their places order them."""
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(images.labels):
+        by_class.setdefault(label, []).append(index)
+    ranks = _rank_all(images, seed)
+    for _, members in sorted(by_class.items()):
+        yield sorted(members, key=lambda i: ranks[16 * i : 16 * i + 16])
 
 
 def _rank_all(images: LabelledImages, seed: int) -> bytes:

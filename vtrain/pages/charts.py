@@ -28,6 +28,7 @@ from vtrain.pages.svg import (
     series_class,
     shorten,
 )
+from vtrain.records import CalibrationBin
 
 LABEL = 16  # characters of a name beside a bar
 ROW = 20  # pixels of a horizontal bar with its gap
@@ -67,17 +68,6 @@ class Bar:
     value: float
     interval: tuple[float, float] | None = None
     detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationBin:
-    """Images whose confidence lies in one bin; means of confidence and correctness, 0 to 1."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float
-    accuracy: float
 
 
 @dataclass(frozen=True, slots=True)

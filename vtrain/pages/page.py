@@ -6,7 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from vtrain.console import format_bytes, format_count, format_duration, one_line
+from vtrain.console import format_bytes, format_count, format_duration, format_percent, one_line
 from vtrain.files import write_text
 
 
@@ -25,11 +25,6 @@ def _environment() -> Environment:
     environment.filters["duration"] = format_duration
     environment.filters["percent"] = format_percent
     return environment
-
-
-def format_percent(share: float | None, digits: int = 1) -> str:
-    """A share between 0 and 1 as people read it: 97.1 %; a dash for None."""
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
 
 
 def render_page(template: str, **content: Any) -> str:
