@@ -57,7 +57,7 @@ def group_paths(finding: dict[str, Any]) -> list[list[str]]:
 
 def test_nothing_found(program: Program) -> None:
     done = program("check", "set", "-o", "check.html")
-    assert (done.code, done.talk) == (0, ["check.html: the page"])
+    assert (done.code, done.talk) == (0, ["page: check.html"])
     assert done.out.splitlines() == [
         "set/train: 24 train images of 2 classes",
         "set/val: 6 val images of 2 classes",

@@ -80,7 +80,7 @@ def test_euclidean_csv_and_blocks(
 
 def test_page(array: np.ndarray, program: Program) -> None:
     Path(paths_of()[1]).unlink()
-    done = program("neighbors", "6", "e.npy", "-k", "17", "--page", "n.html")
+    done = program("neighbors", "6", "e.npy", "-k", "17", "-o", "n.html")
     assert done.code == 0
     assert "page: n.html" in done.talk
     text = Path("n.html").read_text()
@@ -136,7 +136,7 @@ def test_an_array_without_facts_needs_a_model(array: np.ndarray, program: Progra
         (["0", "images"], 2, ["it is a folder"]),
         (["0", "e.csv"], 3, ["e.csv is no array"]),
         (["0", "e.npy", "--csv", "--json"], 2, ["both given"]),
-        (["0", "e.npy", "--page", "x.png"], 2, ["does not end with .html"]),
+        (["0", "e.npy", "-o", "x.png"], 2, ["does not end with .html"]),
         (["tiny.yaml", "e.npy"], 3, ["cannot read tiny.yaml"]),
         (["0", "e.npy", "--metric", "dot"], 2, ["dot"]),
     ],
@@ -186,7 +186,7 @@ def test_hostile_names(folder: Path, program: Program) -> None:
     draw_image(Path("plain.png"))
     Path("images/train/ant").joinpath(name).write_bytes(Path("plain.png").read_bytes())
     assert program("embed", "images/train", "e.npy", "-q").code == 0
-    done = program("neighbors", "plain.png", "e.npy", "-k", "1", "--page", "n.html")
+    done = program("neighbors", "plain.png", "e.npy", "-k", "1", "-o", "n.html")
     assert done.code == 0
     assert "\x1b" not in done.out + done.err
     assert done.out.splitlines()[1].split()[0] == "1.0000"

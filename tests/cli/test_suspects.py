@@ -138,7 +138,7 @@ def test_a_run_without_its_config(folder: Path, program: Program) -> None:
         (["nix"], 2, ["nix is no run folder"]),
         (["images"], 2, ["images is no run folder"]),
         (["-o", "page.txt"], 2, ["does not end with .html"]),
-        (["-o", "nix/page.html"], 2, ["its folder nix does not exist"]),
+        (["-o", "nix/page.html"], 2, ["mkdir -p nix"]),
         (["--csv", "--json"], 2, ["--json and --csv were both given"]),
         (["--split", "test"], 2, ["test"]),
         (["--top", "0"], 2, ["--top"]),

@@ -11,6 +11,7 @@ from vtrain.commands.options import (
     Json,
     Model,
     Overrides,
+    Page,
     Quiet,
     Workers,
     choose_workers,
@@ -28,10 +29,7 @@ def check(
         typer.Argument(metavar="CONFIG|FOLDER", help="YAML file, or a folder, tar or list."),
     ],
     overrides: Overrides = None,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="FILE.html", help="Write a page with pictures."),
-    ] = None,
+    output: Page = None,
     write_list: Annotated[
         Path | None,
         typer.Option(
@@ -68,8 +66,7 @@ def check(
     from vtrain.check import check_json, open_source
     from vtrain.check import write_list as write_exclude_list
 
-    if output is not None:
-        require_page_name(output)
+    require_page_name(output)
     if model is not None and not embeddings:
         raise UsageError("--model is for --embeddings", "add --embeddings, or leave it out")
     console = Console(quiet=quiet)
@@ -95,7 +92,7 @@ def check(
         from vtrain.check_page import write_check_page
 
         write_check_page(output, result)
-        console.say(f"{quote_path(output)}: the page")
+        console.say(f"page: {quote_path(output)}")
     elif result.findings:
         console.say("with -o check.html: a page that shows the images")
     _require_sound(result, source, write_list)

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from vtrain.commands.options import Debug, Json, Quiet, complete_runs
-from vtrain.commands.outcomes import quote_path
+from vtrain.commands.options import Debug, Json, Page, Quiet, complete_runs
+from vtrain.commands.outcomes import quote_path, require_page_name
 from vtrain.console import (
     GAP,
     Console,
@@ -16,6 +16,7 @@ from vtrain.console import (
     find_width,
     format_bytes,
     format_duration,
+    format_percent,
     one_line,
     print_json,
     print_line,
@@ -42,10 +43,7 @@ def compare(
         str, typer.Option("--split", metavar="SPLIT", help="Images to compare on: val or test.")
     ] = "val",
     as_json: Json = False,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="PAGE.html", help="Write a page as well."),
-    ] = None,
+    output: Page = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -62,10 +60,7 @@ def compare(
     """
     if split not in ("val", "test"):
         raise UsageError(f"--split {split}: expected val or test")
-    if output is not None and output.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(
-            f"--output {output}: a page ends in .html", f"write -o {quote_path(output)}.html"
-        )
+    require_page_name(output)
     from vtrain.compare import compare as run_compare
     from vtrain.compare import comparison_json
 
@@ -166,8 +161,8 @@ def _show_classes(difference: Any, comparison: Any) -> None:
             (
                 each.name,
                 str(each.count),
-                f"{100 * each.baseline / each.count:.1f} %",
-                f"{100 * each.other / each.count:.1f} %",
+                format_percent(each.baseline / each.count),
+                format_percent(each.other / each.count),
                 str(each.gained),
                 str(each.lost),
             )

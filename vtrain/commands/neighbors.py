@@ -6,10 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from vtrain.commands.options import Debug, Device, Json, PrecisionName, Quiet, complete_models
-from vtrain.commands.outcomes import require_page_name
+from vtrain.commands.options import (
+    Csv,
+    Debug,
+    Device,
+    Json,
+    Page,
+    PrecisionName,
+    Quiet,
+    complete_models,
+)
+from vtrain.commands.outcomes import quote_path, require_one_form, require_page_name
 from vtrain.console import Console, one_line, print_csv_row, print_json, print_table
-from vtrain.errors import UsageError
 
 
 class Metric(StrEnum):
@@ -52,11 +60,8 @@ def neighbors(
         ),
     ] = None,
     as_json: Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
-    page: Annotated[
-        Path | None,
-        typer.Option("--page", metavar="FILE.html", help="Write a page with the pictures as well."),
-    ] = None,
+    as_csv: Csv = False,
+    output: Page = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
     quiet: Quiet = False,
@@ -66,16 +71,14 @@ def neighbors(
 
     \b
     vtrain neighbors holiday.jpg photos.npy
-    vtrain neighbors photos/cat/001.jpg photos.npy -k 20 --page similar.html
+    vtrain neighbors photos/cat/001.jpg photos.npy -k 20 -o similar.html
     vtrain neighbors 17 photos.npy --metric euclidean --csv > similar.csv
     """
     from vtrain.neighbors import find_neighbors
     from vtrain.runtime import find_device
 
-    if as_json and as_csv:
-        raise UsageError("--json and --csv were both given", "choose one of them")
-    if page is not None:
-        require_page_name(page)
+    require_one_form(as_json=as_json, as_csv=as_csv)
+    require_page_name(output)
     console = Console(quiet=quiet)
     with console.counter("comparing") as progress:
         result = find_neighbors(
@@ -92,11 +95,11 @@ def neighbors(
             progress=progress,
         )
     _tell(result, console)
-    if page is not None:
+    if output is not None:
         from vtrain.neighbors_page import write_neighbors_page
 
-        write_neighbors_page(page, result)
-        console.say(f"page: {one_line(page)}")
+        write_neighbors_page(output, result)
+        console.say(f"page: {quote_path(output)}")
     _show(result, as_json=as_json, as_csv=as_csv)
 
 

@@ -28,6 +28,11 @@ def complete_runs(incomplete: str) -> list[str]:
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Csv = Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")]
+Page = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE.html", help="Write a page as well."),
+]
 Model = Annotated[
     str | None,
     typer.Option(

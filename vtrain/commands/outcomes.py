@@ -17,18 +17,26 @@ def quote_path(path: Path) -> str:
     return one_line(quote(str(path)))
 
 
-def require_page_name(path: Path) -> None:
-    """Before any work: a page goes to a file with a name that browsers know, in a folder."""
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(
-            f"page {path} does not end with .html", f"write to {path.with_suffix('.html')}"
-        )
+def require_one_form(*, as_json: bool, as_csv: bool) -> None:
+    """Before any work: stdout carries one form of data."""
+    if as_json and as_csv:
+        raise UsageError("--json and --csv were both given", "choose one of them")
+
+
+def require_page_name(path: Path | None) -> None:
+    """Before any work: a page, where one is asked for, goes to an .html file in a folder."""
+    if path is None:
+        return
+    shown = one_line(path)
     if path.is_dir():
-        raise UsageError(f"page {path} is a folder, expected a file")
+        raise UsageError(f"page {shown} is a folder, expected a file")
+    if path.suffix.lower() not in (".html", ".htm"):
+        better = quote_path(path.with_suffix(".html"))
+        raise UsageError(f"page {shown} does not end with .html", f"write to {better}")
     if not path.parent.is_dir():
         raise UsageError(
-            f"page {path}: its folder {path.parent} does not exist",
-            f"create it with: mkdir -p {path.parent}",
+            f"page {shown}: its folder does not exist",
+            f"create it with: mkdir -p {quote_path(path.parent)}",
         )
 
 

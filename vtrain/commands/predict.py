@@ -9,6 +9,7 @@ import typer
 
 from vtrain.commands.options import (
     BatchSize,
+    Csv,
     Debug,
     Device,
     Json,
@@ -20,7 +21,7 @@ from vtrain.commands.options import (
     Workers,
     choose_workers,
 )
-from vtrain.commands.outcomes import require_all_answered
+from vtrain.commands.outcomes import require_all_answered, require_one_form
 from vtrain.console import Console, print_csv_row, print_json, print_line
 from vtrain.errors import UsageError
 
@@ -37,7 +38,7 @@ def predict(
         int, typer.Option("--top-k", "-k", metavar="N", min=1, help="Classes to show.")
     ] = 5,
     as_json: Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
+    as_csv: Csv = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -89,8 +90,7 @@ def predict(
     from vtrain.predict_file import choose_form, write_predictions
     from vtrain.runtime import find_device
 
-    if as_json and as_csv:
-        raise UsageError("--json and --csv were both given", "choose one of them")
+    require_one_form(as_json=as_json, as_csv=as_csv)
     if resume and output is None:
         raise UsageError("--resume needs the --output FILE that it goes on with")
     form = None if output is None else choose_form(output, as_json=as_json, as_csv=as_csv)

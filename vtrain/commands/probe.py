@@ -12,12 +12,14 @@ from vtrain.commands.options import (
     Debug,
     Device,
     Json,
+    Page,
     PrecisionName,
     Quiet,
     Workers,
     choose_workers,
     complete_backbones,
 )
+from vtrain.commands.outcomes import quote_path, require_page_name
 from vtrain.console import (
     GAP,
     Console,
@@ -68,10 +70,7 @@ def probe(
     download: Annotated[
         bool, typer.Option("--download", help="Fetch weights of default backbones as well.")
     ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="PAGE.html", help="Write a page as well."),
-    ] = None,
+    output: Page = None,
     as_json: Json = False,
     batch_size: BatchSize = 32,
     workers: Workers = None,
@@ -94,8 +93,7 @@ def probe(
 
     candidates = choose_candidates(backbones or [])
     seconds = None if budget is None else _read_budget(budget)
-    if output is not None:
-        _check_output(output)
+    require_page_name(output)
     from vtrain.probe import ProbeSettings
     from vtrain.probe import probe as run_probe
     from vtrain.probe_report import probe_json
@@ -120,7 +118,7 @@ def probe(
         from vtrain.probe_page import write_probe_page
 
         write_probe_page(output, result)
-        console.say(f"page: {one_line(output)}")
+        console.say(f"page: {quote_path(output)}")
     _require_complete(result)
 
 
@@ -131,17 +129,6 @@ def _read_budget(text: str) -> float:
             f"--budget {text!r} is no time", "give minutes or seconds, such as --budget 5m or 90s"
         )
     return float(found[1]) * UNITS[found[2]]
-
-
-def _check_output(output: Path) -> None:
-    """A page that cannot be written is found before any work."""
-    if output.is_dir():
-        raise UsageError(f"output {one_line(output)} is a folder, expected a file")
-    if not output.parent.is_dir():
-        raise UsageError(
-            f"output {one_line(output)}: its folder does not exist",
-            one_line(f"create it with: mkdir -p {output.parent}"),
-        )
 
 
 def _show_probe(result: Any, console: Console) -> None:

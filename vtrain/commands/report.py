@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vtrain.commands.options import Debug, Quiet, complete_models
+from vtrain.commands.outcomes import require_page_name
 from vtrain.console import Console, format_bytes, format_duration, one_line, print_line
 
 
@@ -21,7 +22,10 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="The page; by default report.html in the run."
+            "--output",
+            "-o",
+            metavar="FILE.html",
+            help="The page; without it report.html in the run folder.",
         ),
     ] = None,
     quiet: Quiet = False,
@@ -41,6 +45,7 @@ def report(
     from vtrain.run_folder import RUNS, find_newest_run
     from vtrain.runtime import find_device
 
+    require_page_name(output)  # the heat maps take seconds
     console = Console(quiet=quiet)
     if run is None:
         run = find_newest_run(RUNS)

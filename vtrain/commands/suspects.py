@@ -8,18 +8,19 @@ import typer
 
 from vtrain.commands.options import (
     BatchSize,
+    Csv,
     Debug,
     Device,
     Json,
+    Page,
     PrecisionName,
     Quiet,
     Workers,
     choose_workers,
     complete_runs,
 )
-from vtrain.commands.outcomes import require_page_name
+from vtrain.commands.outcomes import quote_path, require_one_form, require_page_name
 from vtrain.console import Console, one_line, print_csv_row, print_json, print_table
-from vtrain.errors import UsageError
 
 
 class Split(StrEnum):
@@ -44,13 +45,8 @@ def suspects(
     ] = Split.TRAIN,
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Labels to show.")] = 40,
     as_json: Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV on stdout.")] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE.html", help="Write a page with the pictures as well."
-        ),
-    ] = None,
+    as_csv: Csv = False,
+    output: Page = None,
     batch_size: BatchSize = 32,
     workers: Workers = None,
     device: Device = "auto",
@@ -72,10 +68,8 @@ def suspects(
     from vtrain.runtime import find_device
     from vtrain.suspects import find_suspects
 
-    if as_json and as_csv:
-        raise UsageError("--json and --csv were both given", "choose one of them")
-    if output is not None:
-        require_page_name(output)
+    require_one_form(as_json=as_json, as_csv=as_csv)
+    require_page_name(output)
     console = Console(quiet=quiet)
     report = find_suspects(
         run or find_newest_run(RUNS),
@@ -93,7 +87,7 @@ def suspects(
 
         with console.progress(len(report.suspects), "drawing") as bar:
             write_suspects_page(output, report, on_picture=lambda: bar.update(1))
-        console.say(f"page: {one_line(output)}")
+        console.say(f"page: {quote_path(output)}")
     _show(report, as_json=as_json, as_csv=as_csv)
 
 
