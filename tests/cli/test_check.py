@@ -276,7 +276,7 @@ def test_held_out_images_can_leak(program: Program) -> None:
         (["set/train/ant/00.png"], 3, ["is a file, expected a folder"]),
         (["set", "data.val=x"], 2, ["data.val=x need a config", "vtrain init"]),
         (["set", "--image-size", "8"], 2, ["--image-size"]),
-        (["set", "-o", "nix/check.html"], 2, ["folder nix does not exist"]),
+        (["set", "-o", "nix/check.html"], 2, ["mkdir -p nix"]),
         (["set", "-o", "check.pdf"], 2, ["check.pdf does not end with .html"]),
     ],
 )

@@ -39,7 +39,7 @@ def check(
     image_size: Annotated[
         int | None,
         typer.Option(
-            "--image-size", metavar="N", min=16, help="Model's input in pixels, for a folder: 224."
+            "--image-size", metavar="PX", min=16, help="Model's input in pixels, for a folder: 224."
         ),
     ] = None,
     embeddings: Annotated[

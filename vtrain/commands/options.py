@@ -75,6 +75,14 @@ Tta = Annotated[
         "times as long; not for images in which left and right differ, such as text.",
     ),
 ]
+Run = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[RUN]",
+        help="Run folder. Without it: the newest finished run below runs/.",
+        autocompletion=complete_runs,
+    ),
+]
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file.")]
 Overrides = Annotated[
     list[str] | None,

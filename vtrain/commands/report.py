@@ -5,20 +5,13 @@ from typing import Annotated
 
 import typer
 
-from vtrain.commands.options import Debug, Quiet, complete_models
+from vtrain.commands.options import Debug, Quiet, Run
 from vtrain.commands.outcomes import require_page_name
 from vtrain.console import Console, format_bytes, format_duration, one_line, print_line
 
 
 def report(
-    run: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[RUN]",
-            help="Run folder. Without it: the newest finished run below runs/.",
-            autocompletion=complete_models,
-        ),
-    ] = None,
+    run: Run = None,
     output: Annotated[
         Path | None,
         typer.Option(

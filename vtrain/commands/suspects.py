@@ -1,7 +1,6 @@
 """`vtrain suspects`: labels of a run's images that look wrong."""
 
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,9 +14,9 @@ from vtrain.commands.options import (
     Page,
     PrecisionName,
     Quiet,
+    Run,
     Workers,
     choose_workers,
-    complete_runs,
 )
 from vtrain.commands.outcomes import quote_path, require_one_form, require_page_name
 from vtrain.console import Console, one_line, print_csv_row, print_json, print_table
@@ -32,14 +31,7 @@ class Split(StrEnum):
 
 
 def suspects(
-    run: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[RUN]",
-            help="Run folder; without it the newest finished run below runs/.",
-            autocompletion=complete_runs,
-        ),
-    ] = None,
+    run: Run = None,
     split: Annotated[
         Split, typer.Option("--split", metavar="SPLIT", help="train, val or both.")
     ] = Split.TRAIN,
