@@ -20,22 +20,12 @@ from vtrain.compare import (
 from vtrain.console import format_bytes, format_duration, format_percent, one_line
 from vtrain.pages.charts import Series, format_share, line_chart
 from vtrain.pages.differences import Difference, difference_chart
-from vtrain.pages.page import write_page
+from vtrain.pages.page import Table, write_page
 from vtrain.pages.thumbnails import Thumbnail, make_thumbnail
 
 MOST_PICTURES = 48  # on the page; a picture takes some 5 kB
 MOST_CLASSES = 20  # of each comparison
 NUMBERS = tuple(range(1, 9))
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """What the macro `table` takes."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    right: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,13 @@ def one_line(name: object) -> str:
     return printable(str(name), keep="")
 
 
+def quote_path(path: Path | str) -> str:
+    """A path as it can be pasted into a shell, on one line."""
+    from shlex import quote
+
+    return one_line(quote(str(path)))
+
+
 def is_terminal(stream: TextIO) -> bool:
     """Whether bars make sense on a stream."""
     return stream.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from vtrain.console import format_duration, format_percent, one_line
+from vtrain.pages.page import Table
 from vtrain.report_content import (
     Content,
     Facts,
-    Table,
     describe_device,
     describe_freeze,
     find_best_epoch,

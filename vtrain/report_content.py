@@ -4,13 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from markupsafe import Markup
 
 from vtrain.config import FitConfig, flatten_config
-from vtrain.console import format_count, format_duration, format_percent, one_line
+from vtrain.console import format_count, format_duration, format_percent, one_line, quote_path
 from vtrain.errors import VtrainError
 from vtrain.pages.charts import (
     Bar,
@@ -26,6 +25,7 @@ from vtrain.pages.charts import (
     stacked_bars,
 )
 from vtrain.pages.matrix import list_confusions, matrix_chart
+from vtrain.pages.page import Table
 from vtrain.pages.svg import shorten
 from vtrain.pages.thumbnails import Thumbnail, make_thumbnail
 from vtrain.records import EpochMetrics, ImagePrediction
@@ -83,16 +83,6 @@ class Gallery:
     title: str
     note: str
     pictures: tuple[Picture, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table of text; `right` are the columns of numbers."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    right: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -163,7 +153,9 @@ def gather_facts(record: RunRecord) -> Facts:
 
 def build_content(facts: Facts, heat_maps: Mapping[Path, Thumbnail]) -> Content:
     """Everything on the page of a run; `heat_maps` by the path in the predictions."""
-    content = Content(facts.record.run_dir.name, f"vtrain report {quote_run(facts.record.run_dir)}")
+    content = Content(
+        facts.record.run_dir.name, f"vtrain report {quote_path(facts.record.run_dir)}"
+    )
     content.tiles = _build_tiles(facts)
     content.messages = _build_messages(facts)
     content.curves = _build_curves(facts.record)
@@ -177,11 +169,6 @@ def build_content(facts: Facts, heat_maps: Mapping[Path, Thumbnail]) -> Content:
     _add_commands(content, facts)
     _add_missing(content, facts)
     return content
-
-
-def quote_run(run_dir: Path) -> str:
-    """A path as it can be pasted into a shell."""
-    return one_line(quote(str(run_dir)))
 
 
 def known(value: float | None) -> float | None:
@@ -803,9 +790,9 @@ def _flatten_environment(environment: Mapping[str, Any]) -> list[tuple[str, str]
 
 
 def _add_commands(content: Content, facts: Facts) -> None:
-    run = quote_run(facts.record.run_dir)
+    run = quote_path(facts.record.run_dir)
     if facts.record.config is not None:
-        again = one_line(quote(f"{facts.record.run_dir}-again"))
+        again = quote_path(f"{facts.record.run_dir}-again")
         content.reproduce = [f"vtrain fit {run}/config.resolved.yaml run_dir={again}"]
     if not facts.finished:
         content.next_commands = [RESUME, content.command]
@@ -824,9 +811,9 @@ def _add_missing(content: Content, facts: Facts) -> None:
     make = RESUME
     if facts.finished:
         config = facts.record.config
-        folder = quote_run(Path(config.data.val)) if config and config.data.val else "FOLDER"
-        path = quote_run(evaluation_path(run_dir, "val"))
-        make = f"vtrain evaluate {folder} -m {quote_run(run_dir)} --json > {path}"
+        folder = quote_path(Path(config.data.val)) if config and config.data.val else "FOLDER"
+        path = quote_path(evaluation_path(run_dir, "val"))
+        make = f"vtrain evaluate {folder} -m {quote_path(run_dir)} --json > {path}"
     if not content.curves:
         missing["curves"] = f"No epoch has been recorded yet. Train with: {RESUME}"
     if facts.val is None:

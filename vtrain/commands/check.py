@@ -16,8 +16,8 @@ from vtrain.commands.options import (
     Workers,
     choose_workers,
 )
-from vtrain.commands.outcomes import quote_path, require_page_name
-from vtrain.console import Console, one_line, print_json, print_line, print_table
+from vtrain.commands.outcomes import require_page_name
+from vtrain.console import Console, one_line, print_json, print_line, print_table, quote_path
 from vtrain.errors import DataError, UsageError
 
 EXAMPLES = 10  # images or groups of each error that are listed

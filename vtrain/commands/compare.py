@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from vtrain.commands.options import Debug, Json, Page, Quiet, complete_runs
-from vtrain.commands.outcomes import quote_path, require_page_name
+from vtrain.commands.outcomes import require_page_name
 from vtrain.console import (
     GAP,
     Console,
@@ -22,6 +22,7 @@ from vtrain.console import (
     print_line,
     print_table,
     print_text,
+    quote_path,
 )
 from vtrain.errors import UsageError
 

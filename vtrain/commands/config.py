@@ -6,8 +6,7 @@ from typing import Annotated
 import typer
 
 from vtrain.commands.options import Config, Debug, Json, Overrides, Quiet, complete_backbones
-from vtrain.commands.outcomes import quote_path
-from vtrain.console import Console, print_json, print_line, print_text
+from vtrain.console import Console, print_json, print_line, print_text, quote_path
 
 
 def init(

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from vtrain.commands.options import Config, Debug, Overrides, Quiet
-from vtrain.commands.outcomes import quote_path
 from vtrain.commands.together import told_once
-from vtrain.console import Console, format_duration, one_line, print_json, print_line
+from vtrain.console import Console, format_duration, one_line, print_json, print_line, quote_path
 from vtrain.errors import UsageError
 from vtrain.usage import RESUME_AUTO
 

@@ -16,8 +16,8 @@ from vtrain.commands.options import (
     Quiet,
     complete_models,
 )
-from vtrain.commands.outcomes import quote_path, require_one_form, require_page_name
-from vtrain.console import Console, one_line, print_csv_row, print_json, print_table
+from vtrain.commands.outcomes import require_one_form, require_page_name
+from vtrain.console import Console, one_line, print_csv_row, print_json, print_table, quote_path
 
 
 class Metric(StrEnum):

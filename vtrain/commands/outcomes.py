@@ -4,17 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vtrain.console import one_line
+from vtrain.console import one_line, quote_path
 from vtrain.errors import DataError, UsageError
 
 NAMED_AT_MOST = 20  # unreadable inputs that an error names
-
-
-def quote_path(path: Path) -> str:
-    """A path as it can be pasted into a shell."""
-    from shlex import quote
-
-    return one_line(quote(str(path)))
 
 
 def require_one_form(*, as_json: bool, as_csv: bool) -> None:

@@ -19,7 +19,7 @@ from vtrain.commands.options import (
     choose_workers,
     complete_backbones,
 )
-from vtrain.commands.outcomes import quote_path, require_page_name
+from vtrain.commands.outcomes import require_page_name
 from vtrain.console import (
     GAP,
     Console,
@@ -30,6 +30,7 @@ from vtrain.console import (
     print_json,
     print_table,
     print_text,
+    quote_path,
 )
 from vtrain.errors import ModelError, UsageError
 

@@ -1,5 +1,6 @@
 """Self-contained HTML pages: one file each, no script, nothing fetched, safe against any name."""
 
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,16 @@ def _environment() -> Environment:
     environment.filters["duration"] = format_duration
     environment.filters["percent"] = format_percent
     return environment
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What the macro `table` takes: text; `right` are the columns of numbers."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    right: tuple[int, ...] = ()
 
 
 def render_page(template: str, **content: Any) -> str:
