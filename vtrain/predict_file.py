@@ -238,7 +238,9 @@ def _require_same_answers(output: Path, part: _Part, answers: Iterator[Predictio
         zip(part.last_batch, answers, strict=False), first + 1
     ):
         if before.error is None and now.error is None and not _similar(before, now):
-            raise _other_work(output, number, "holds other probabilities, or another answer, than now")
+            raise _other_work(
+                output, number, "holds other probabilities or another answer than now"
+            )
 
 
 def _similar(before: Prediction, now: Prediction) -> bool:
