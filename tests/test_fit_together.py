@@ -103,6 +103,7 @@ def test_two_processes_train_what_one_does() -> None:
     assert len(labels[0]) == len(labels[1]) == 8, "no padding is counted"
 
 
+@pytest.mark.soak
 def test_three_processes_share_the_features() -> None:
     settings = (HEAD_ALONE, "data.augment=none", "model.head.dropout=0")
     run(3, "run_dir=three", *settings, "data.batch_size=2")
@@ -114,6 +115,7 @@ def test_three_processes_share_the_features() -> None:
     assert facts["layer"] == "penultimate"
 
 
+@pytest.mark.soak
 def test_two_hosts_need_no_common_run_folder_or_cache(folder: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -167,6 +169,7 @@ def test_signal_to_one_process_stops_all_and_resume_is_exact() -> None:
     assert (best["val_top1"], best["val_macro_f1"]) == (result["val_top1"], result["val_macro_f1"])
 
 
+@pytest.mark.soak
 def test_resume_with_another_number_of_processes_is_refused_once() -> None:
     run_alone("run_dir=one", "data.batch_size=2", "train.epochs=1")
     settings = ("run_dir=one", "data.batch_size=2", "train.epochs=2", "--resume")
@@ -192,6 +195,7 @@ def test_process_that_dies_ends_the_others_with_a_message() -> None:
     assert "unexpected" not in err
 
 
+@pytest.mark.soak
 def test_sync_batch_norm_needs_gpus() -> None:
     with start(2, "model.batch_norm=sync", "data.batch_size=2") as process:
         _, err = process.communicate(timeout=TIMEOUT)

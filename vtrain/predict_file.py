@@ -239,7 +239,7 @@ def _require_same_answers(output: Path, part: _Part, answers: Iterator[Predictio
     ):
         if before.error is None and now.error is None and not _similar(before, now):
             raise _other_work(
-                output, number, "holds other probabilities or another answer than now"
+                output, number, "holds other probabilities, or another answer, than now"
             )
 
 

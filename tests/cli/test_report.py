@@ -68,7 +68,7 @@ def test_no_report_where_none_is_wanted(folder: Path, program: Program) -> None:
 def test_a_run_does_not_fail_for_its_report(
     folder: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(run_dir: Path) -> None:
+    def fail(run_dir: Path, **_: object) -> None:
         raise ValueError("a mistake of ours")
 
     monkeypatch.setattr(vtrain.report, "write_report", fail)

@@ -580,7 +580,7 @@ def test_other_options_show_in_the_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, "has model format 2, this vtrain reads up to 1"),
+        ({"format": 3}, "has model format 3, this vtrain reads up to 2"),
         ({"format": "1"}, "description is damaged"),
         ({"preprocessing": {"size": 3}}, "description is damaged"),
         ({"preprocessing": None}, "description is damaged"),
