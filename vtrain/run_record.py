@@ -158,7 +158,7 @@ def read_predictions(run_dir: Path, split: str) -> list[ImagePrediction]:
     path = predictions_path(run_dir, split)
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            return [_read_row(row) for row in csv.DictReader(stream)]
+            return [_read_row(row) for row in csv.DictReader(stream, restval="")]
     except FileNotFoundError as error:
         raise ModelError(
             f"{run_dir} holds no {path.name}", "finish the run: vtrain fit CONFIG --resume"

@@ -32,8 +32,8 @@ def test_quiet_and_elsewhere(folder: Path, program: Program) -> None:
         (["runs/tiny-002"], 2, ["runs/tiny-002 is no run folder: not there"]),
         (["tiny.yaml"], 2, ["tiny.yaml is no run folder: not a folder"]),
         (["images"], 2, ["images is no run folder: it holds none of"]),
-        (["runs/tiny-001", "-o", "x.pdf"], 2, ["does not end in .html", "-o x.pdf.html"]),
-        (["runs/tiny-001", "-o", "nix/x.html"], 2, ["nix"]),
+        (["runs/tiny-001", "-o", "x.pdf"], 2, ["x.pdf does not end with .html", "write to x.html"]),
+        (["runs/tiny-001", "-o", "nix/x.html"], 2, ["folder nix does not exist"]),
         (["runs/tiny-001", "--outptu", "x.html"], 2, ["did you mean --output?"]),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vtrain.commands.options import Debug, Quiet, complete_models
+from vtrain.commands.outcomes import require_page_name
 from vtrain.console import Console, format_bytes, format_duration, one_line, print_line
 
 
@@ -41,6 +42,8 @@ def report(
     from vtrain.run_folder import RUNS, find_newest_run
     from vtrain.runtime import find_device
 
+    if output is not None:
+        require_page_name(output)
     console = Console(quiet=quiet)
     if run is None:
         run = find_newest_run(RUNS)
