@@ -77,8 +77,7 @@ def check(
     opened = open_source(source, overrides or [], image_size=image_size, notify=console.warn)
     if write_list is not None:
         require_list_path(write_list, opened)
-    total = sum(map(len, opened.splits.values()))
-    with console.progress(total, "checking images") as bar:
+    with console.progress(sum(map(len, opened.splits.values())), "checking images") as bar:
         result = run_check(
             opened,
             workers=choose_workers(workers),
