@@ -75,7 +75,7 @@ def test_a_run_does_not_fail_for_its_report(
         raise ValueError("a mistake of ours")
 
     monkeypatch.setattr(vtrain.report, "write_report", fail)
-    done = program("fit", "tiny.yaml", "train.report=true", "train.epochs=1", "train.report=true")
+    done = program("fit", "tiny.yaml", "train.report=true", "train.epochs=1")
     assert done.code == 0
     assert done.out == "runs/tiny-002\n"
     assert "warning: the report could not be written: ValueError('a mistake of ours')" in done.err
