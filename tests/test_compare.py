@@ -231,6 +231,9 @@ def test_damaged_runs() -> None:
         (b / "predictions-val.csv").write_text(content)
         with pytest.raises(ModelError, match=r"runs/b/predictions-val\.csv"):
             compare([a, b])
+    (b / "predictions-val.csv").write_text("path,label,prediction,probability,correct\nval/x.pn")
+    with pytest.raises(ModelError, match=r"damaged: of 'val/x\.pn' correct is '', expected 0 or 1"):
+        compare([a, b])
 
 
 def test_test_split() -> None:

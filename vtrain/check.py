@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 import numpy as np
@@ -41,6 +42,7 @@ from vtrain.records import LabelledImages
 from vtrain.zoo import find_backbone
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
+LIST_TITLE = "Images that a run leaves out with data.exclude, found by vtrain check."
 IMAGE_SIZE = 224  # pixels, of most backbones; where no config says which one is meant
 ALL = "images"  # the split of images without classes
 
@@ -290,6 +292,38 @@ def _list_exclusions(
     return tuple((title, paths) for title, paths in sections if paths)
 
 
+def require_list_path(path: Path, source: Source) -> None:
+    """Before any work: a list replaces no other file, and none that is in use.
+
+    Raises:
+        UsageError: it would replace a file that `write_list` did not write, or the list that says
+            which images were left out of this very check; or its folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"--write-list {one_line(path)}: its folder {one_line(path.parent)} does not exist",
+            f"create it with: mkdir -p {one_line(quote(str(path.parent)))}",
+        )
+    if path.is_dir():
+        raise UsageError(f"--write-list {one_line(path)} is a folder, expected a file")
+    if not path.is_file():
+        return
+    if source.exclusion is not None and path.samefile(source.exclusion.path):
+        raise UsageError(
+            f"--write-list {one_line(path)} would replace the list that data.exclude names, "
+            "without its images",
+            "write another file, or check without data.exclude",
+        )
+    title = f"# {LIST_TITLE}\n".encode()
+    with path.open("rb") as stream:
+        start = stream.read(len(title))
+    if start not in (b"", title):
+        raise UsageError(
+            f"--write-list {one_line(path)} would replace a file that is no list of vtrain check",
+            "write to a new file, such as exclude.txt",
+        )
+
+
 def write_list(path: Path, result: CheckResult) -> int:
     """Write what `data.exclude` takes; the number of images in it.
 
@@ -297,7 +331,7 @@ def write_list(path: Path, result: CheckResult) -> int:
         ResourceError, UsageError: it cannot be written.
     """
     sections = [
-        ("Images that a run leaves out with data.exclude, found by vtrain check.", ()),
+        (LIST_TITLE, ()),
         *result.exclude,
     ]
     write_exclusion(path, sections)

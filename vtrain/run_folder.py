@@ -298,8 +298,12 @@ def load_result(run_dir: Path) -> FitResult | None:
     return result if whole and all(isinstance(each, (int, float)) for each in numbers) else None
 
 
-def find_newest_run(runs: Path) -> Path:
-    """The folder of the run that finished last.
+NAME_A_MODEL = "name a model: -m RUN, -m FILE or -m resnet50"
+NAME_A_RUN = "name a run folder"  # where a command takes no model
+
+
+def find_newest_run(runs: Path, instead: str = NAME_A_MODEL) -> Path:
+    """The folder of the run that finished last; `instead` is what the user may do without one.
 
     Raises:
         ModelError: no finished run below `runs`.
@@ -310,7 +314,7 @@ def find_newest_run(runs: Path) -> Path:
     if not results:
         raise ModelError(
             f"no finished run below {runs}/",
-            "train one with `vtrain fit CONFIG`, or name a model: -m RUN, -m FILE or -m resnet50",
+            f"train one with `vtrain fit CONFIG`, or {instead}",
         )
     return max(results, key=lambda path: path.stat().st_mtime).parent
 

@@ -158,7 +158,7 @@ def read_predictions(run_dir: Path, split: str) -> list[ImagePrediction]:
     path = predictions_path(run_dir, split)
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            return [_read_row(row) for row in csv.DictReader(stream)]
+            return [_read_row(row) for row in csv.DictReader(stream, restval="")]
     except FileNotFoundError as error:
         raise ModelError(
             f"{run_dir} holds no {path.name}", "finish the run: vtrain fit CONFIG --resume"
@@ -168,13 +168,17 @@ def read_predictions(run_dir: Path, split: str) -> list[ImagePrediction]:
 
 
 def _read_row(row: dict[str, str]) -> ImagePrediction:
+    if row["correct"] not in ("0", "1"):  # such as a file that was cut off
+        raise ValueError(
+            f"of {row['path'][:80]!r} correct is {row['correct'][:20]!r}, expected 0 or 1"
+        )
     numbers = {name: float(row[name]) if row.get(name) else math.nan for name in _NUMBERS}
     return ImagePrediction(
         path=Path(read_csv_cell(row["path"])),
         label=read_csv_cell(row["label"]),
         prediction=read_csv_cell(row["prediction"]),
         probability=numbers["probability"],
-        correct=bool(int(row["correct"])),
+        correct=row["correct"] == "1",
         label_probability=numbers["label_probability"],
         second=read_csv_cell(row.get("second") or ""),
         second_probability=numbers["second_probability"],

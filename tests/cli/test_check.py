@@ -257,6 +257,42 @@ def test_a_second_look_reads_nothing(program: Program, monkeypatch: pytest.Monke
     assert "0 images read, 30 known and unchanged; input" in again.out
 
 
+def test_a_list_replaces_nothing_else(program: Program) -> None:
+    plant()
+    Path("c.yaml").write_text(CONFIG)
+    Path("mine.txt").write_text("set/train/ant/00.png\n")
+    for name, part in (
+        ("c.yaml", "no list of vtrain check"),
+        ("mine.txt", "no list of vtrain check"),
+        ("nix/list.txt", "folder nix does not exist"),
+        ("set", "is a folder"),
+    ):
+        done = program("check", "c.yaml", "--write-list", name)
+        assert_refused(done, 2, part)
+        assert done.out == ""
+    assert Path("c.yaml").read_text() == CONFIG
+    assert program("check", "c.yaml", "--write-list", "list.txt").code == 3
+    assert program("check", "c.yaml", "--write-list", "list.txt").code == 3  # its own, once more
+    listed = Path("list.txt").read_text()
+    done = program("check", "c.yaml", "data.exclude=list.txt", "--write-list", "list.txt")
+    assert_refused(done, 2, "would replace the list that data.exclude names")
+    assert Path("list.txt").read_text() == listed
+
+
+def test_files_are_written_though_nobody_reads_the_table(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant()
+
+    def close(*_: object, **__: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("vtrain.commands.check.print_line", close)
+    program("check", "set", "--write-list", "list.txt", "-o", "check.html")
+    assert Path("list.txt").exists()
+    assert Path("check.html").exists()
+
+
 def test_held_out_images_can_leak(program: Program) -> None:
     Path("c.yaml").write_text(CONFIG.replace("val: set/val", "val_fraction: 0.5"))
     for number in range(4):

@@ -44,7 +44,10 @@ def test_refused(
 
 
 def test_no_run_at_all(empty: Path, program: Program) -> None:
-    assert_refused(program("report"), 4, "no finished run below runs/", "vtrain fit CONFIG")
+    done = program("report")
+    assert_refused(
+        done, 4, "no finished run below runs/", "vtrain fit CONFIG`, or name a run folder"
+    )
 
 
 def test_every_fit_ends_with_its_report(folder: Path, program: Program) -> None:

@@ -63,7 +63,7 @@ def check(
     vtrain check photos/ --embeddings -m resnet50
     """
     from vtrain.check import check as run_check
-    from vtrain.check import check_json, open_source
+    from vtrain.check import check_json, open_source, require_list_path
     from vtrain.check import write_list as write_exclude_list
 
     require_page_name(output)
@@ -72,8 +72,9 @@ def check(
     console = Console(quiet=quiet)
     embed = _build_embed(model, device, workers, console) if embeddings else None
     opened = open_source(source, overrides or [], image_size=image_size, notify=console.warn)
-    total = sum(map(len, opened.splits.values()))
-    with console.progress(total, "checking images") as bar:
+    if write_list is not None:
+        require_list_path(write_list, opened)
+    with console.progress(sum(map(len, opened.splits.values())), "checking images") as bar:
         result = run_check(
             opened,
             workers=choose_workers(workers),
@@ -81,20 +82,24 @@ def check(
             progress=bar.update,
             notify=console.warn,
         )
-    if as_json:
-        print_json(check_json(result))
-    else:
-        _show(result)
+    # The files first: who reads the table may close the pipe, which ends the command.
+    told = []
     if write_list is not None:
         count = write_exclude_list(write_list, result)
-        console.say(f"{quote_path(write_list)}: {count:,} images to leave out")
+        told.append(f"{quote_path(write_list)}: {count:,} images to leave out")
     if output is not None:
         from vtrain.check_page import write_check_page
 
         write_check_page(output, result)
-        console.say(f"page: {quote_path(output)}")
+        told.append(f"page: {quote_path(output)}")
     elif result.findings:
-        console.say("with -o check.html: a page that shows the images")
+        told.append("with -o check.html: a page that shows the images")
+    if as_json:
+        print_json(check_json(result))
+    else:
+        _show(result)
+    for each in told:
+        console.say(each)
     _require_sound(result, source, write_list)
 
 

@@ -35,13 +35,13 @@ def report(
     """
     from vtrain.heat_maps import draw_heat_maps
     from vtrain.report import write_report
-    from vtrain.run_folder import RUNS, find_newest_run
+    from vtrain.run_folder import NAME_A_RUN, RUNS, find_newest_run
     from vtrain.runtime import find_device
 
     require_page_name(output)  # the heat maps take seconds
     console = Console(quiet=quiet)
     if run is None:
-        run = find_newest_run(RUNS)
+        run = find_newest_run(RUNS, NAME_A_RUN)
         console.say(f"run: {one_line(run)}")
     heat_maps = draw_heat_maps(run, device=find_device("auto"))
     result = write_report(run, output=output, heat_maps=heat_maps)

@@ -56,7 +56,7 @@ def suspects(
     vtrain suspects runs/flowers-001 --split both --top 100 -o suspects.html
     vtrain suspects runs/flowers-001 --csv > suspects.csv
     """
-    from vtrain.run_folder import RUNS, find_newest_run
+    from vtrain.run_folder import NAME_A_RUN, RUNS, find_newest_run
     from vtrain.runtime import find_device
     from vtrain.suspects import find_suspects
 
@@ -64,7 +64,7 @@ def suspects(
     require_page_name(output)
     console = Console(quiet=quiet)
     report = find_suspects(
-        run or find_newest_run(RUNS),
+        run or find_newest_run(RUNS, NAME_A_RUN),
         split=split.value,
         top=top,
         device=find_device(device),
