@@ -196,3 +196,21 @@ def test_form_that_is_not_clear_is_refused() -> None:
         choose_form(Path("o.txt"), as_json=False, as_csv=False)
     with pytest.raises(UsageError, match="--json was given, but output"):
         choose_form(Path("o.csv"), as_json=True, as_csv=False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 200_000,
+        '{"path": "a", "predictions": [{"class": 1, "probability": 1}], "error": null, '
+        '"rejected": null}',
+    ],
+    ids=["lists within lists", "a number for a class"],
+)
+def test_other_json_is_no_part_of_predictions(tmp_path: Path, line: str) -> None:
+    output = tmp_path / "out.jsonl"
+    output.write_text(f"{line}\n")
+    model = Mock(classes=("a", "b"))
+    with pytest.raises(UsageError, match="something else than predictions as json"):
+        write_predictions(output, [PredictInput("a")], model, form="json", resume=True)
+    assert output.read_text() == f"{line}\n"

@@ -459,8 +459,8 @@ def _list_warnings(evaluation: ModelEvaluation, images: LabelledImages) -> Itera
     visible = smallest_visible_difference(count, evaluation.top1)
     if visible >= 0.01:
         yield (
-            f"{count} images cannot show a difference between two models that is smaller than "
-            f"about {100 * visible:.0f} points of top-1"
+            f"{count} image{'' if count == 1 else 's'} cannot show a difference between two models "
+            f"that is smaller than about {100 * visible:.0f} points of top-1"
         )
     support, predicted = counts.sum(dim=1).tolist(), counts.sum(dim=0).tolist()
     few = [

@@ -280,7 +280,8 @@ def _read_answers(
             yield None, end
         for value, end in rows:
             yield (_parse_row(value) if form == "csv" else _parse_line(value)), end
-    except (ValueError, TypeError, KeyError, IndexError, csv.Error) as error:
+    # Lists within lists end JSON's recursion.
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError, csv.Error) as error:
         raise UsageError(
             f"cannot resume {output}: it holds something else than predictions as {form}",
             "start afresh without --resume, which replaces it",
@@ -318,7 +319,8 @@ def _read_csv(stream: BinaryIO) -> Iterator[tuple[list[str], int]]:
 
 def _parse_line(value: Any) -> Prediction:
     named = tuple(
-        ClassProbability(each["class"], float(each["probability"])) for each in value["predictions"]
+        ClassProbability(_read_name(each["class"]), float(each["probability"]))
+        for each in value["predictions"]
     )
     rejected = _read_rejected(value["rejected"])
     return Prediction(str(value["path"]), named, value["error"], rejected=rejected)
@@ -333,6 +335,12 @@ def _parse_row(cells: Sequence[str]) -> Prediction:
         for name, probability in zip(pairs[::2], pairs[1::2], strict=True)
     )
     return Prediction(path, named, rejected=_read_rejected(rejected or None))
+
+
+def _read_name(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(value)
+    return value
 
 
 def _read_rejected(value: Any) -> Literal["confidence", "distance"] | None:
