@@ -121,7 +121,7 @@ def check_page(*paths: Path) -> None:
     for path in paths:
         assert check_source(path) == [], path
     problems = {name: found for name, found in probe_pages(*paths).items() if found}
-    assert problems == {}
+    assert problems == {}, problems
 
 
 def check_source(path: Path) -> list[str]:
