@@ -11,7 +11,7 @@ from vtrain.check import ALL, CheckResult
 from vtrain.check_findings import LONG_SIDE, SEVERITIES, DataSet, Finding, FoundGroup
 from vtrain.console import format_percent
 from vtrain.pages.page import write_page
-from vtrain.pages.thumbnails import Thumbnail, make_thumbnail
+from vtrain.pages.thumbnails import Picture, make_thumbnail
 
 MOST_GROUPS = 60  # of each kind that are shown
 MOST_MEMBERS = 8  # images of one group
@@ -27,15 +27,6 @@ _HOW = {
 }
 _TITLES = {"error": "Errors", "warning": "Warnings", "note": "Notes"}
 _PICTURED = ("tiny", "elongated", "transparent", "turned", "cmyk", "deep", "palette", "animated")
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A thumbnail, its description, and the lines below it."""
-
-    thumbnail: Thumbnail | None
-    text: str
-    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

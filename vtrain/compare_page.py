@@ -21,20 +21,11 @@ from vtrain.console import format_bytes, format_duration, format_percent, one_li
 from vtrain.pages.charts import Series, format_share, line_chart
 from vtrain.pages.differences import Difference, difference_chart
 from vtrain.pages.page import Table, write_page
-from vtrain.pages.thumbnails import Thumbnail, make_thumbnail
+from vtrain.pages.thumbnails import Picture, make_thumbnail
 
 MOST_PICTURES = 48  # on the page; a picture takes some 5 kB
 MOST_CLASSES = 20  # of each comparison
 NUMBERS = tuple(range(1, 9))
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """An image that one of two runs has right."""
-
-    thumbnail: Thumbnail | None
-    text: str
-    lines: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

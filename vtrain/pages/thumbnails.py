@@ -23,6 +23,15 @@ class Thumbnail:
     height: int
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A thumbnail, None where there is none, its description, and the lines below it."""
+
+    thumbnail: Thumbnail | None
+    text: str
+    lines: tuple[str, ...]
+
+
 def make_thumbnail(path: Path, *, edge: int = EDGE) -> Thumbnail | None:
     """The image as every command sees it, at most `edge` pixels wide and high.
 
