@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vtrain.tensor_files import find_non_finite, shorten_names
-from vtrain.training.loop import TrainState
+from vtrain.training.state import TrainState
 from vtrain.training.metric_log import COLUMNS
 
 _MOST = 2**53  # epochs, steps, images: far beyond any run, and exact as a float

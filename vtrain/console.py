@@ -3,14 +3,12 @@
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from vtrain.errors import ResourceError, VtrainError
 from vtrain.files import escape_surrogates, format_csv_row, format_json_line
-from vtrain.records import EpochMetrics
 
 REFRESH_SECONDS = 0.1
 NARROWEST = 40  # columns; below, tables and lines keep this width and the terminal wraps them
@@ -80,33 +78,17 @@ def find_width(stream: TextIO) -> int | None:
 
 
 class Console:
-    """Where talk goes: stderr, and a log file while a run is open.
-
-    `quiet` silences all but errors on the terminal; the log file always gets everything.
-    """
+    """A `Reporter` that draws on stderr; `quiet` silences all but errors."""
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
         self.quiet = quiet
         self.stream = stream or sys.stderr
-        self._log: TextIO | None = None
         self._bar: Any = None
 
     @property
     def is_terminal(self) -> bool:
         """Whether bars make sense."""
         return not self.quiet and is_terminal(self.stream)
-
-    @contextlib.contextmanager
-    def logging_to(self, path: Path) -> Iterator[None]:
-        """Append everything said to `path` as well, until the context ends."""
-        log = path.open("a", encoding="utf-8", errors="backslashreplace")
-        self._log = log
-        try:
-            yield
-        finally:
-            self._log = None
-            with contextlib.suppress(OSError):  # a line that a full disk refused is still in it
-                log.close()
 
     def say(self, message: str) -> None:
         """One or more lines of talk."""
@@ -116,20 +98,18 @@ class Console:
         """Something that the user should not overlook."""
         self._say(f"warning: {message}", YELLOW)
 
-    def say_epoch(self, metrics: EpochMetrics, epochs: int, *, best: bool) -> None:
-        """The line of an epoch: as much of it as the terminal has columns for, the log has all."""
-        if not self.quiet:
-            width = find_width(self.stream)
-            self._show(format_epoch(metrics, epochs, best=best, width=width), "")
-        self._write_log(format_epoch(metrics, epochs, best=best))
+    def say_fitting(self, facts: Sequence[str], end: str = "") -> None:
+        """One line of facts, the most important first: as many as the terminal has columns for."""
+        width, shown = find_width(self.stream), list(facts)
+        while width is not None and len(shown) > 1 and len("  ".join(shown) + end) > width:
+            shown.pop()
+        self._say("  ".join(shown) + end, "")
 
     def error(self, error: VtrainError) -> None:
         """`error: …` and `hint: …`, also when quiet."""
         self._show(f"error: {printable(error.message)}", RED)
-        self._write_log(f"error: {printable(error.message)}")
         if error.hint:
             self._show(f"hint: {printable(error.hint)}", "")
-            self._write_log(f"hint: {printable(error.hint)}")
 
     def table(
         self,
@@ -140,12 +120,11 @@ class Console:
         right: Sequence[int] = (),
     ) -> None:
         """A table on stderr; `right` are the indices of columns aligned to the right."""
-        heading = f"{printable(title)}\n" if title else ""
         if not self.quiet:
+            heading = f"{printable(title)}\n" if title else ""
             width, styled = find_width(self.stream), takes_styles(self.stream)
             text = format_table(columns, rows, right=right, width=width, styled=styled)
             self._show(heading + text, "")
-        self._write_log(heading + format_table(columns, rows, right=right))
 
     @contextlib.contextmanager
     def progress(
@@ -175,6 +154,9 @@ class Console:
             finally:
                 self._bar = before
 
+    def log(self, message: str) -> None:
+        """Nothing: the terminal is no log file."""
+
     @contextlib.contextmanager
     def counter(self, label: str) -> Iterator[Callable[[int, int], object]]:
         """A bar whose length is learnt on the way: yields a function of images done and total."""
@@ -186,15 +168,9 @@ class Console:
 
             yield show
 
-    def log_only(self, message: str) -> None:
-        """A line for the log file alone."""
-        self._write_log(printable(message))
-
     def _say(self, message: str, style: str) -> None:
-        message = printable(message)
         if not self.quiet:
-            self._show(message, style)
-        self._write_log(message)
+            self._show(printable(message), style)
 
     def _show(self, text: str, style: str) -> None:
         if style and takes_styles(self.stream):
@@ -212,20 +188,6 @@ class Console:
             self._bar = None
         except RuntimeError:
             pass  # a signal handler spoke in the middle of a write, which Python refuses
-
-    def _write_log(self, message: str) -> None:
-        if self._log is None:
-            return
-        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        try:
-            self._log.write("".join(f"{stamp} {line}\n" for line in message.splitlines()))
-            self._log.flush()
-        except OSError as error:
-            # A full disk is an error where the checkpoint is saved, not where the run is told of.
-            self._log = None
-            self.warn(f"the log file gets no more lines: {error.strerror}")
-        except RuntimeError:
-            pass  # as above
 
 
 def open_missing_streams() -> None:
@@ -438,28 +400,3 @@ def format_duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02} s"
     return f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def _format_loss(loss: float) -> str:
-    return f"{loss:.4f}" if loss < 1e4 else f"{loss:.2e}"
-
-
-def format_epoch(
-    metrics: EpochMetrics, epochs: int, *, best: bool, width: int | None = None
-) -> str:
-    """The line that stands for one epoch; what matters least is left out where `width` is small."""
-    facts = [
-        f"epoch {metrics.epoch:>{len(str(epochs))}}/{epochs} {metrics.phase}",
-        f"top-1 {metrics.val_top1:.4f}",
-        f"F1 {metrics.val_macro_f1:.4f}",
-        f"val loss {_format_loss(metrics.val_loss)}",
-        f"train loss {_format_loss(metrics.train_loss)}",
-        format_duration(metrics.seconds),
-        f"{metrics.images_per_second:.0f} img/s",
-        f"wait {metrics.data_wait:.0%}",
-        f"lr {metrics.lr:.2e}",
-    ]
-    mark = " best" if best else ""
-    while width is not None and len(facts) > 1 and len("  ".join(facts) + mark) > width:
-        facts.pop()
-    return "  ".join(facts) + mark

@@ -81,6 +81,13 @@ class ProcessGroup:
             )
         return f"cuda:{self.local_rank}"
 
+    def share(self, count: int, *, chunk: int) -> range:
+        """What this process does of `count` items: whole chunks, the same as one process alone."""
+        chunks = -(-count // chunk)
+        first = chunks * self.rank // self.world_size
+        stop = chunks * (self.rank + 1) // self.world_size
+        return range(first * chunk, min(stop * chunk, count))
+
     def start(self, device: torch.device, *, timeout: timedelta = TIMEOUT) -> None:
         """Meet the others at MASTER_ADDR:MASTER_PORT.
 

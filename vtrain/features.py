@@ -1,7 +1,6 @@
 """Penultimate features of images by a model, kept where the next call finds them."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,14 +14,13 @@ from vtrain.data.feature_store import StoreError
 from vtrain.data.loaders import Batch, Failure, build_eval_loader, resolve_workers
 from vtrain.data.transforms import EvalTransform
 from vtrain.models.classifier import PENULTIMATE
+from vtrain.system.reporter import Progress, Reporter
 from vtrain.training.feature_cache import FeatureCache, FrozenPart, Views, build_frozen_part
 from vtrain.training.inference import NOT_FINITE, find_model_device
 from vtrain.training.precision import Precision
 from vtrain.training.streams import choose_streams, compute_in_order
 
 CACHE_LIMIT_GB = 20.0  # of all stored features together, as `train.cache_limit`'s default
-
-ShowProgress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,16 +46,13 @@ def compute_features(
     batch_size: int = 32,
     workers: int | Literal["auto"] = "auto",
     cache_limit_gb: float = CACHE_LIMIT_GB,
-    notify: Callable[[str], None],
-    warn: Callable[[str], None],
-    progress: ShowProgress | None = None,
+    reporter: Reporter,
 ) -> Features:
     """What the last layer of a model sees of each image: `Classifier.forward_features`.
 
     They are stored in the cache folder, so that those of an image that has not changed since are
     only read. Where the store cannot be written they are computed all the same, after a warning;
-    where they exceed `cache_limit_gb` (10⁹ bytes), after a word to `notify`. `progress` gets the
-    number of images done and of all that have to be computed; it may raise to stop.
+    where they exceed `cache_limit_gb` (10⁹ bytes), after a word.
 
     Raises:
         ResourceError: a loader worker died or hung.
@@ -70,44 +65,21 @@ def compute_features(
         precision=Precision(model.precision, device),
         device=device,
     )
-    show = _Progress(progress)
     cache = FeatureCache(
         root=find_cache_folder() / FEATURES,
         limit_gb=cache_limit_gb,
         batch_size=batch_size,
         workers=resolve_workers(workers, len(paths)),
-        notify=notify,
-        warn=warn,
-        progress=show.counting,
-        on_wait=lambda: None,
+        reporter=reporter,
     )
     if not cache.fits(part, len(paths)):
-        notify(f"feature cache: not used: {len(paths):,} features exceed {cache_limit_gb:g} GB")
-        return _compute(paths, part, cache, model, show)
+        reporter.say(f"feature cache: not used: {len(paths):,} features exceed {cache_limit_gb:g} GB")
+        return _compute(paths, part, cache, model)
     try:
         return _look_up(paths, part, cache, model)
     except StoreError as error:
-        warn(f"feature cache: {error}; computing without it: the same result, kept nowhere")
-        return _compute(paths, part, cache, model, show)
-
-
-@dataclass(frozen=True, slots=True)
-class _Progress:
-    """Turns numbers of images since the last call into numbers done and of all."""
-
-    show: ShowProgress | None
-
-    @contextmanager
-    def counting(self, total: int) -> Iterator[Callable[[int], None]]:
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            if self.show is not None:
-                self.show(done, total)
-
-        yield advance
+        reporter.warn(f"feature cache: {error}; computing without it: the same result, kept nowhere")
+        return _compute(paths, part, cache, model)
 
 
 def _look_up(
@@ -126,7 +98,6 @@ def _compute(
     part: FrozenPart,
     cache: FeatureCache,
     model: LoadedModel,
-    show: _Progress,
 ) -> Features:
     failures: dict[int, str] = {}
     loader = build_eval_loader(
@@ -136,29 +107,29 @@ def _compute(
         batch_size=cache.batch_size,
         workers=cache.workers,
         pin_memory=part.device.type == "cuda",
-        notify=cache.warn,
+        notify=cache.reporter.warn,
     )
     blocks = [np.empty((0, *part.facts["shape"]), dtype=np.float32)]
-    with show.counting(len(paths)) as advance:
+    with cache.reporter.progress(len(paths), "computing features") as bar:
         for batch, rows in compute_in_order(
-            _leave_out(loader, failures, advance),
+            _leave_out(loader, failures, bar),
             lambda batch: part.compute(batch.inputs).float().cpu(),
             streams=choose_streams(part.device),
         ):
             blocks.append(rows.numpy())
-            advance(len(batch))
+            bar.update(len(batch))
     return _gather(np.concatenate(blocks), len(paths), failures)
 
 
 def _leave_out(
-    batches: Iterable[Batch], failures: dict[int, str], advance: Callable[[int], None]
+    batches: Iterable[Batch], failures: dict[int, str], bar: Progress
 ) -> Iterator[Batch]:
     for batch in batches:
         failures.update(batch.failures)
         if len(batch):
             yield batch
         if batch.failures:
-            advance(len(batch.failures))
+            bar.update(len(batch.failures))
 
 
 def _gather(values: NDArray[np.float32], count: int, failures: dict[int, str]) -> Features:

@@ -19,10 +19,12 @@ from vtrain.evaluate import (
 )
 from vtrain.files import write_json
 from vtrain.models.classifier import Classifier
-from vtrain.models.model_file import BANK, ModelFile, save_model
-from vtrain.phase import PhaseBuilder
+from vtrain.models.model_file import BANK, ModelFile, load_model_file, save_model
+from vtrain.plan import FitPlan
 from vtrain.records import EvaluationResult, LabelledImages
 from vtrain.run_folder import MODEL_NAME
+from vtrain.runs.validation import Validation
+from vtrain.runtime import place_model
 from vtrain.run_record import evaluation_path, features_path, predictions_path
 from vtrain.tensor_files import save_tensors
 from vtrain.training.calibration import (
@@ -40,6 +42,36 @@ _FEATURES_KEPT = 2_000  # images of a split, for its map
 _FOLDS = 5
 
 
+def evaluate_best(
+    validation: Validation, run_dir: Path
+) -> tuple[EvaluationResult, EvaluationResult | None]:
+    """Evaluate the saved best model on val, and on test where there is one.
+
+    All processes of a run call this together. The model file is written again, with its temperature
+    and what tells familiar images.
+    """
+    plan = validation.plan
+    classifier, description = _load_best(plan, run_dir)
+    final = FinalEvaluation(validation, classifier, run_dir)
+    val = final.evaluate_val(plan.splits.train, plan.splits.val)
+    test = None if plan.splits.test is None else final.evaluate_test(plan.splits.test)
+    if description is not None:
+        final.save_model(description)
+    return val, test
+
+
+def _load_best(plan: FitPlan, run_dir: Path) -> tuple[Classifier, ModelFile | None]:
+    """What was saved, in every process; only the first sees the folder, and its description."""
+    processes, classifier, description = plan.group, plan.classifier, None
+    with processes.together():
+        if processes.is_main:
+            classifier, description = load_model_file(run_dir / MODEL_NAME)
+    if processes.world_size > 1:
+        classifier.load_state_dict(processes.broadcast(classifier.state_dict()))
+    place_model(classifier, plan.device)
+    return classifier, description
+
+
 @dataclass(slots=True, eq=False)
 class FinalEvaluation:
     """Evaluates the saved best model on each split, as every later command will.
@@ -48,7 +80,7 @@ class FinalEvaluation:
     what the others are scored with.
     """
 
-    work: PhaseBuilder
+    validation: Validation
     classifier: Classifier
     run_dir: Path
     scoring: Scoring | None = None
@@ -59,7 +91,7 @@ class FinalEvaluation:
         keep = Keep(features_every=1)
         bank = self._run(sample, "familiar images", keep=keep, of_train=True).features
         assert bank is not None
-        novelty = build_novelty(bank).to(self.work.plan.device)
+        novelty = build_novelty(bank).to(self.validation.plan.device)
         stride = max(1, math.ceil(len(val) * len(val.classes) / _MOST_LOGITS))
         temperature = 1.0
         if stride > 1:
@@ -104,7 +136,7 @@ class FinalEvaluation:
         keep: Keep | None = None,
         of_train: bool = False,
     ) -> ModelEvaluation:
-        return self.work.evaluate(
+        return self.validation.evaluate(
             self.classifier, images, label, scoring=scoring, keep=keep, of_train=of_train
         )
 
@@ -118,7 +150,7 @@ class FinalEvaluation:
         assert self.scoring is not None
         temperature = self.scoring.temperature
         result = build_result(found, images, temperature=temperature, held_out=held_out)
-        if self.work.plan.group.is_main:
+        if self.validation.plan.group.is_main:
             rows = list_predictions(found, images)
             write_predictions_csv(predictions_path(self.run_dir, split), rows)
             write_json(evaluation_path(self.run_dir, split), evaluation_json(result))

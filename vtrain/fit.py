@@ -1,5 +1,6 @@
 """Training, whole: a plan, a folder for the run, and the run; or going on with an earlier one."""
 
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,18 +10,19 @@ from typing import Literal, TypeVar
 
 from vtrain.checkpoint import Checkpoint, load_last_checkpoint
 from vtrain.config import LoadedConfig, flatten_config
-from vtrain.console import Console
 from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.dry_run import Forecast, Outline, Rehearsal, build_outline
 from vtrain.errors import ModelError, VtrainError
-from vtrain.files import sweep_temporaries
-from vtrain.fit_run import FitRun, describe_machine
-from vtrain.phase import PhaseBuilder
+from vtrain.files import sweep_temporaries, write_json
+from vtrain.final_evaluation import evaluate_best
 from vtrain.plan import FitPlan, build_plan, run_facts, show_plan
 from vtrain.records import FitResult
+from vtrain.profile import PROFILE_NAME, build_profile, show_profile
 from vtrain.run_folder import (
+    DAMAGED_NAME,
     LOG_NAME,
     MODEL_NAME,
+    PREVIOUS_NAME,
     choose_run_dir,
     claim_run_dir,
     find_changes,
@@ -29,9 +31,16 @@ from vtrain.run_folder import (
     lock_run,
     require_new_run,
     require_same_run,
+    save_result,
 )
+from vtrain.runs.epochs import FitRun
+from vtrain.runs.saved_state import describe_machine, write_description
+from vtrain.runs.stopping import has_stopped_early
+from vtrain.runs.stored_features import StoredFeatures
 from vtrain.runtime import explain_torch_error, find_device, keep_freed_memory
 from vtrain.signals import StopRequest, build_stop_error
+from vtrain.system.log_file import logged_to
+from vtrain.system.reporter import Reporter
 from vtrain.tensor_files import load_tensors
 
 Value = TypeVar("Value")
@@ -43,7 +52,7 @@ def fit(
     *,
     resume: Resume = False,
     profile: bool = False,
-    console: Console,
+    reporter: Reporter,
     group: ProcessGroup = ALONE,
 ) -> FitResult:
     """Train what the config describes into a run folder.
@@ -61,13 +70,13 @@ def fit(
     keep_freed_memory()
     device = find_device(group.choose_device(loaded.config.train.device))
     with _stopped_outside(), explained_errors(), group.joined(device), group.explained():
-        return _fit(loaded, _Job(console, group, profile), resume)
+        return _fit(loaded, _Job(reporter, group, profile), resume)
 
 
 def dry_run(
     loaded: LoadedConfig,
     *,
-    console: Console,
+    reporter: Reporter,
     on_plan: Callable[[Outline], None],
     group: ProcessGroup = ALONE,
 ) -> tuple[Outline, Forecast]:
@@ -87,10 +96,10 @@ def dry_run(
                 group,
                 lambda: choose_run_dir(loaded.config.run_dir, loaded.name, resume=False),
             )
-            plan = _plan(loaded, console, group)
+            plan = _plan(loaded, reporter, group)
             outline = build_outline(plan, run_dir)
             on_plan(outline)
-            rehearsal = Rehearsal(plan, console)
+            rehearsal = Rehearsal(plan, reporter)
             with group.together():
                 return outline, rehearsal.measure(run_dir)
     except KeyboardInterrupt as error:
@@ -101,7 +110,7 @@ def dry_run(
 class _Job:
     """What all steps of a command share."""
 
-    console: Console
+    reporter: Reporter
     group: ProcessGroup
     profile: bool
 
@@ -119,7 +128,7 @@ def _stopped_outside() -> Iterator[None]:
 
 
 def _fit(loaded: LoadedConfig, job: _Job, resume: Resume) -> FitResult:
-    console, group = job.console, job.group
+    reporter, group = job.reporter, job.group
     # Also before the plan is made, which can take long: nobody should wait for a wrong name.
     config = loaded.config
 
@@ -131,11 +140,11 @@ def _fit(loaded: LoadedConfig, job: _Job, resume: Resume) -> FitResult:
 
     run_dir = _first_alone(group, choose)
     if run_dir is not None:
-        with _locked(run_dir, console, group):
+        with _locked(run_dir, reporter, group):
             return _resume(loaded, run_dir, job)
-    plan = _plan(loaded, console, group)
+    plan = _plan(loaded, reporter, group)
     new = _first_alone(group, lambda: claim_run_dir(config.run_dir, loaded.name))
-    with _locked(new, console, group):
+    with _locked(new, reporter, group):
         _first_alone(group, lambda: require_new_run(new))
         return _run(plan, new, None, job)
 
@@ -152,7 +161,7 @@ def _first_alone(group: ProcessGroup, call: Callable[[], Value]) -> Value:
 
 def _plan(
     loaded: LoadedConfig,
-    console: Console,
+    reporter: Reporter,
     group: ProcessGroup,
     checkpoint: Checkpoint | None = None,
 ) -> FitPlan:
@@ -160,22 +169,22 @@ def _plan(
     with group.together(main_first=True):
         plan = build_plan(
             loaded,
-            console,
+            reporter,
             planned_epochs=checkpoint.planned_epochs if checkpoint else None,
             planned_batch=checkpoint.machine.get("batch_size") if checkpoint else None,
             group=group,
         )
         # Before a run folder is made, and also for a plan that is only shown.
-        PhaseBuilder(plan, console, on_batch=lambda: None).check_phases()
+        StoredFeatures(plan, reporter).check_phases()
     return plan.with_batch_size(min(group.gather(plan.batch_size)))
 
 
 @contextmanager
-def _locked(run_dir: Path, console: Console, group: ProcessGroup) -> Iterator[None]:
+def _locked(run_dir: Path, reporter: Reporter, group: ProcessGroup) -> Iterator[None]:
     with ExitStack() as stack:
         with group.together():
             if group.is_main:
-                stack.enter_context(lock_run(run_dir, notify=console.say))
+                stack.enter_context(lock_run(run_dir, notify=reporter.say))
         yield
 
 
@@ -192,13 +201,13 @@ def explained_errors() -> Iterator[None]:
 
 
 def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
-    console, group = job.console, job.group
-    checkpoint, finished = _first_alone(group, lambda: _read_run(run_dir, console))
+    reporter, group = job.reporter, job.group
+    checkpoint, finished = _first_alone(group, lambda: _read_run(run_dir, reporter))
     if checkpoint is None and finished is not None:
         return finished
     if checkpoint is None:
-        console.say(f"{run_dir} holds no checkpoint yet: starting from the beginning")
-        return _run(_plan(loaded, console, group), run_dir, None, job)
+        reporter.say(f"{run_dir} holds no checkpoint yet: starting from the beginning")
+        return _run(_plan(loaded, reporter, group), run_dir, None, job)
     now = flatten_config(loaded.config)
     # A key that is newer than the checkpoint had no other value than its default.
     new = {key for key in now if key not in checkpoint.config and loaded.origins[key] == "default"}
@@ -212,8 +221,8 @@ def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
     if finished is not None and not longer:
         return finished
     for change in allowed:
-        console.say(f"changed since the run was started: {change}")
-    plan = _plan(loaded, console, group, checkpoint)
+        reporter.say(f"changed since the run was started: {change}")
+    plan = _plan(loaded, reporter, group, checkpoint)
     data = [
         change
         for change in find_changes(checkpoint.data, run_facts(plan))
@@ -225,11 +234,11 @@ def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
     with group.together():
         require_same_run(run_dir, config=[], data=[*data, *processes], epochs_done=done)
     for change in machine:
-        console.warn(f"{change}: results can differ in the last bits")
+        reporter.warn(f"{change}: results can differ in the last bits")
     return _run(plan, run_dir, checkpoint, job)
 
 
-def _read_run(run_dir: Path, console: Console) -> tuple[Checkpoint | None, FitResult | None]:
+def _read_run(run_dir: Path, reporter: Reporter) -> tuple[Checkpoint | None, FitResult | None]:
     """The checkpoint of a run and, where it has finished, its result."""
     result = load_result(run_dir)
     if result is not None:
@@ -237,42 +246,74 @@ def _read_run(run_dir: Path, console: Console) -> tuple[Checkpoint | None, FitRe
             load_tensors(run_dir / MODEL_NAME)
         except ModelError:  # it is made up for where the run goes on
             result = None
-    return load_last_checkpoint(run_dir, warn=console.warn), result
+    return load_last_checkpoint(run_dir, warn=reporter.warn), result
 
 
 def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job) -> FitResult:
-    console = job.console
+    """Describe or resume the run, train, evaluate the best model, and mark the run as done."""
+    processes, reporter = plan.group, job.reporter
     with ExitStack() as stack:
-        if plan.group.is_main:
+        if processes.is_main:
             sweep_temporaries(run_dir)
-            stack.enter_context(console.logging_to(run_dir / LOG_NAME))
-        stack.enter_context(_logged_errors(console))
+            reporter = stack.enter_context(logged_to(run_dir / LOG_NAME, reporter))
+        stack.enter_context(_logged_errors(reporter))
         stack.enter_context(explained_errors())
-        stack.enter_context(plan.group.explained())
-        stop = stack.enter_context(StopRequest(console.say, once=plan.group.world_size == 1))
-        run = FitRun(plan, run_dir, console, stop, profile=job.profile)
+        stack.enter_context(processes.explained())
+        stop = stack.enter_context(StopRequest(reporter.say, once=processes.world_size == 1))
+        run = FitRun(plan, run_dir, reporter, stop, profile=job.profile)
+        saved = run.saved
         stack.enter_context(run.stopped_at_once())
-        if checkpoint is None:
-            run.write_description()
-            show_plan(plan, console)
+        if checkpoint is not None:
+            saved.resume(
+                checkpoint, steps_per_epoch=run.steps_per_epoch, batches=len(run.sampler)
+            )
+            if has_stopped_early(plan, saved.state):
+                reporter.say(
+                    f"the run stopped early after epoch {saved.state.epoch}; raise "
+                    "train.early_stop to train on"
+                )
         else:
-            run.restore(checkpoint)
-        with plan.group.together():
-            run.require_disk_space()
+            if processes.is_main:
+                write_description(plan, run_dir, steps_per_epoch=run.steps_per_epoch)
+            show_plan(plan, reporter)
+        with processes.together():
+            if processes.is_main:
+                saved.require_disk_space()
         run.train()
-        return run.finish()
+        with run.stopwatch.section("final evaluation"):
+            val, test = evaluate_best(run.validation, run_dir)
+        result = FitResult(
+            run_dir=run_dir,
+            best_epoch=saved.state.best_epoch,
+            val_top1=val.top1,
+            val_macro_f1=val.macro_f1,
+            test_top1=test.top1 if test is not None else None,
+            epochs=saved.state.epoch,
+            planned_epochs=plan.config.train.epochs,
+            seconds=saved.seconds,
+        )
+        if processes.is_main:
+            for name in (PREVIOUS_NAME, DAMAGED_NAME):
+                (run_dir / name).unlink(missing_ok=True)
+            save_result(run_dir, result)
+            if job.profile:
+                seconds = time.perf_counter() - saved.started
+                profile = build_profile(run.stopwatch.seconds, seconds)
+                write_json(run_dir / PROFILE_NAME, profile)
+                show_profile(profile, plan, reporter)
+        return result
 
 
 @contextmanager
-def _logged_errors(console: Console) -> Iterator[None]:
+def _logged_errors(reporter: Reporter) -> Iterator[None]:
     """What ends a run stands in its log; the terminal gets it from the command line."""
     try:
         yield
     except VtrainError as error:
-        console.log_only(f"error: {error.message}")
+        reporter.log(f"error: {error.message}")
         if error.hint:
-            console.log_only(f"hint: {error.hint}")
+            reporter.log(f"hint: {error.hint}")
         raise
     except Exception:
-        console.log_only(traceback.format_exc())
+        reporter.log(traceback.format_exc())
         raise

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vtrain.config import FitConfig, LoadedConfig
-from vtrain.console import Console, format_count, one_line
+from vtrain.console import format_count, one_line
 from vtrain.data.loaders import resolve_workers
 from vtrain.data.splits import Splits, check_splits, describe_splits, scan_splits
 from vtrain.distributed import ALONE, ProcessGroup
@@ -18,7 +18,6 @@ from vtrain.models.freezing import (
     Phase,
     StageSummary,
     apply_freeze,
-    build_param_groups,
     build_phases,
     match_rules,
     summarize_stages,
@@ -26,8 +25,15 @@ from vtrain.models.freezing import (
 from vtrain.models.weights import describe_weights, load_weights
 from vtrain.records import Preprocessing, to_plain
 from vtrain.runtime import find_device, place_model, seed_everything
+from vtrain.system.reporter import Reporter
 from vtrain.training.memory import can_train, find_batch_size
 from vtrain.training.metric_log import require_tensorboard
+from vtrain.training.optim import (
+    ParamGroup,
+    build_param_groups,
+    choose_backbone_lr,
+    find_stage_rates,
+)
 from vtrain.training.precision import Precision, choose_inference_precision, choose_precision
 from vtrain.zoo import BackboneSpec, find_backbone
 
@@ -42,7 +48,7 @@ class FitPlan:
     """Everything that is known before the first step; nothing has been written yet.
 
     `data` is the content of `data.json`; `batch_size` images are computed at once by each process,
-    `accumulate` batches make a step; `groups` are the optimiser's parameter groups with a peak
+    `accumulate` batches make a step; `param_groups` are the optimizer's, with a peak
     learning rate for each phase.
     """
 
@@ -54,7 +60,7 @@ class FitPlan:
     preprocessing: Preprocessing
     pretrained_input: bool
     phases: tuple[Phase, ...]
-    groups: list[dict[str, Any]]
+    param_groups: list[ParamGroup]
     device: torch.device
     group: ProcessGroup
     precision: str
@@ -81,6 +87,10 @@ class FitPlan:
             freeze_batch_norm=self.config.model.batch_norm == "frozen",
         )
 
+    def summarize_stages(self, index: int) -> list[StageSummary]:
+        """The stages of phase `index`, whose freeze is applied, with their peak rates."""
+        return summarize_stages(self.classifier, find_stage_rates(self.param_groups, index))
+
     def augment(self, phase: Phase) -> str:
         """The augmentation preset of a phase.
 
@@ -99,7 +109,7 @@ class FitPlan:
 
 def build_plan(
     loaded: LoadedConfig,
-    console: Console,
+    reporter: Reporter,
     *,
     planned_epochs: int | None = None,
     planned_batch: int | None = None,
@@ -120,11 +130,11 @@ def build_plan(
     if config.train.tensorboard:
         require_tensorboard()
     precision = choose_precision(config.train.precision, device, depthwise=spec.depthwise)
-    splits = scan_splits(config.data, seed=config.seed, console=console)
+    splits = scan_splits(config.data, seed=config.seed, console=reporter)
     # Before the images are read, which can take long: nobody should wait for a wrong file name.
-    notify = console.say if planned_epochs is None else None
+    notify = reporter.say if planned_epochs is None else None
     classifier, preprocessing, pretrained_input = _build_model(config, spec, splits, notify)
-    splits = check_splits(splits, config.data, console=console)
+    splits = check_splits(splits, config.data, console=reporter)
     _require_batch(config, len(splits.train), group.world_size)
     phases, groups = _lay_out(config, spec, classifier, planned_epochs)
     place_model(classifier, device)
@@ -141,7 +151,7 @@ def build_plan(
         preprocessing=preprocessing,
         pretrained_input=pretrained_input,
         phases=tuple(phases),
-        groups=groups,
+        param_groups=groups,
         device=device,
         group=group,
         precision=precision,
@@ -190,18 +200,16 @@ def _choose_batch(
 
 def _lay_out(
     config: FitConfig, spec: BackboneSpec, classifier: Classifier, planned_epochs: int | None
-) -> tuple[list[Phase], list[dict[str, Any]]]:
-    """The phases, and the optimiser's parameter groups over all of them."""
+) -> tuple[list[Phase], list[ParamGroup]]:
+    """The phases, and the optimizer's param groups over all of them."""
     phases = _plan_phases(config, spec, planned_epochs)
     # A policy that trains nothing must fail here, not when its phase begins.
     tables = [apply_freeze(classifier, phase.rules) for phase in phases]
     groups = build_param_groups(
         classifier,
         tables,
-        lr=config.optim.lr,
-        backbone_lr=_choose_backbone_lr(config, spec),
-        layer_decay=config.optim.layer_decay,
-        weight_decay=config.optim.weight_decay,
+        config.optim,
+        backbone_lr=choose_backbone_lr(config, spec),
     )
     return phases, groups
 
@@ -217,12 +225,6 @@ def _synchronize_norms(
             "set model.batch_norm=frozen, or train",
         )
     torch.nn.SyncBatchNorm.convert_sync_batchnorm(classifier)  # type: ignore[no-untyped-call]
-
-
-def _choose_backbone_lr(config: FitConfig, spec: BackboneSpec) -> float:
-    if config.optim.backbone_lr is not None:
-        return config.optim.backbone_lr
-    return config.optim.lr if config.model.weights == "none" else spec.fine_tuning_lr
 
 
 def _describe_data(splits: Splits) -> dict[str, Any]:
@@ -289,44 +291,44 @@ def run_facts(plan: FitPlan) -> dict[str, Any]:
     return facts
 
 
-def show_plan(plan: FitPlan, console: Console) -> None:
+def show_plan(plan: FitPlan, reporter: Reporter) -> None:
     """Say what will be trained, on what, and how."""
-    show_facts(plan, console)
-    show_phases(plan, console)
+    show_facts(plan, reporter)
+    show_phases(plan, reporter)
 
 
-def show_facts(plan: FitPlan, console: Console) -> None:
+def show_facts(plan: FitPlan, reporter: Reporter) -> None:
     """Data, input, model and batches, a line each."""
     splits, config = plan.splits, plan.config
     counts = splits.train.class_counts()
-    console.say(
+    reporter.say(
         f"data: {len(splits.train)} train, {len(splits.val)} val"
         + (f", {len(splits.test)} test" if splits.test is not None else "")
         + f" images of {len(splits.classes)} classes ({_format_range(counts)} per class)"
         + f"; {splits.describe_check()}"
     )
     pre = plan.preprocessing
-    console.say(
+    reporter.say(
         f"input: {pre.crop}x{pre.crop} px (resize {pre.resize}, {pre.interpolation}), "
         f"augmentation {', '.join(sorted({plan.augment(phase) for phase in plan.phases}))}"
     )
-    console.say(
+    reporter.say(
         f"model: {plan.spec.name}, weights {config.model.weights}, on {plan.device}, "
         f"{plan.precision}, loader workers: {plan.workers}, threads: {torch.get_num_threads()}"
         + (f", {plan.group.world_size} processes" if plan.group.world_size > 1 else "")
     )
     if config.data.batch_size == "auto":
-        console.say(
+        reporter.say(
             f"batches: {plan.batch_size} images at once, {plan.accumulate} batches in a step"
         )
 
 
-def show_phases(plan: FitPlan, console: Console, *, every: bool = False) -> None:
+def show_phases(plan: FitPlan, reporter: Reporter, *, every: bool = False) -> None:
     """The table of stages of each phase, or of the first one where there are many."""
     for index, phase in enumerate(plan.phases):
         plan.apply_freeze(phase)
         if index == 0 or every or len(plan.phases) <= 3:
-            show_stages(phase, summarize_stages(plan.classifier, plan.groups, index), console)
+            show_stages(phase, plan.summarize_stages(index), reporter)
 
 
 def _format_range(counts: list[int]) -> str:
@@ -334,11 +336,11 @@ def _format_range(counts: list[int]) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def show_stages(phase: Phase, stages: list[StageSummary], console: Console) -> None:
+def show_stages(phase: Phase, stages: list[StageSummary], reporter: Reporter) -> None:
     """The table of stages of a phase: parameters, trainable, peak learning rate, BatchNorm."""
     total = sum(stage.parameters for stage in stages)
     trainable = sum(stage.trainable for stage in stages)
-    console.table(
+    reporter.table(
         ("stage", "parameters", "trainable", "learning rate", "BatchNorm"),
         [
             (

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vtrain.models.freezing import Phase, StageSummary, summarize_stages
+from vtrain.models.freezing import Phase, StageSummary
 from vtrain.plan import FitPlan
 from vtrain.records import to_plain
 
@@ -26,7 +26,7 @@ def build_plan_record(plan: FitPlan, *, steps_per_epoch: int) -> dict[str, Any]:
 def _describe_phase(plan: FitPlan, index: int) -> dict[str, Any]:
     phase: Phase = plan.phases[index]
     plan.apply_freeze(phase)
-    stages = summarize_stages(plan.classifier, plan.groups, index)
+    stages = plan.summarize_stages(index)
     return {
         "name": phase.name,
         "epochs": phase.epochs,

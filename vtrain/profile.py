@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vtrain.console import Console, format_duration
+from vtrain.console import format_duration
 from vtrain.plan import FitPlan
+from vtrain.system.reporter import Reporter
 
 PROFILE_NAME = "profile.json"
 # What each section is, in the order of a step; what is in none of them is `other`.
@@ -18,7 +19,6 @@ SECTIONS = {
     "validation": "after every epoch",
     "saving": "checkpoint and best model",
     "final evaluation": "the saved model on the held-out splits",
-    "report": "the page and the model card of the run",
 }
 OTHER = "other"
 MUCH = 0.25  # share of the time from which on a section is worth a word
@@ -42,9 +42,9 @@ def build_profile(seconds: Mapping[str, float], total: float) -> Profile:
     return Profile({**known, OTHER: max(total - sum(known.values()), 0.0)}, total)
 
 
-def show_profile(profile: Profile, plan: FitPlan, console: Console) -> None:
+def show_profile(profile: Profile, plan: FitPlan, reporter: Reporter) -> None:
     """The table of sections, and advice."""
-    console.table(
+    reporter.table(
         ("section", "time", "share", "what it is"),
         [
             (name, format_duration(time), f"{time / profile.total:.0%}", SECTIONS.get(name, ""))
@@ -54,7 +54,7 @@ def show_profile(profile: Profile, plan: FitPlan, console: Console) -> None:
         right=(1, 2),
     )
     for line in advise(profile, plan):
-        console.say(f"faster: {line}")
+        reporter.say(f"faster: {line}")
 
 
 def advise(profile: Profile, plan: FitPlan) -> list[str]:

@@ -1,6 +1,7 @@
 """`vtrain fit`: train what a config describes."""
 
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -8,7 +9,8 @@ import typer
 from vtrain.commands.options import Config, Debug, Overrides, Quiet
 from vtrain.commands.together import told_once
 from vtrain.console import Console, format_duration, one_line, print_json, print_line, quote_path
-from vtrain.errors import UsageError
+from vtrain.errors import UsageError, VtrainError
+from vtrain.run_folder import LOG_NAME
 from vtrain.usage import RESUME_AUTO
 
 
@@ -74,10 +76,12 @@ def fit(
             loaded,
             resume="auto" if resume_auto else resume,
             profile=profile,
-            console=console,
+            reporter=console,
             group=group,
         )
     if group.is_main:
+        if loaded.config.train.report and not result.already_finished:
+            _write_report(loaded.config.train.device, result.run_dir, console)
         _show_fit(result, console)
 
 
@@ -109,7 +113,7 @@ def _try(loaded: Any, console: Console, group: Any, *, as_json: bool) -> None:
 
     outline, forecast = dry_run(
         loaded,
-        console=console,
+        reporter=console,
         on_plan=lambda outline: None if as_json else show_outline(outline, console),
         group=group,
     )
@@ -120,6 +124,25 @@ def _try(loaded: Any, console: Console, group: Any, *, as_json: bool) -> None:
     else:
         show_forecast(outline, forecast, console)
     require_room(forecast, outline.run_dir)
+
+
+def _write_report(device: str, run_dir: Path, console: Console) -> None:
+    """Write the page of a run; the run is done, whatever comes of that."""
+    from vtrain.heat_maps import draw_heat_maps
+    from vtrain.report import write_report
+    from vtrain.runtime import find_device
+    from vtrain.system.log_file import logged_to
+
+    with logged_to(run_dir / LOG_NAME, console) as reporter:
+        try:
+            heat_maps = draw_heat_maps(run_dir, device=find_device(device))
+            page = write_report(run_dir, heat_maps=heat_maps).page
+        except Exception as error:
+            reason = error.message if isinstance(error, VtrainError) else repr(error)
+            again = f"vtrain report {one_line(run_dir)}"
+            reporter.warn(f"the report could not be written: {reason:.300}; again: {again}")
+        else:
+            reporter.say(f"report: {one_line(page)}")
 
 
 def _show_fit(result: Any, console: Console) -> None:

@@ -216,7 +216,7 @@ class FeatureStore:
         self._load(path)
 
     @contextmanager
-    def building(self, on_wait: Callable[[], None]) -> Iterator[None]:
+    def building(self, on_wait: Callable[[], object]) -> Iterator[None]:
         """Hold the right to build; waits while another process has it, then knows its rows.
 
         `on_wait` is called again and again meanwhile, and may raise to stop.
@@ -232,7 +232,7 @@ class FeatureStore:
         finally:
             lock.release()
 
-    def _acquire(self, on_wait: Callable[[], None]) -> FileLock:
+    def _acquire(self, on_wait: Callable[[], object]) -> FileLock:
         lock = FileLock(self.folder / _LOCK_NAME)
         said = False
         while True:

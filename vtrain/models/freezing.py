@@ -236,73 +236,13 @@ def _stage_of_module(classifier: Classifier, name: str) -> str:
     return stages[-1].name
 
 
-def build_param_groups(
-    classifier: Classifier,
-    tables: Sequence[Mapping[str, float | None]],
-    *,
-    lr: float,
-    backbone_lr: float,
-    layer_decay: float | None,
-    weight_decay: float,
-) -> list[dict[str, object]]:
-    """Parameter groups for everything that any of the phases' tables trains.
-
-    A group holds parameters of one stage with one weight decay and the same scales; `names` says
-    which, also in a checkpoint. Its `peak_lrs[p]` is the learning rate at the top of the schedule
-    in phase p (0 where frozen).
-    Norms, biases and other one-dimensional parameters are never decayed, nor are position
-    embeddings, class tokens and scales.
-    """
-    groups: dict[tuple[object, ...], dict[str, object]] = {}
-    for name, parameter in classifier.named_parameters():
-        scales = tuple(table[name] for table in tables)
-        if all(scale is None for scale in scales):
-            continue
-        stage = classifier.stage_of(name)
-        decay = weight_decay if _is_decayed(name, parameter) else 0.0
-        base = lr if stage == HEAD else backbone_lr * stage_factor(classifier, stage, layer_decay)
-        peaks = [base * scale if scale is not None else 0.0 for scale in scales]
-        group = groups.setdefault(
-            (stage, decay, scales),
-            {
-                "params": [],
-                "names": [],
-                "stage": stage,
-                "weight_decay": decay,
-                "lr": peaks[0],
-                "peak_lrs": peaks,
-            },
-        )
-        group["params"].append(parameter)  # type: ignore[attr-defined]
-        group["names"].append(name)  # type: ignore[attr-defined]
-    return list(groups.values())
-
-
-def stage_factor(classifier: Classifier, stage: str, layer_decay: float | None) -> float:
-    """1 for the last stage, times `layer_decay` for each stage further down."""
-    if layer_decay is None or stage == HEAD:
-        return 1.0
-    names = [each.name for each in classifier.spec.stages]
-    exponent = len(names) - 1 - names.index(stage)
-    return float(layer_decay**exponent)
-
-
-def _is_decayed(name: str, parameter: Tensor) -> bool:
-    leaf = name.rsplit(".", 1)[-1]
-    return parameter.ndim > 1 and not leaf.startswith(
-        ("class_token", "pos_embedding", "relative_position_bias", "layer_scale", "logit_scale")
-    )
-
-
 def summarize_stages(
-    classifier: Classifier, groups: Sequence[Mapping[str, object]], phase: int
+    classifier: Classifier, rates: Mapping[str, Sequence[float]]
 ) -> list[StageSummary]:
-    """The table shown before a phase, from the stem to the head, for the freeze now applied."""
-    rates: dict[str, list[float]] = {}
-    for group in groups:
-        peak = group["peak_lrs"][phase]  # type: ignore[index]
-        if peak > 0:
-            rates.setdefault(str(group["stage"]), []).append(peak)
+    """The table shown before a phase, from the stem to the head, for the freeze now applied.
+
+    `rates` are the peak learning rates in each stage that is trained.
+    """
     rows = []
     for stage in [*(each.name for each in classifier.spec.stages), HEAD]:
         parameters = [

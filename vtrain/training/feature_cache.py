@@ -7,7 +7,7 @@ differ where it runs on another number of threads, see `choose_streams`.
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from vtrain.models.classifier import PENULTIMATE, Classifier
 from vtrain.models.splitting import LowerPart
 from vtrain.records import Preprocessing, to_plain
 from vtrain.runtime import find_version, mix_seed
+from vtrain.system.reporter import Reporter
 from vtrain.tensor_files import tensors_sha256
 from vtrain.training.inference import prepare_module
 from vtrain.training.precision import Precision
@@ -139,20 +140,16 @@ class Views:
 class FeatureCache:
     """Stores of activations below `root`, of at most `limit_gb` (10⁹ bytes) together.
 
-    The processes of `group` share the work and call `provide` together. `progress` gives a context
-    with a function that gets the number of images done since its last call, and may raise to stop;
-    so may `on_wait`, which is called while another run computes the same. `used` are the stores of
-    this run, which make no room for each other.
+    The processes of `group` share the work and call `provide` together. `reporter`'s progress may
+    raise to stop, also while another run computes the same. `used` are the stores of this run,
+    which make no room for each other.
     """
 
     root: Path
     limit_gb: float
     batch_size: int
     workers: int
-    notify: Callable[[str], None]
-    warn: Callable[[str], None]
-    progress: Callable[[int], AbstractContextManager[Callable[[int], None]]]
-    on_wait: Callable[[], None]
+    reporter: Reporter
     group: ProcessGroup = ALONE
     used: set[Path] = field(default_factory=set)
 
@@ -189,7 +186,7 @@ class FeatureCache:
         try:
             return self._provide(part, paths, ahead, views)
         except StoreError as error:
-            self.warn(f"feature cache: {error}; training without it: the same result, slower")
+            self.reporter.warn(f"feature cache: {error}; training without it: the same result, slower")
             return None
 
     def provide_readable(
@@ -206,7 +203,7 @@ class FeatureCache:
         there = [position for position in range(len(paths)) if position not in failures]
         identities = _identify([paths[position] for position in there], views)
         store = FeatureStore.open(
-            self.root, {**part.facts, "view": views.facts()}, notify=self.notify
+            self.root, {**part.facts, "view": views.facts()}, notify=self.reporter.say
         )
         self.used.add(store.folder)
         unreadable: dict[bytes, str] = {}
@@ -231,7 +228,7 @@ class FeatureCache:
         facts = {**part.facts, "view": views.facts()}
         with self._together():
             identities = np.concatenate([_identify(paths, views) for paths in (first, ahead)])
-            store = FeatureStore.open(self.root, facts, notify=self.notify)
+            store = FeatureStore.open(self.root, facts, notify=self.reporter.say)
             self.used.add(store.folder)
             missing = _find_missing(store, identities)
         # From here on some may write: all have seen the same rows missing.
@@ -272,7 +269,10 @@ class FeatureCache:
         unreadable: dict[bytes, str] | None = None,
     ) -> None:
         """One process builds; another that wants the same rows waits and reads them."""
-        with store.building(self.on_wait):
+        with (
+            self.reporter.progress(0, "waiting for features") as bar,
+            store.building(partial(bar.update, 0)),
+        ):
             missing = _find_missing(store, identities)
             self._build(store, part, find_path, views, identities, missing, unreadable)
         store.refresh()
@@ -282,7 +282,7 @@ class FeatureCache:
         removed = make_room(self.root, needed=count * part.row_bytes, limit=limit, keep=self.used)
         if removed:
             size = sum(entry.size for entry in removed) / GIGABYTE
-            self.notify(
+            self.reporter.say(
                 f"feature cache: removed {len(removed)} older stores ({size:.2g} GB) to stay below "
                 f"train.cache_limit ({self.limit_gb:g} GB)"
             )
@@ -311,11 +311,11 @@ class FeatureCache:
             leave_out = partial(_leave_out, names=names, unreadable=unreadable)
         batches = self.compute(part, wanted, views, missing[:, 1], leave_out=leave_out)
         writer = BlockWriter(store)
-        with self.progress(len(wanted)) as advance:
+        with self.reporter.progress(len(wanted), "computing features") as bar:
             try:
                 for batch, rows in batches:
                     writer.add(names[batch.positions.numpy()], rows)
-                    advance(len(batch))
+                    bar.update(len(batch))
             except BaseException:
                 with suppress(StoreError):
                     writer.flush()  # a resumed run goes on from here
@@ -345,7 +345,7 @@ class FeatureCache:
             batch_size=self.batch_size,
             workers=self.workers,
             seeds=None if views.seed is None else _seeds(paths, numbers, views.seed),
-            notify=self.warn,
+            notify=self.reporter.warn,
         )
         return compute_in_order(
             require_readable(loader, paths) if leave_out is None else leave_out(loader),

@@ -1,19 +1,62 @@
-"""What a step takes of memory, and how many images fit into that of a device at once."""
+"""What a step takes of memory, how many images fit, and smaller parts where it runs out."""
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vtrain.runtime import is_out_of_memory
+from vtrain.system.reporter import Reporter
 from vtrain.training.precision import Precision
+from vtrain.training.state import TrainState
 
 SMALLEST = 2  # BatchNorm cannot train on one image
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")  # on Linux
 STATES_PER_WEIGHT = 2  # AdamW keeps two moments for each weight that it trains
+
+
+class _Attempt:
+    """A context that swallows `out of memory` where smaller parts can be tried."""
+
+    def __init__(self, *, can_halve: bool) -> None:
+        self.can_halve, self.failed = can_halve, False
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        self.failed = self.can_halve and isinstance(error, RuntimeError) and is_out_of_memory(error)
+        return self.failed
+
+
+def attempts(
+    state: TrainState, optimizer: torch.optim.Optimizer, *, batch: int | None, reporter: Reporter
+) -> Iterator[AbstractContextManager[None]]:
+    """Contexts to compute the gradients of a step in, one after the other until one is enough.
+
+    Where memory runs out in one, its gradients are thrown away and batches of `batch` images are
+    computed in twice as many parts (`state.splits`), for the rest of the run. None for `batch`: that
+    cannot be done.
+    """
+    while True:
+        # A part of one image cannot train BatchNorm.
+        can_halve = batch is not None and batch // (2 * state.splits) >= SMALLEST
+        attempt = _Attempt(can_halve=can_halve)
+        yield attempt
+        if not attempt.failed:
+            return
+        # Only here, behind the handler, nothing holds on to the tensors of the step any more.
+        state.splits *= 2
+        optimizer.zero_grad(set_to_none=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        reporter.warn(
+            f"out of memory: going on with every batch in {state.splits} parts, "
+            "whose gradients are added up"
+        )
 
 
 def find_batch_size(fits: Callable[[int], bool], wanted: int) -> int:

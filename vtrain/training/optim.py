@@ -1,24 +1,117 @@
-"""Optimisers over parameter groups whose peak rates differ from phase to phase."""
+"""Learning rates and optimizers: param groups, their peak rates in each phase, and the schedule."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from vtrain.config import OptimConfig
+from vtrain.config import FitConfig, OptimConfig
+from vtrain.models.classifier import Classifier
+from vtrain.models.freezing import HEAD
 from vtrain.training.schedules import Schedule
+from vtrain.zoo import BackboneSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ParamGroup:
+    """Parameters of one stage with one weight decay and the same rates.
+
+    `peak_lrs[p]` is the learning rate at the top of the schedule in phase p, 0 where frozen.
+    """
+
+    stage: str
+    weight_decay: float
+    peak_lrs: tuple[float, ...]
+    names: tuple[str, ...]
+
+
+def build_param_groups(
+    classifier: Classifier,
+    tables: Sequence[Mapping[str, float | None]],
+    config: OptimConfig,
+    *,
+    backbone_lr: float,
+) -> list[ParamGroup]:
+    """Param groups for everything that any of the phases' tables (lr_scale by name) trains.
+
+    Norms, biases and other one-dimensional parameters are never decayed, nor are position
+    embeddings, class tokens and scales.
+    """
+    names: dict[tuple[str, float, tuple[float | None, ...]], list[str]] = {}
+    for name, parameter in classifier.named_parameters():
+        scales = tuple(table[name] for table in tables)
+        if any(scale is not None for scale in scales):
+            decay = config.weight_decay if _is_decayed(name, parameter) else 0.0
+            names.setdefault((classifier.stage_of(name), decay, scales), []).append(name)
+    groups = []
+    for (stage, decay, scales), own in names.items():
+        factor = stage_factor(classifier, stage, config.layer_decay)
+        base = config.lr if stage == HEAD else backbone_lr * factor
+        peaks = tuple(base * scale if scale is not None else 0.0 for scale in scales)
+        groups.append(ParamGroup(stage, decay, peaks, tuple(own)))
+    return groups
+
+
+def choose_backbone_lr(config: FitConfig, spec: BackboneSpec) -> float:
+    """The peak rate below the head: what the config says, else what suits the backbone's family."""
+    if config.optim.backbone_lr is not None:
+        return config.optim.backbone_lr
+    # Nothing is worth keeping of random weights: they learn as fast as the head.
+    return config.optim.lr if config.model.weights == "none" else spec.fine_tuning_lr
+
+
+def stage_factor(classifier: Classifier, stage: str, layer_decay: float | None) -> float:
+    """1 for the last stage, times `layer_decay` for each stage further down."""
+    if layer_decay is None or stage == HEAD:
+        return 1.0
+    names = [each.name for each in classifier.spec.stages]
+    exponent = len(names) - 1 - names.index(stage)
+    return float(layer_decay**exponent)
+
+
+def _is_decayed(name: str, parameter: Tensor) -> bool:
+    leaf = name.rsplit(".", 1)[-1]
+    return parameter.ndim > 1 and not leaf.startswith(
+        ("class_token", "pos_embedding", "relative_position_bias", "layer_scale", "logit_scale")
+    )
+
+
+def find_stage_rates(groups: Sequence[ParamGroup], phase: int) -> dict[str, list[float]]:
+    """The peak rates of each stage that is trained in a phase."""
+    rates: dict[str, list[float]] = {}
+    for group in groups:
+        if group.peak_lrs[phase] > 0:
+            rates.setdefault(group.stage, []).append(group.peak_lrs[phase])
+    return rates
 
 
 def build_optimizer(
-    groups: Sequence[Mapping[str, Any]], config: OptimConfig, device: torch.device
+    groups: Sequence[ParamGroup],
+    classifier: Classifier,
+    config: OptimConfig,
+    device: torch.device,
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) or SGD with Nesterov momentum."""
     fused = device.type in ("cpu", "cuda", "mps")
-    parameters = [dict(group) for group in groups]
+    parameters = dict(classifier.named_parameters())
+    # torch's own form; what it does not know is kept, also in a checkpoint.
+    tables: list[dict[str, Any]] = [
+        {
+            "params": [parameters[name] for name in group.names],
+            "names": list(group.names),
+            "stage": group.stage,
+            "weight_decay": group.weight_decay,
+            "lr": group.peak_lrs[0],
+            "peak_lrs": list(group.peak_lrs),
+        }
+        for group in groups
+    ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=config.lr, fused=fused)
+        return torch.optim.AdamW(tables, lr=config.lr, fused=fused)
     return torch.optim.SGD(
-        parameters,
+        tables,
         lr=config.lr,
         momentum=config.momentum,
         nesterov=config.momentum > 0,

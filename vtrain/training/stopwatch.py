@@ -14,7 +14,7 @@ class Stopwatch:
     section, so that its work is counted where it was asked for; a run is then somewhat slower.
     """
 
-    def __init__(self, device: torch.device, *, enabled: bool = False) -> None:
+    def __init__(self, device: torch.device | None = None, *, enabled: bool = False) -> None:
         self.enabled = enabled
         self.seconds: dict[str, float] = {}
         self._device = device
@@ -37,7 +37,7 @@ class Stopwatch:
 
     def _switch(self) -> None:
         """Give the time since the last switch to the section that was open."""
-        if self._device.type == "cuda":
+        if self._device is not None and self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()
         if self._open:

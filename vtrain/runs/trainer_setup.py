@@ -1,20 +1,21 @@
-"""The training loop of a plan, and where its learning rate is in each phase."""
-
-from collections.abc import Callable
+"""What trains a plan: sampler, trainer, and the schedule of each phase."""
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from vtrain.data.loaders import EpochBatchSampler
 from vtrain.data.transforms import build_batch_mix
 from vtrain.models.freezing import find_scheduled_phases
 from vtrain.plan import FitPlan
-from vtrain.training.calibration import MAX_BANK
+from vtrain.runs.phases import PhaseWork
+from vtrain.system.reporter import Reporter
 from vtrain.training.ema import ModelEma
-from vtrain.training.loop import TrainLoop, TrainState
 from vtrain.training.losses import balanced_class_weights, build_loss
-from vtrain.training.optim import build_optimizer, build_schedule, optimizer_bytes
+from vtrain.training.optim import build_optimizer, build_schedule
 from vtrain.training.precision import Precision
 from vtrain.training.schedules import Schedule
+from vtrain.training.state import TrainState
+from vtrain.training.step import PhaseRun, Trainer
 from vtrain.training.stopwatch import Stopwatch
 
 
@@ -40,28 +41,23 @@ def count_steps(plan: FitPlan, sampler: EpochBatchSampler) -> int:
     return -(-len(sampler) // plan.accumulate)
 
 
-def build_loop(
-    plan: FitPlan, state: TrainState, stopwatch: Stopwatch, *, notify: Callable[[str], None]
-) -> TrainLoop:
-    """The loop of a plan, with a new optimiser; `set_phase` makes it ready."""
+def build_trainer(plan: FitPlan, stopwatch: Stopwatch, reporter: Reporter) -> Trainer:
+    """The trainer of a plan at its first step."""
     config = plan.config
-    return TrainLoop(
+    return Trainer(
         classifier=plan.classifier,
-        model=plan.classifier,
-        optimizer=build_optimizer(plan.groups, config.optim, plan.device),
+        optimizer=build_optimizer(plan.param_groups, plan.classifier, config.optim, plan.device),
         precision=Precision(plan.precision, plan.device),
         loss=_build_loss(plan),
-        prepare=lambda inputs: inputs,
-        batch_mix=build_batch_mix(config.data.mixup, config.data.cutmix, len(plan.splits.classes)),
-        ema=ModelEma(plan.classifier, config.train.ema) if config.train.ema else None,
-        device=plan.device,
+        state=TrainState(),
         seed=config.seed,
         accumulate=plan.accumulate,
         clip_norm=config.train.clip_norm,
-        state=state,
+        batch_mix=build_batch_mix(config.data.mixup, config.data.cutmix, len(plan.splits.classes)),
+        ema=ModelEma(plan.classifier, config.train.ema) if config.train.ema else None,
+        processes=plan.group,
         stopwatch=stopwatch,
-        notify=notify,
-        group=plan.group,
+        reporter=reporter,
     )
 
 
@@ -88,17 +84,20 @@ def find_schedule(plan: FitPlan, index: int, steps_per_epoch: int) -> tuple[int,
     return steps_per_epoch * before, schedule
 
 
-def set_phase(loop: TrainLoop, plan: FitPlan, index: int, steps_per_epoch: int) -> None:
-    """Make the classifier and the loop train what phase `index` trains, at its rates."""
-    plan.apply_freeze(plan.phases[index])
-    loop.phase = index
-    loop.first_step, loop.schedule = find_schedule(plan, index, steps_per_epoch)
-
-
-def count_saved_bytes(plan: FitPlan, loop: TrainLoop) -> tuple[int, int]:
-    """Bytes of a checkpoint and of a finished model, once every parameter has been stepped."""
-    model = sum(tensor.nbytes for tensor in loop.classifier.state_dict().values())
-    copies = 1 if loop.ema is None else 2
-    rows = min(len(plan.splits.train), MAX_BANK)
-    bank = rows * plan.classifier.feature_dim * torch.float16.itemsize
-    return copies * model + optimizer_bytes(loop.optimizer), model + bank
+def build_phase_run(plan: FitPlan, index: int, work: PhaseWork, steps_per_epoch: int) -> PhaseRun:
+    """How the trainer runs a phase: its model, parameters and learning rates."""
+    first_step, schedule = find_schedule(plan, index, steps_per_epoch)
+    model = work.model
+    if plan.config.train.compile:
+        model.compile()
+    if plan.group.world_size > 1:
+        # Without the views gradients are summed in another order from the second step on, and in
+        # the first step after a resume once more in the first one.
+        model = DistributedDataParallel(
+            model,
+            device_ids=[plan.device] if plan.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=True,
+        )
+    parameters = [each for each in plan.classifier.parameters() if each.requires_grad]
+    return PhaseRun(index, model, parameters, work.prepare, schedule, first_step)
