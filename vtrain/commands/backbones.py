@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtrain.commands.options import Debug, Json, Quiet, complete_backbones
+from vtrain.commands.options import Json, complete_backbones
 from vtrain.console import Console, print_json, print_line, print_table
 from vtrain.errors import UsageError
 
@@ -20,8 +20,8 @@ def backbones(
         int | None, typer.Option("--image-size", metavar="PX", min=16, help="Input size in pixels.")
     ] = None,
     as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """The zoo: size, cost, published accuracy, and when to use what.
 
@@ -33,7 +33,7 @@ def backbones(
     if name is None:
         if image_size is not None:
             raise UsageError("--image-size needs the NAME of a backbone")
-        _list_backbones(as_json, Console(quiet=quiet))
+        _list_backbones(as_json, console)
     else:
         _show_backbone(name, image_size, as_json)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtrain.commands.options import Debug, Json, Quiet
+from vtrain.commands.options import Json
 from vtrain.console import Console, format_bytes, print_json, print_table
 from vtrain.errors import UsageError
 
@@ -20,8 +20,8 @@ def cache(
         ),
     ] = 0.0,
     as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """Show or clear stored features and scans.
 
@@ -45,7 +45,7 @@ def cache(
         return
     _show_cache(entries)
     total = format_bytes(sum(entry.size for entry in entries))
-    Console(quiet=quiet).say(f"{'removed' if clear else 'in'} {root}: {total}")
+    console.say(f"{'removed' if clear else 'in'} {root}: {total}")
 
 
 def _show_cache(entries: Sequence[Any]) -> None:

@@ -5,17 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtrain.commands.options import (
-    Debug,
-    Device,
-    Json,
-    Model,
-    Overrides,
-    Page,
-    Quiet,
-    Workers,
-    choose_workers,
-)
+from vtrain.commands.options import Device, Json, Model, Overrides, Page, Workers, choose_workers
 from vtrain.commands.outcomes import require_page_name
 from vtrain.console import Console, one_line, print_json, print_line, print_table, quote_path
 from vtrain.errors import DataError, UsageError
@@ -50,8 +40,8 @@ def check(
     device: Device = "auto",
     as_json: Json = False,
     workers: Workers = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """Look through images for damage, copies, leaks and odd classes.
 
@@ -69,7 +59,6 @@ def check(
     require_page_name(output)
     if model is not None and not embeddings:
         raise UsageError("--model is for --embeddings", "add --embeddings, or leave it out")
-    console = Console(quiet=quiet)
     embed = _build_embed(model, device, workers, console) if embeddings else None
     opened = open_source(source, overrides or [], image_size=image_size, notify=console.warn)
     if write_list is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtrain.commands.options import Debug, Json, Page, Quiet, complete_runs
+from vtrain.commands.options import Json, Page, complete_runs
 from vtrain.commands.outcomes import require_page_name
 from vtrain.console import (
     GAP,
@@ -45,8 +45,8 @@ def compare(
     ] = "val",
     as_json: Json = False,
     output: Page = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """Tell which run is better, and how surely.
 
@@ -65,7 +65,6 @@ def compare(
     from vtrain.compare import compare as run_compare
     from vtrain.compare import comparison_json
 
-    console = Console(quiet=quiet)
     comparison = run_compare(runs, split=split)  # type: ignore[arg-type]
     if output is not None:
         from vtrain.compare_page import write_comparison_page

@@ -5,19 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtrain.commands.options import (
-    BatchSize,
-    Debug,
-    Device,
-    Json,
-    Model,
-    PrecisionName,
-    Quiet,
-    Raw,
-    Tta,
-    Workers,
-    choose_workers,
-)
+from vtrain.commands.options import Compute, Json, Model, Raw, Tta, choose_workers
 from vtrain.commands.outcomes import require_all_readable
 from vtrain.console import Console, print_json, print_line, print_table
 
@@ -28,12 +16,9 @@ def evaluate(
     as_json: Json = False,
     raw: Raw = False,
     tta: Tta = False,
-    batch_size: BatchSize = 32,
-    workers: Workers = None,
-    device: Device = "auto",
-    precision: PrecisionName = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    compute: Compute,
+    console: Console,
 ) -> None:
     """Metrics of a model on a labelled folder.
 
@@ -46,14 +31,14 @@ def evaluate(
     from vtrain.evaluate import evaluation_json
     from vtrain.runtime import find_device
 
-    console = Console(quiet=quiet)
-    loaded = load_model(model, device=find_device(device), precision=precision, notify=console.say)
+    device = find_device(compute.device)
+    loaded = load_model(model, device=device, precision=compute.precision, notify=console.say)
     with console.counter("evaluating") as progress:
         result, _ = run_evaluate(
             folder,
             loaded,
-            batch_size=batch_size,
-            workers=choose_workers(workers),
+            batch_size=compute.batch_size,
+            workers=choose_workers(compute.workers),
             raw=raw,
             tta=tta,
             notify=console.say,

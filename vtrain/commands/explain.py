@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtrain.commands.options import BatchSize, Debug, Device, Json, Model, Quiet
+from vtrain.commands.options import BatchSize, Device, Json, Model
 from vtrain.commands.outcomes import require_all_answered
 from vtrain.console import Console, print_json, print_line
 
@@ -44,8 +44,8 @@ def explain(
     as_json: Json = False,
     batch_size: BatchSize = 32,
     device: Device = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """Show where in its images a model sees a class.
 
@@ -66,7 +66,6 @@ def explain(
     from vtrain.training.saliency import find_map_stage, name_method
 
     require_empty_folder(output)
-    console = Console(quiet=quiet)
     inputs = FoundInputs(paths, sys.stdin.buffer, notify=console.say)
     # Gradients in float32: there is little to compute, and a lower precision rounds them.
     loaded = load_model(model, device=find_device(device), precision="fp32", notify=console.say)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtrain.commands.options import Config, Debug, Overrides, Quiet
+from vtrain.commands.options import Config, Overrides
 from vtrain.commands.together import told_once
 from vtrain.console import Console, format_duration, one_line, print_json, print_line, quote_path
 from vtrain.errors import UsageError
@@ -37,8 +37,8 @@ def fit(
     as_json: Annotated[
         bool, typer.Option("--json", help="With --dry-run: print the plan as JSON on stdout.")
     ] = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """Train what a config describes; the result is a run folder.
 
@@ -65,7 +65,8 @@ def fit(
     from vtrain.fit import fit as run_fit
 
     group = read_process_group()
-    console = Console(quiet=quiet or not group.is_main)
+    if not group.is_main:
+        console = Console(quiet=True)
     with told_once(group):
         if dry_run:
             _try(loaded, console, group, as_json=as_json)

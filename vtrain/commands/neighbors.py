@@ -6,16 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtrain.commands.options import (
-    Csv,
-    Debug,
-    Device,
-    Json,
-    Page,
-    PrecisionName,
-    Quiet,
-    complete_models,
-)
+from vtrain.commands.options import Csv, Device, Json, Page, PrecisionName, complete_models
 from vtrain.commands.outcomes import require_one_form, require_page_name
 from vtrain.console import Console, one_line, print_csv_row, print_json, print_table, quote_path
 
@@ -64,8 +55,8 @@ def neighbors(
     output: Page = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """The most similar images of an embedded folder.
 
@@ -79,7 +70,6 @@ def neighbors(
 
     require_one_form(as_json=as_json, as_csv=as_csv)
     require_page_name(output)
-    console = Console(quiet=quiet)
     with console.counter("comparing") as progress:
         result = find_neighbors(
             query,

@@ -7,20 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtrain.commands.options import (
-    BatchSize,
-    Csv,
-    Debug,
-    Device,
-    Json,
-    Model,
-    PrecisionName,
-    Quiet,
-    Raw,
-    Tta,
-    Workers,
-    choose_workers,
-)
+from vtrain.commands.options import Compute, Csv, Json, Model, Raw, Tta, choose_workers
 from vtrain.commands.outcomes import require_all_answered, require_one_form
 from vtrain.console import Console, print_csv_row, print_json, print_line
 from vtrain.errors import UsageError
@@ -68,12 +55,9 @@ def predict(
     ] = None,
     raw: Raw = False,
     tta: Tta = False,
-    batch_size: BatchSize = 32,
-    workers: Workers = None,
-    device: Device = "auto",
-    precision: PrecisionName = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    compute: Compute,
+    console: Console,
 ) -> None:
     """Classify images: one line for every input, in order.
 
@@ -94,14 +78,14 @@ def predict(
     if resume and output is None:
         raise UsageError("--resume needs the --output FILE that it goes on with")
     form = None if output is None else choose_form(output, as_json=as_json, as_csv=as_csv)
-    console = Console(quiet=quiet)
     inputs = FoundInputs(paths, sys.stdin.buffer, notify=console.say)
-    loaded = load_model(model, device=find_device(device), precision=precision, notify=console.say)
+    device = find_device(compute.device)
+    loaded = load_model(model, device=device, precision=compute.precision, notify=console.say)
     work: dict[str, Any] = {
         "top_k": top_k,
         "answering": Answering(raw, tta, min_confidence, max_distance),
-        "batch_size": batch_size,
-        "workers": choose_workers(workers),
+        "batch_size": compute.batch_size,
+        "workers": choose_workers(compute.workers),
         "notify": console.warn,
     }
     if output is not None and form is not None:

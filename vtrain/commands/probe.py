@@ -7,18 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtrain.commands.options import (
-    BatchSize,
-    Debug,
-    Device,
-    Json,
-    Page,
-    PrecisionName,
-    Quiet,
-    Workers,
-    choose_workers,
-    complete_backbones,
-)
+from vtrain.commands.options import Compute, Json, Page, choose_workers, complete_backbones
 from vtrain.commands.outcomes import require_page_name
 from vtrain.console import (
     GAP,
@@ -73,12 +62,9 @@ def probe(
     ] = False,
     output: Page = None,
     as_json: Json = False,
-    batch_size: BatchSize = 32,
-    workers: Workers = None,
-    device: Device = "auto",
-    precision: PrecisionName = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    compute: Compute,
+    console: Console,
 ) -> None:
     """Rank backbones on your own images.
 
@@ -101,15 +87,14 @@ def probe(
     from vtrain.runtime import find_device
 
     settings = ProbeSettings(
-        device=find_device(device),
+        device=find_device(compute.device),
         images=images,
         budget=seconds,
-        precision=precision,
-        batch_size=batch_size,
-        workers=choose_workers(workers),
+        precision=compute.precision,
+        batch_size=compute.batch_size,
+        workers=choose_workers(compute.workers),
         download=download,
     )
-    console = Console(quiet=quiet)
     result = run_probe(folder, candidates, settings, console=console)
     if as_json:
         print_json(probe_json(result))

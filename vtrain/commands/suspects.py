@@ -5,19 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtrain.commands.options import (
-    BatchSize,
-    Csv,
-    Debug,
-    Device,
-    Json,
-    Page,
-    PrecisionName,
-    Quiet,
-    Run,
-    Workers,
-    choose_workers,
-)
+from vtrain.commands.options import Compute, Csv, Json, Page, Run, choose_workers
 from vtrain.commands.outcomes import require_one_form, require_page_name
 from vtrain.console import Console, one_line, print_csv_row, print_json, print_table, quote_path
 
@@ -39,12 +27,9 @@ def suspects(
     as_json: Json = False,
     as_csv: Csv = False,
     output: Page = None,
-    batch_size: BatchSize = 32,
-    workers: Workers = None,
-    device: Device = "auto",
-    precision: PrecisionName = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    compute: Compute,
+    console: Console,
 ) -> None:
     """Labels of a run's images that look wrong.
 
@@ -62,15 +47,14 @@ def suspects(
 
     require_one_form(as_json=as_json, as_csv=as_csv)
     require_page_name(output)
-    console = Console(quiet=quiet)
     report = find_suspects(
         run or find_newest_run(RUNS, NAME_A_RUN),
         split=split.value,
         top=top,
-        device=find_device(device),
-        precision=precision,
-        batch_size=batch_size,
-        workers=choose_workers(workers),
+        device=find_device(compute.device),
+        precision=compute.precision,
+        batch_size=compute.batch_size,
+        workers=choose_workers(compute.workers),
         console=console,
     )
     _tell(report, console)
