@@ -1,12 +1,15 @@
 """`vtrain backbones`: the zoo."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vtrain.commands.options import Json, complete_backbones
 from vtrain.console import Console, print_json, print_line, print_table
 from vtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from vtrain.zoo import BackboneSpec
 
 
 def backbones(
@@ -79,7 +82,7 @@ def _show_backbone(name: str, image_size: int | None, as_json: bool) -> None:
         plain = {"stages": to_plain(stages), "facts": list(facts)}
         print_json({"schema": 1, **to_plain(spec), **plain})
         return
-    for line in (*_backbone_lines(spec), *facts):
+    for line in (*_describe_backbone(spec), *facts):
         print_line(line)
     print_table(
         ("stage", "output", "parameters", "multiply-adds"),
@@ -96,7 +99,7 @@ def _show_backbone(name: str, image_size: int | None, as_json: bool) -> None:
     )
 
 
-def _backbone_lines(spec: Any) -> list[str]:
+def _describe_backbone(spec: "BackboneSpec") -> list[str]:
     lines = [
         f"{spec.name}: {spec.note}",
         f"{spec.params / 1e6:.1f} M parameters, {spec.gflops:.2f} G multiply-adds at "

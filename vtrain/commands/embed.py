@@ -1,14 +1,17 @@
 """`vtrain embed`: one feature vector for each image."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vtrain.commands.options import Compute, Json, Model, choose_workers
 from vtrain.commands.outcomes import require_all_readable
-from vtrain.commands.together import told_once
+from vtrain.commands.together import reported_once
 from vtrain.console import Console, print_json, print_line
+
+if TYPE_CHECKING:
+    from vtrain.records import EmbedResult
 
 
 def embed(
@@ -58,7 +61,7 @@ def embed(
     if not group.is_main:
         console = Console(quiet=True)
     chosen = find_device(group.choose_device(compute.device))
-    with told_once(group), group.joined(chosen):
+    with reported_once(group), group.joined(chosen):
         with group.together(main_first=True):  # the first may have to download weights
             loaded = load_model(
                 model, device=chosen, precision=compute.precision, notify=console.say
@@ -78,10 +81,10 @@ def embed(
                 progress=progress,
             )
     if group.is_main:
-        _show_embed(result, as_json)
+        _show_embed(result, as_json=as_json)
 
 
-def _show_embed(result: Any, as_json: bool) -> None:
+def _show_embed(result: "EmbedResult", *, as_json: bool) -> None:
     from dataclasses import replace
 
     from vtrain.records import to_plain

@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vtrain.commands.options import BatchSize, Device, Json, Model
 from vtrain.commands.outcomes import require_all_answered
 from vtrain.console import Console, print_json, print_line
+
+if TYPE_CHECKING:
+    from vtrain.explain_files import WrittenExplanation
 
 
 def explain(
@@ -87,8 +90,8 @@ def explain(
     }
     with console.progress(0, "explaining", data=True) as bar:
 
-        def show(written: Any) -> None:
-            _show(written, as_json)
+        def show(written: "WrittenExplanation") -> None:
+            _show_explanation(written, as_json=as_json)
             bar.total = inputs.known
             bar.update(1)
 
@@ -97,7 +100,7 @@ def explain(
     require_all_answered(done.failed, done.count)
 
 
-def _show(written: Any, as_json: bool) -> None:
+def _show_explanation(written: "WrittenExplanation", *, as_json: bool) -> None:
     from vtrain.explain_files import explanation_json, format_explanation
 
     if as_json:

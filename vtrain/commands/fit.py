@@ -1,15 +1,20 @@
 """`vtrain fit`: train what a config describes."""
 
 import os
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vtrain.commands.options import Config, Overrides
-from vtrain.commands.together import told_once
+from vtrain.commands.together import reported_once
 from vtrain.console import Console, format_duration, one_line, print_json, print_line, quote_path
 from vtrain.errors import UsageError
 from vtrain.usage import RESUME_AUTO
+
+if TYPE_CHECKING:
+    from vtrain.config import LoadedConfig
+    from vtrain.distributed import ProcessGroup
+    from vtrain.records import FitResult
 
 
 def fit(
@@ -67,9 +72,9 @@ def fit(
     group = read_process_group()
     if not group.is_main:
         console = Console(quiet=True)
-    with told_once(group):
+    with reported_once(group):
         if dry_run:
-            _try(loaded, console, group, as_json=as_json)
+            _show_plan(loaded, console, group, as_json=as_json)
             return
         result = run_fit(
             loaded,
@@ -103,7 +108,9 @@ def _require_sense(*, resume: bool, dry_run: bool, as_json: bool, profile: bool)
         )
 
 
-def _try(loaded: Any, console: Console, group: Any, *, as_json: bool) -> None:
+def _show_plan(
+    loaded: "LoadedConfig", console: Console, group: "ProcessGroup", *, as_json: bool
+) -> None:
     from vtrain.dry_run import require_room
     from vtrain.dry_run_view import build_dry_run_record, show_forecast, show_outline
     from vtrain.fit import dry_run
@@ -123,7 +130,7 @@ def _try(loaded: Any, console: Console, group: Any, *, as_json: bool) -> None:
     require_room(forecast, outline.run_dir)
 
 
-def _show_fit(result: Any, console: Console) -> None:
+def _show_fit(result: "FitResult", console: Console) -> None:
     took = (
         "was finished already"
         if result.already_finished

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vtrain.console import Console
+
+if TYPE_CHECKING:
+    from vtrain.checkpoint import LoadedModel
 
 
 def complete_backbones(incomplete: str) -> list[str]:
@@ -112,6 +115,14 @@ class Compute:
     workers: Workers = None
     device: Device = "auto"
     precision: PrecisionName = "auto"
+
+    def load_model(self, model: str | None, console: Console) -> "LoadedModel":
+        """What `-m` names, on the device and in the precision of the options."""
+        from vtrain.checkpoint import load_model
+        from vtrain.runtime import find_device
+
+        device = find_device(self.device)
+        return load_model(model, device=device, precision=self.precision, notify=console.say)
 
 
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
