@@ -30,8 +30,8 @@ _PICTURED = ("tiny", "elongated", "transparent", "turned", "cmyk", "deep", "pale
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
-    """One bar of a chart: its place and height within the drawing, and what it stands for."""
+class SizeBar:
+    """A bar of the chart of image sizes: its place within the drawing, and what it stands for."""
 
     x: float
     y: float
@@ -145,7 +145,7 @@ def _build_class_rows(data: DataSet) -> list[dict[str, object]]:
     ]
 
 
-def _build_bars(short: NDArray[np.int64]) -> list[Bar]:
+def _build_bars(short: NDArray[np.int64]) -> list[SizeBar]:
     """Counts of shorter edges, in steps of half an octave."""
     if not len(short):
         return []
@@ -160,7 +160,7 @@ def _build_bars(short: NDArray[np.int64]) -> list[Bar]:
         height = _BAR_HEIGHT * count / int(counts.max())
         title = f"{count:,} images of {start} to {max(start, stop)} px"
         bars.append(
-            Bar(index * width + 2, _BAR_HEIGHT - height, width - 4, height, str(start), title)
+            SizeBar(index * width + 2, _BAR_HEIGHT - height, width - 4, height, str(start), title)
         )
     return bars
 
