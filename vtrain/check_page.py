@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vtrain.check import ALL, CheckResult
 from vtrain.check_findings import LONG_SIDE, SEVERITIES, DataSet, Finding, FoundGroup
@@ -30,8 +30,8 @@ _PICTURED = ("tiny", "elongated", "transparent", "turned", "cmyk", "deep", "pale
 
 
 @dataclass(frozen=True, slots=True)
-class Bar:
-    """One bar of a chart: its place and height within the drawing, and what it stands for."""
+class SizeBar:
+    """A bar of the chart of image sizes: its place within the drawing, and what it stands for."""
 
     x: float
     y: float
@@ -81,7 +81,7 @@ def _count_classes(data: DataSet) -> int:
     return len(next(iter(data.splits.values())).classes)
 
 
-def _build_section(severity: str, result: CheckResult) -> dict[str, Any]:
+def _build_section(severity: str, result: CheckResult) -> dict[str, object]:
     found = [each for each in result.findings if each.severity == severity]
     return {
         "severity": severity,
@@ -90,7 +90,7 @@ def _build_section(severity: str, result: CheckResult) -> dict[str, Any]:
     }
 
 
-def _build_finding(finding: Finding) -> dict[str, Any]:
+def _build_finding(finding: Finding) -> dict[str, object]:
     groups = [_build_group(each) for each in finding.groups[:MOST_GROUPS]]
     pictured = finding.paths if finding.kind in _PICTURED else ()
     pictures = [_build_picture(path, (path.name,)) for path in pictured[:MOST_PICTURES]]
@@ -108,7 +108,7 @@ def _build_finding(finding: Finding) -> dict[str, Any]:
     }
 
 
-def _build_group(group: FoundGroup) -> dict[str, Any]:
+def _build_group(group: FoundGroup) -> dict[str, object]:
     shown = group.members[:MOST_MEMBERS]
     pictures = []
     for each in shown:
@@ -125,7 +125,7 @@ def _build_picture(path: Path, lines: tuple[str, ...]) -> Picture:
     return Picture(make_thumbnail(path), str(path), lines)
 
 
-def _build_class_rows(data: DataSet) -> list[dict[str, Any]]:
+def _build_class_rows(data: DataSet) -> list[dict[str, object]]:
     """Class, count and length of the bar (percent of the longest) of each split."""
     names = next(iter(data.splits.values())).classes
     counts = {split: data.class_counts(split) for split in data.split_names}
@@ -145,7 +145,7 @@ def _build_class_rows(data: DataSet) -> list[dict[str, Any]]:
     ]
 
 
-def _build_bars(short: Any) -> list[Bar]:
+def _build_bars(short: NDArray[np.int64]) -> list[SizeBar]:
     """Counts of shorter edges, in steps of half an octave."""
     if not len(short):
         return []
@@ -160,12 +160,14 @@ def _build_bars(short: Any) -> list[Bar]:
         height = _BAR_HEIGHT * count / int(counts.max())
         title = f"{count:,} images of {start} to {max(start, stop)} px"
         bars.append(
-            Bar(index * width + 2, _BAR_HEIGHT - height, width - 4, height, str(start), title)
+            SizeBar(index * width + 2, _BAR_HEIGHT - height, width - 4, height, str(start), title)
         )
     return bars
 
 
-def _describe_sizes(short: Any, long: Any, image_size: int) -> list[tuple[str, str]]:
+def _describe_sizes(
+    short: NDArray[np.int64], long: NDArray[np.int64], image_size: int
+) -> list[tuple[str, str]]:
     """What the model's input makes of the images' sizes."""
     if not len(short):
         return []

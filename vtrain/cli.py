@@ -6,7 +6,7 @@ What computes is imported inside the commands, so that help and config errors ap
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import typer
@@ -22,6 +22,7 @@ from vtrain.commands.evaluate import evaluate
 from vtrain.commands.explain import explain
 from vtrain.commands.fit import fit
 from vtrain.commands.neighbors import neighbors
+from vtrain.commands.options import expand_options
 from vtrain.commands.predict import predict
 from vtrain.commands.probe import probe
 from vtrain.commands.report import report
@@ -57,25 +58,36 @@ app = typer.Typer(
     """,
 )
 
+
+def add(
+    command: Callable[..., None],
+    kind: type[PlainCommand] = PlainCommand,
+    *,
+    name: str | None = None,
+) -> None:
+    """Make a function a command, by its own name or another."""
+    app.command(name, cls=kind)(expand_options(command))
+
+
 # In the order of the help page.
-app.command(cls=FitCommand)(fit)
-app.command(cls=PlainCommand)(evaluate)
-app.command(cls=PlainCommand)(compare)
-app.command(cls=PlainCommand)(predict)
-app.command(cls=PlainCommand)(embed)
-app.command(cls=PlainCommand)(neighbors)
-app.command(cls=PlainCommand)(suspects)
-app.command(cls=PlainCommand)(explain)
-app.command(cls=PlainCommand)(report)
-app.command(cls=PlainCommand)(backbones)
-app.command(cls=PlainCommand)(probe)
-app.command(cls=PlainCommand)(init)
-app.command(cls=PlainCommand)(check)
-app.command("config", cls=PlainCommand)(show_config)
-app.command(cls=PlainCommand)(schema)
-app.command(cls=PlainCommand)(sample)
-app.command(cls=PlainCommand)(cache)
-app.command(cls=PlainCommand)(env)
+add(fit, FitCommand)
+add(evaluate)
+add(compare)
+add(predict)
+add(embed)
+add(neighbors)
+add(suspects)
+add(explain)
+add(report)
+add(backbones)
+add(probe)
+add(init)
+add(check)
+add(show_config, name="config")
+add(schema)
+add(sample)
+add(cache)
+add(env)
 
 
 def show_version(wanted: bool) -> None:

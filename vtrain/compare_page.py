@@ -29,7 +29,7 @@ NUMBERS = tuple(range(1, 9))
 
 
 @dataclass(frozen=True, slots=True)
-class Gallery:
+class OneSided:
     """Some of the `count` images that only one of two runs has right."""
 
     title: str
@@ -46,7 +46,7 @@ class Section:
     text: str
     classes: Table | None
     classes_left_out: int
-    galleries: tuple[Gallery, ...]
+    galleries: tuple[OneSided, ...]
 
 
 def write_comparison_page(
@@ -175,7 +175,7 @@ def _build_section(
         half = MOST_CLASSES // 2
         shown = [*changed[:half], *changed[-half:]]
     galleries = tuple(
-        Gallery(f"Right in {name} only", len(images), tuple(map(picture, images[:most])))
+        OneSided(f"Right in {name} only", len(images), tuple(map(picture, images[:most])))
         for name, images in ((run, difference.gained), (baseline, difference.lost))
         if images
     )

@@ -1,7 +1,6 @@
 """What a probe says, as words and as JSON."""
 
 from shlex import quote
-from typing import Any
 
 from vtrain.console import format_count, format_percent, one_line
 from vtrain.probe import ProbedBackbone, ProbeResult
@@ -92,7 +91,7 @@ def next_command(result: ProbeResult) -> str | None:
     return one_line(f"vtrain fit CONFIG {' '.join(map(quote, choice.candidate.overrides))}")
 
 
-def probe_json(result: ProbeResult) -> dict[str, Any]:
+def probe_json(result: ProbeResult) -> dict[str, object]:
     """The object that `vtrain probe --json` prints."""
     choice = result.recommended
     return {
@@ -120,7 +119,7 @@ def probe_json(result: ProbeResult) -> dict[str, Any]:
     }
 
 
-def _backbone_json(probed: ProbedBackbone) -> dict[str, Any]:
+def _backbone_json(probed: ProbedBackbone) -> dict[str, object]:
     return {
         "model": probed.candidate.model,
         "backbone": probed.candidate.spec.name,

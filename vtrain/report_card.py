@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from vtrain.console import format_duration, format_percent, one_line
 from vtrain.pages.page import Table
@@ -161,7 +160,7 @@ def _describe_licence(facts: Facts) -> str:
 def _table(table: Table) -> str:
     """A Markdown table, its caption above."""
 
-    def row(cells: Sequence[Any]) -> str:
+    def row(cells: Sequence[str]) -> str:
         return "| " + " | ".join(escape_markdown(cell) for cell in cells) + " |"
 
     rule = ["--:" if index in table.right else "---" for index in range(len(table.columns))]

@@ -107,7 +107,12 @@ def explain_error(error: BaseException, arguments: Sequence[str]) -> VtrainError
 def _explain_usage(error: typer.TyperException, arguments: Sequence[str]) -> UsageError:
     """Typer's message in our form: the nearest name, and the usage of the command."""
     context = getattr(error, "ctx", None)
-    message = error.format_message().partition(" (Possible options")[0].rstrip(".")
+    message = (
+        error.format_message()
+        .partition(" (Possible options")[0]
+        .rstrip(".")
+        .replace(" Value error,", "")
+    )
     message = message[:1].lower() + message[1:].replace(". Did you mean", ", did you mean")
     near = _find_near_option(error)
     if near is not None:

@@ -77,7 +77,7 @@ def test_test_split(pair: tuple[str, str], program: Program) -> None:
         (("runs/a",), 2, ["runs/a was given twice"]),
         (("runs/nix",), 2, ["runs/nix is no run folder: not there"]),
         (("runs",), 2, ["runs is no run folder"]),
-        (("runs/b", "--split", "train"), 2, ["--split train: expected val or test"]),
+        (("runs/b", "--split", "train"), 2, ["'--split': 'train' is not one of 'val', 'test'"]),
         (
             ("runs/b", "-o", "page.pdf"),
             2,

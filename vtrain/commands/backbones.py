@@ -1,12 +1,15 @@
 """`vtrain backbones`: the zoo."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtrain.commands.options import Debug, Json, Quiet, complete_backbones
+from vtrain.commands.options import Json, complete_backbones
 from vtrain.console import Console, print_json, print_line, print_table
 from vtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from vtrain.zoo import BackboneSpec
 
 
 def backbones(
@@ -20,8 +23,8 @@ def backbones(
         int | None, typer.Option("--image-size", metavar="PX", min=16, help="Input size in pixels.")
     ] = None,
     as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """The zoo: size, cost, published accuracy, and when to use what.
 
@@ -33,7 +36,7 @@ def backbones(
     if name is None:
         if image_size is not None:
             raise UsageError("--image-size needs the NAME of a backbone")
-        _list_backbones(as_json, Console(quiet=quiet))
+        _list_backbones(as_json, console)
     else:
         _show_backbone(name, image_size, as_json)
 
@@ -79,7 +82,7 @@ def _show_backbone(name: str, image_size: int | None, as_json: bool) -> None:
         plain = {"stages": to_plain(stages), "facts": list(facts)}
         print_json({"schema": 1, **to_plain(spec), **plain})
         return
-    for line in (*_backbone_lines(spec), *facts):
+    for line in (*_describe_backbone(spec), *facts):
         print_line(line)
     print_table(
         ("stage", "output", "parameters", "multiply-adds"),
@@ -96,7 +99,7 @@ def _show_backbone(name: str, image_size: int | None, as_json: bool) -> None:
     )
 
 
-def _backbone_lines(spec: Any) -> list[str]:
+def _describe_backbone(spec: "BackboneSpec") -> list[str]:
     lines = [
         f"{spec.name}: {spec.note}",
         f"{spec.params / 1e6:.1f} M parameters, {spec.gflops:.2f} G multiply-adds at "

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtrain.commands.options import Debug, Json, Quiet
+from vtrain.commands.options import Json
 from vtrain.console import Console, format_bytes, print_json, print_table
 from vtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from vtrain.cache_folder import CacheEntry
 
 
 def cache(
@@ -20,8 +23,8 @@ def cache(
         ),
     ] = 0.0,
     as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """Show or clear stored features and scans.
 
@@ -43,12 +46,12 @@ def cache(
         listed = [to_plain(entry) for entry in entries]
         print_json({"schema": 1, "folder": str(root), "removed": clear, "entries": listed})
         return
-    _show_cache(entries)
+    _show_entries(entries)
     total = format_bytes(sum(entry.size for entry in entries))
-    Console(quiet=quiet).say(f"{'removed' if clear else 'in'} {root}: {total}")
+    console.say(f"{'removed' if clear else 'in'} {root}: {total}")
 
 
-def _show_cache(entries: Sequence[Any]) -> None:
+def _show_entries(entries: Sequence["CacheEntry"]) -> None:
     if not entries:
         return
     print_table(

@@ -1,24 +1,18 @@
 """`vtrain check`: what is wrong with a data set."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtrain.commands.options import (
-    Debug,
-    Device,
-    Json,
-    Model,
-    Overrides,
-    Page,
-    Quiet,
-    Workers,
-    choose_workers,
-)
+from vtrain.commands.options import Device, Json, Model, Overrides, Page, Workers, choose_workers
 from vtrain.commands.outcomes import require_page_name
 from vtrain.console import Console, one_line, print_json, print_line, print_table, quote_path
 from vtrain.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from vtrain.check import CheckResult, Embed
+    from vtrain.check_findings import Finding
 
 EXAMPLES = 10  # images or groups of each error that are listed
 
@@ -50,8 +44,8 @@ def check(
     device: Device = "auto",
     as_json: Json = False,
     workers: Workers = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """Look through images for damage, copies, leaks and odd classes.
 
@@ -69,7 +63,6 @@ def check(
     require_page_name(output)
     if model is not None and not embeddings:
         raise UsageError("--model is for --embeddings", "add --embeddings, or leave it out")
-    console = Console(quiet=quiet)
     embed = _build_embed(model, device, workers, console) if embeddings else None
     opened = open_source(source, overrides or [], image_size=image_size, notify=console.warn)
     if write_list is not None:
@@ -83,27 +76,27 @@ def check(
             notify=console.warn,
         )
     # The files first: who reads the table may close the pipe, which ends the command.
-    told = []
+    written = []
     if write_list is not None:
         count = write_exclude_list(write_list, result)
-        told.append(f"{quote_path(write_list)}: {count:,} images to leave out")
+        written.append(f"{quote_path(write_list)}: {count:,} images to leave out")
     if output is not None:
         from vtrain.check_page import write_check_page
 
         write_check_page(output, result)
-        told.append(f"page: {quote_path(output)}")
+        written.append(f"page: {quote_path(output)}")
     elif result.findings:
-        told.append("with -o check.html: a page that shows the images")
+        written.append("with -o check.html: a page that shows the images")
     if as_json:
         print_json(check_json(result))
     else:
-        _show(result)
-    for each in told:
+        _show_check(result)
+    for each in written:
         console.say(each)
     _require_sound(result, source, write_list)
 
 
-def _build_embed(model: str | None, device: str, workers: int | None, console: Console) -> Any:
+def _build_embed(model: str | None, device: str, workers: int | None, console: Console) -> "Embed":
     """What computes the features of images."""
     from vtrain.checkpoint import load_model
     from vtrain.features import compute_features
@@ -119,11 +112,11 @@ def _build_embed(model: str | None, device: str, workers: int | None, console: C
     )
 
 
-def _show(result: Any) -> None:
+def _show_check(result: "CheckResult") -> None:
     data = result.data
     for name, images in data.splits.items():
         classes = f" of {len(images.classes)} classes" if data.labelled else ""
-        print_line(f"{one_line(images.root)}: {len(images):,} {_of_split(name)}{classes}")
+        print_line(f"{one_line(images.root)}: {len(images):,} {_name_images(name)}{classes}")
     known = f", {data.inspection.known:,} known and unchanged" if data.inspection.known else ""
     print_line(f"{data.inspection.read:,} images read{known}; input {data.image_size} px")
     if not result.findings:
@@ -142,11 +135,11 @@ def _show(result: Any) -> None:
             _show_examples(finding)
 
 
-def _of_split(name: str) -> str:
+def _name_images(name: str) -> str:
     return "images" if name == "images" else f"{name} images"
 
 
-def _show_examples(finding: Any) -> None:
+def _show_examples(finding: "Finding") -> None:
     """The first images of an error, one a line, groups on one line."""
     if finding.groups:
         lines = [
@@ -166,7 +159,7 @@ def _show_examples(finding: Any) -> None:
         print_line(f"  and {len(lines) - EXAMPLES:,} more")
 
 
-def _require_sound(result: Any, source: Path, write_list: Path | None) -> None:
+def _require_sound(result: "CheckResult", source: Path, write_list: Path | None) -> None:
     """Exit 3 where something would spoil a result."""
     errors = result.count("error")
     if not errors:

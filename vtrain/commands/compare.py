@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vtrain.commands.options import Debug, Json, Page, Quiet, complete_runs
+from vtrain.commands.options import Json, Page, complete_runs
 from vtrain.commands.outcomes import require_page_name
 from vtrain.console import (
     GAP,
@@ -24,7 +24,9 @@ from vtrain.console import (
     print_text,
     quote_path,
 )
-from vtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from vtrain.compare import ComparedRun, Comparison, RunDifference
 
 WIDEST_PLOT, NARROWEST_PLOT = 100, 40
 FEWEST_COLUMNS = 5  # of the table of runs: with the intervals
@@ -41,12 +43,13 @@ def compare(
         ),
     ],
     split: Annotated[
-        str, typer.Option("--split", metavar="SPLIT", help="Images to compare on: val or test.")
+        Literal["val", "test"],
+        typer.Option("--split", metavar="SPLIT", help="Images to compare on: val or test."),
     ] = "val",
     as_json: Json = False,
     output: Page = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """Tell which run is better, and how surely.
 
@@ -59,14 +62,11 @@ def compare(
     vtrain compare runs/flowers-00* --split test --json
     vtrain compare runs/flowers-001 runs/flowers-002 -o compare.html
     """
-    if split not in ("val", "test"):
-        raise UsageError(f"--split {split}: expected val or test")
     require_page_name(output)
     from vtrain.compare import compare as run_compare
     from vtrain.compare import comparison_json
 
-    console = Console(quiet=quiet)
-    comparison = run_compare(runs, split=split)  # type: ignore[arg-type]
+    comparison = run_compare(runs, split=split)
     if output is not None:
         from vtrain.compare_page import write_comparison_page
 
@@ -84,7 +84,7 @@ def compare(
         console.say(f"page: {quote_path(output)}")
 
 
-def _show_comparison(comparison: Any) -> None:
+def _show_comparison(comparison: "Comparison") -> None:
     from vtrain.compare import SPLIT_NAMES, describe_difference
 
     images = f"{comparison.count:,} {SPLIT_NAMES[comparison.split]} images"
@@ -92,7 +92,7 @@ def _show_comparison(comparison: Any) -> None:
     _show_runs(comparison.runs)
     print_line("")
     for difference in comparison.differences:
-        _say_verdict(describe_difference(difference, comparison))
+        _show_verdict(describe_difference(difference, comparison))
     _show_settings(comparison)
     for difference in comparison.differences:
         _show_classes(difference, comparison)
@@ -100,7 +100,7 @@ def _show_comparison(comparison: Any) -> None:
     _show_curves(comparison.runs)
 
 
-def _show_runs(runs: Sequence[Any]) -> None:
+def _show_runs(runs: Sequence["ComparedRun"]) -> None:
     rows = [
         (
             str(run.run_dir),
@@ -127,13 +127,13 @@ def _count_fitting(rows: Sequence[Sequence[str]], width: int | None) -> int:
     return len(widths)
 
 
-def _say_verdict(text: str) -> None:
+def _show_verdict(text: str) -> None:
     """A sentence on stdout, broken between words where it is for a terminal."""
     width = find_width(data_stream())
     print_text(one_line(text) if width is None else fill(one_line(text), width))
 
 
-def _show_settings(comparison: Any) -> None:
+def _show_settings(comparison: "Comparison") -> None:
     print_line("")
     if not comparison.settings:
         print_line("no setting differs")
@@ -147,7 +147,7 @@ def _show_settings(comparison: Any) -> None:
     )
 
 
-def _show_classes(difference: Any, comparison: Any) -> None:
+def _show_classes(difference: "RunDifference", comparison: "Comparison") -> None:
     changed = [each for each in difference.classes if each.gained or each.lost]
     if not changed:
         return
@@ -175,7 +175,7 @@ def _show_classes(difference: Any, comparison: Any) -> None:
         print_line(f"{len(changed) - len(shown)} classes with smaller changes are not shown")
 
 
-def _show_images(difference: Any, comparison: Any) -> None:
+def _show_images(difference: "RunDifference", comparison: "Comparison") -> None:
     for images, run_dir in (
         (difference.gained, difference.run_dir),
         (difference.lost, comparison.baseline.run_dir),
@@ -194,7 +194,7 @@ def _show_images(difference: Any, comparison: Any) -> None:
             print_line(f"  and {len(images) - IMAGES_SHOWN:,} more (--json lists all)")
 
 
-def _show_curves(runs: Sequence[Any]) -> None:
+def _show_curves(runs: Sequence["ComparedRun"]) -> None:
     from vtrain.terminal_plot import draw_lines, takes_braille
 
     if max(len(run.curve) for run in runs) < 2:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vtrain.commands.options import Config, Debug, Json, Overrides, Quiet, complete_backbones
+from vtrain.commands.options import Config, Json, Overrides, complete_backbones
 from vtrain.console import Console, print_json, print_line, print_text, quote_path
 
 
@@ -19,8 +19,8 @@ def init(
         str,
         typer.Option(metavar="NAME", help="Backbone to train.", autocompletion=complete_backbones),
     ] = "resnet18",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """Write a commented config for a folder of images.
 
@@ -30,7 +30,6 @@ def init(
     """
     from vtrain.init import build_config_text, inspect_folder, write_config
 
-    console = Console(quiet=quiet)
     path = output or Path(f"{folder.resolve().name}.yaml")
     summary = inspect_folder(folder)
     write_config(path, build_config_text(summary, backbone=backbone))
@@ -44,8 +43,6 @@ def show_config(
     config: Config,
     overrides: Overrides = None,
     as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
 ) -> None:
     """The whole config, and where each value came from.
 
@@ -68,7 +65,7 @@ def show_config(
         print_text(dump_config(loaded.config, loaded.origins).rstrip("\n"))
 
 
-def schema(quiet: Quiet = False, debug: Debug = False) -> None:
+def schema() -> None:
     """JSON Schema of the config, for editors.
 
     \b

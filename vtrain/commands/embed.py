@@ -1,24 +1,17 @@
 """`vtrain embed`: one feature vector for each image."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtrain.commands.options import (
-    BatchSize,
-    Debug,
-    Device,
-    Json,
-    Model,
-    PrecisionName,
-    Quiet,
-    Workers,
-    choose_workers,
-)
+from vtrain.commands.options import Compute, Json, Model, choose_workers
 from vtrain.commands.outcomes import require_all_readable
-from vtrain.commands.together import told_once
+from vtrain.commands.together import reported_once
 from vtrain.console import Console, print_json, print_line
+
+if TYPE_CHECKING:
+    from vtrain.records import EmbedResult
 
 
 def embed(
@@ -43,12 +36,9 @@ def embed(
         bool, typer.Option("--resume", help="Go on where the same command was stopped or killed.")
     ] = False,
     as_json: Json = False,
-    batch_size: BatchSize = 32,
-    workers: Workers = None,
-    device: Device = "auto",
-    precision: PrecisionName = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    compute: Compute,
+    console: Console,
 ) -> None:
     """Write one feature vector for each image.
 
@@ -68,11 +58,14 @@ def embed(
     from vtrain.runtime import find_device
 
     group = read_process_group()
-    console = Console(quiet=quiet or not group.is_main)
-    chosen = find_device(group.choose_device(device))
-    with told_once(group), group.joined(chosen):
+    if not group.is_main:
+        console = Console(quiet=True)
+    chosen = find_device(group.choose_device(compute.device))
+    with reported_once(group), group.joined(chosen):
         with group.together(main_first=True):  # the first may have to download weights
-            loaded = load_model(model, device=chosen, precision=precision, notify=console.say)
+            loaded = load_model(
+                model, device=chosen, precision=compute.precision, notify=console.say
+            )
         with console.counter("embedding") as progress:
             result = run_embed(
                 folder,
@@ -80,18 +73,18 @@ def embed(
                 loaded,
                 layer=layer,
                 feature_maps=feature_maps,
-                batch_size=batch_size,
-                workers=choose_workers(workers),
+                batch_size=compute.batch_size,
+                workers=choose_workers(compute.workers),
                 resume=resume,
                 group=group,
                 notify=console.say,
                 progress=progress,
             )
     if group.is_main:
-        _show_embed(result, as_json)
+        _show_embed(result, as_json=as_json)
 
 
-def _show_embed(result: Any, as_json: bool) -> None:
+def _show_embed(result: "EmbedResult", *, as_json: bool) -> None:
     from dataclasses import replace
 
     from vtrain.records import to_plain

@@ -1,10 +1,10 @@
 """`vtrain env`: versions and devices."""
 
-from vtrain.commands.options import Debug, Json, Quiet
+from vtrain.commands.options import Json
 from vtrain.console import print_json, print_line
 
 
-def env(as_json: Json = False, quiet: Quiet = False, debug: Debug = False) -> None:
+def env(as_json: Json = False) -> None:
     """Versions and devices, for bug reports.
 
     \b

@@ -1,25 +1,16 @@
 """`vtrain evaluate`: metrics of a model on a labelled folder."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtrain.commands.options import (
-    BatchSize,
-    Debug,
-    Device,
-    Json,
-    Model,
-    PrecisionName,
-    Quiet,
-    Raw,
-    Tta,
-    Workers,
-    choose_workers,
-)
+from vtrain.commands.options import Compute, Json, Model, Raw, Tta, choose_workers
 from vtrain.commands.outcomes import require_all_readable
 from vtrain.console import Console, print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from vtrain.records import ClassMetrics, EvaluationResult
 
 
 def evaluate(
@@ -28,12 +19,9 @@ def evaluate(
     as_json: Json = False,
     raw: Raw = False,
     tta: Tta = False,
-    batch_size: BatchSize = 32,
-    workers: Workers = None,
-    device: Device = "auto",
-    precision: PrecisionName = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    compute: Compute,
+    console: Console,
 ) -> None:
     """Metrics of a model on a labelled folder.
 
@@ -41,19 +29,16 @@ def evaluate(
     vtrain evaluate flowers/val
     vtrain evaluate flowers/test -m runs/flowers-001 --json
     """
-    from vtrain.checkpoint import load_model
     from vtrain.evaluate import evaluate as run_evaluate
     from vtrain.evaluate import evaluation_json
-    from vtrain.runtime import find_device
 
-    console = Console(quiet=quiet)
-    loaded = load_model(model, device=find_device(device), precision=precision, notify=console.say)
+    loaded = compute.load_model(model, console)
     with console.counter("evaluating") as progress:
         result, _ = run_evaluate(
             folder,
             loaded,
-            batch_size=batch_size,
-            workers=choose_workers(workers),
+            batch_size=compute.batch_size,
+            workers=choose_workers(compute.workers),
             raw=raw,
             tta=tta,
             notify=console.say,
@@ -66,31 +51,34 @@ def evaluate(
     require_all_readable(result.failures, result.count + len(result.failures))
 
 
-def _show_evaluation(result: Any, console: Console) -> None:
+def _show_evaluation(result: "EvaluationResult", console: Console) -> None:
     print_line(
         f"top-1 {result.top1:.4f}, top-5 {result.top5:.4f}, macro F1 {result.macro_f1:.4f}, "
         f"loss {result.loss:.4f}, {result.count} images"
     )
-    calibration = result.calibration
     print_line(
         f"95 % intervals: top-1 {_interval(result.top1_interval)}, "
         f"macro F1 {_interval(result.macro_f1_interval)}; weighted F1 {result.weighted_f1:.4f}"
     )
-    print_line(
-        f"calibration error {calibration.ece:.4f}, {calibration.ece_raw:.4f} without the "
-        f"temperature {calibration.temperature:.3f}"
-    )
+    if calibration := result.calibration:
+        print_line(
+            f"calibration error {calibration.ece:.4f}, {calibration.ece_raw:.4f} without the "
+            f"temperature {calibration.temperature:.3f}"
+        )
     print_table(
         ("class", "precision", "95 %", "recall", "95 %", "F1", "images"),
-        [_class_row(row) for row in result.per_class if row.support],
+        [_build_class_row(row) for row in result.per_class if row.support],
         right=(1, 2, 3, 4, 5, 6),
     )
     for warning in result.warnings:
         console.warn(warning)
 
 
-def _class_row(row: Any) -> tuple[str, ...]:
-    precision, recall = _interval(row.precision_interval), _interval(row.recall_interval)
+def _build_class_row(row: "ClassMetrics") -> tuple[str, ...]:
+    precision, recall = (
+        _interval(row.precision_interval),
+        _interval(row.recall_interval),
+    )
     figures = (f"{row.precision:.3f}", precision, f"{row.recall:.3f}", recall, f"{row.f1:.3f}")
     return (row.name, *figures, str(row.support))
 

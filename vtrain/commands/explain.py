@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtrain.commands.options import BatchSize, Debug, Device, Json, Model, Quiet
+from vtrain.commands.options import BatchSize, Device, Json, Model
 from vtrain.commands.outcomes import require_all_answered
 from vtrain.console import Console, print_json, print_line
+
+if TYPE_CHECKING:
+    from vtrain.explain_files import WrittenExplanation
 
 
 def explain(
@@ -44,8 +47,8 @@ def explain(
     as_json: Json = False,
     batch_size: BatchSize = 32,
     device: Device = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """Show where in its images a model sees a class.
 
@@ -66,7 +69,6 @@ def explain(
     from vtrain.training.saliency import find_map_stage, name_method
 
     require_empty_folder(output)
-    console = Console(quiet=quiet)
     inputs = FoundInputs(paths, sys.stdin.buffer, notify=console.say)
     # Gradients in float32: there is little to compute, and a lower precision rounds them.
     loaded = load_model(model, device=find_device(device), precision="fp32", notify=console.say)
@@ -88,8 +90,8 @@ def explain(
     }
     with console.progress(0, "explaining", data=True) as bar:
 
-        def show(written: Any) -> None:
-            _show(written, as_json)
+        def show(written: "WrittenExplanation") -> None:
+            _show_explanation(written, as_json=as_json)
             bar.total = inputs.known
             bar.update(1)
 
@@ -98,7 +100,7 @@ def explain(
     require_all_answered(done.failed, done.count)
 
 
-def _show(written: Any, as_json: bool) -> None:
+def _show_explanation(written: "WrittenExplanation", *, as_json: bool) -> None:
     from vtrain.explain_files import explanation_json, format_explanation
 
     if as_json:

@@ -2,16 +2,21 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtrain.commands.options import Config, Debug, Overrides, Quiet
-from vtrain.commands.together import told_once
+from vtrain.commands.options import Config, Overrides
+from vtrain.commands.together import reported_once
 from vtrain.console import Console, format_duration, one_line, print_json, print_line, quote_path
 from vtrain.errors import UsageError, VtrainError
 from vtrain.run_folder import LOG_NAME
 from vtrain.usage import RESUME_AUTO
+
+if TYPE_CHECKING:
+    from vtrain.config import LoadedConfig
+    from vtrain.distributed import ProcessGroup
+    from vtrain.records import FitResult
 
 
 def fit(
@@ -39,8 +44,8 @@ def fit(
     as_json: Annotated[
         bool, typer.Option("--json", help="With --dry-run: print the plan as JSON on stdout.")
     ] = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """Train what a config describes; the result is a run folder.
 
@@ -67,10 +72,11 @@ def fit(
     from vtrain.fit import fit as run_fit
 
     group = read_process_group()
-    console = Console(quiet=quiet or not group.is_main)
-    with told_once(group):
+    if not group.is_main:
+        console = Console(quiet=True)
+    with reported_once(group):
         if dry_run:
-            _try(loaded, console, group, as_json=as_json)
+            _show_plan(loaded, console, group, as_json=as_json)
             return
         result = run_fit(
             loaded,
@@ -106,7 +112,9 @@ def _require_sense(*, resume: bool, dry_run: bool, as_json: bool, profile: bool)
         )
 
 
-def _try(loaded: Any, console: Console, group: Any, *, as_json: bool) -> None:
+def _show_plan(
+    loaded: "LoadedConfig", console: Console, group: "ProcessGroup", *, as_json: bool
+) -> None:
     from vtrain.dry_run import require_room
     from vtrain.dry_run_view import build_dry_run_record, show_forecast, show_outline
     from vtrain.fit import dry_run
@@ -145,7 +153,7 @@ def _write_report(device: str, run_dir: Path, console: Console) -> None:
             reporter.say(f"report: {one_line(page)}")
 
 
-def _show_fit(result: Any, console: Console) -> None:
+def _show_fit(result: "FitResult", console: Console) -> None:
     took = (
         "was finished already"
         if result.already_finished

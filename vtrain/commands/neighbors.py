@@ -1,30 +1,16 @@
 """`vtrain neighbors`: the most similar images of an embedded folder."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vtrain.commands.options import (
-    Csv,
-    Debug,
-    Device,
-    Json,
-    Page,
-    PrecisionName,
-    Quiet,
-    complete_models,
-)
+from vtrain.commands.options import Csv, Device, Json, Page, PrecisionName, complete_models
 from vtrain.commands.outcomes import require_one_form, require_page_name
 from vtrain.console import Console, one_line, print_csv_row, print_json, print_table, quote_path
 
-
-class Metric(StrEnum):
-    """How features are compared."""
-
-    COSINE = "cosine"
-    EUCLIDEAN = "euclidean"
+if TYPE_CHECKING:
+    from vtrain.neighbors import NeighborResult
 
 
 def neighbors(
@@ -51,8 +37,9 @@ def neighbors(
     ] = None,
     k: Annotated[int, typer.Option("-k", metavar="N", min=1, help="Images to show.")] = 10,
     metric: Annotated[
-        Metric, typer.Option("--metric", metavar="METRIC", help="cosine or euclidean.")
-    ] = Metric.COSINE,
+        Literal["cosine", "euclidean"],
+        typer.Option("--metric", metavar="METRIC", help="cosine or euclidean."),
+    ] = "cosine",
     layer: Annotated[
         str | None,
         typer.Option(
@@ -64,8 +51,8 @@ def neighbors(
     output: Page = None,
     device: Device = "auto",
     precision: PrecisionName = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """The most similar images of an embedded folder.
 
@@ -79,14 +66,13 @@ def neighbors(
 
     require_one_form(as_json=as_json, as_csv=as_csv)
     require_page_name(output)
-    console = Console(quiet=quiet)
     with console.counter("comparing") as progress:
         result = find_neighbors(
             query,
             embeddings,
             model=model,
             k=k,
-            metric=metric.value,
+            metric=metric,
             layer=layer,
             device=find_device(device),
             precision=precision,
@@ -94,16 +80,16 @@ def neighbors(
             warn=console.warn,
             progress=progress,
         )
-    _tell(result, console)
+    _show_query(result, console)
     if output is not None:
         from vtrain.neighbors_page import write_neighbors_page
 
         write_neighbors_page(output, result)
         console.say(f"page: {quote_path(output)}")
-    _show(result, as_json=as_json, as_csv=as_csv)
+    _show_neighbors(result, as_json=as_json, as_csv=as_csv)
 
 
-def _tell(result: Any, console: Console) -> None:
+def _show_query(result: "NeighborResult", console: Console) -> None:
     if result.row is not None:
         console.say(f"query: row {result.row}, {one_line(result.query)}")
     if result.left_out:
@@ -111,7 +97,7 @@ def _tell(result: Any, console: Console) -> None:
         console.say(f"{result.left_out:,} of {rows:,} rows hold no features and are left out")
 
 
-def _show(result: Any, *, as_json: bool, as_csv: bool) -> None:
+def _show_neighbors(result: "NeighborResult", *, as_json: bool, as_csv: bool) -> None:
     from vtrain.neighbors import neighbors_json
 
     name = "similarity" if result.metric == "cosine" else "distance"

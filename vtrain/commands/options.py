@@ -1,9 +1,18 @@
 """Arguments and options that several commands take."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+from vtrain.console import Console
+
+if TYPE_CHECKING:
+    from vtrain.checkpoint import LoadedModel
 
 
 def complete_backbones(incomplete: str) -> list[str]:
@@ -93,6 +102,51 @@ Overrides = Annotated[
 ]
 
 
-def choose_workers(given: int | None) -> Any:
+def choose_workers(given: int | None) -> int | Literal["auto"]:
     """What `--workers` stands for: a number, or `auto` where it was not given."""
     return "auto" if given is None else given
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """The options of a command that runs a model over many images."""
+
+    batch_size: BatchSize = 32
+    workers: Workers = None
+    device: Device = "auto"
+    precision: PrecisionName = "auto"
+
+    def load_model(self, model: str | None, console: Console) -> "LoadedModel":
+        """What `-m` names, on the device and in the precision of the options."""
+        from vtrain.checkpoint import load_model
+        from vtrain.runtime import find_device
+
+        device = find_device(self.device)
+        return load_model(model, device=device, precision=self.precision, notify=console.say)
+
+
+def expand_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command as Typer shall see it: what its signature says, with groups of options spelt out.
+
+    A parameter `compute` becomes the options of `Compute`, in its place; `--quiet` and `--debug`
+    come last. A command that has a parameter `console` gets one that heeds `--quiet`.
+    """
+    own = signature(command).parameters
+    group = signature(Compute).parameters
+
+    def run(quiet: Quiet = False, debug: Debug = False, **given: Any) -> None:
+        if "compute" in own:
+            given["compute"] = Compute(**{name: given.pop(name) for name in group})
+        if "console" in own:
+            given["console"] = Console(quiet=quiet)
+        command(**given)
+
+    shown: list[Parameter] = []
+    for name, each in own.items():
+        if name == "compute":
+            shown += group.values()
+        elif name != "console":
+            shown.append(each)
+    *common, _ = signature(run).parameters.values()
+    run.__signature__ = Signature([*shown, *common])  # type: ignore[attr-defined]
+    return wraps(command)(run)

@@ -2,10 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vtrain.console import one_line, quote_path
 from vtrain.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from vtrain.records import SkippedFile
 
 NAMED_AT_MOST = 20  # unreadable inputs that an error names
 
@@ -33,7 +36,7 @@ def require_page_name(path: Path | None) -> None:
         )
 
 
-def require_all_readable(failures: Sequence[Any], total: int) -> None:
+def require_all_readable(failures: Sequence["SkippedFile"], total: int) -> None:
     """Exit 3 where an image could not be read; every other one has been answered."""
     if not failures:
         return

@@ -3,27 +3,18 @@
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtrain.commands.options import (
-    BatchSize,
-    Csv,
-    Debug,
-    Device,
-    Json,
-    Model,
-    PrecisionName,
-    Quiet,
-    Raw,
-    Tta,
-    Workers,
-    choose_workers,
-)
+from vtrain.commands.options import Compute, Csv, Json, Model, Raw, Tta, choose_workers
 from vtrain.commands.outcomes import require_all_answered, require_one_form
 from vtrain.console import Console, print_csv_row, print_json, print_line
 from vtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from vtrain.predict import FoundInputs
+    from vtrain.records import Prediction
 
 
 def predict(
@@ -68,12 +59,9 @@ def predict(
     ] = None,
     raw: Raw = False,
     tta: Tta = False,
-    batch_size: BatchSize = 32,
-    workers: Workers = None,
-    device: Device = "auto",
-    precision: PrecisionName = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    compute: Compute,
+    console: Console,
 ) -> None:
     """Classify images: one line for every input, in order.
 
@@ -84,26 +72,17 @@ def predict(
     vtrain predict photos/ --min-confidence 0.8 --max-distance 1.5
     find photos -name '*.jpg' | vtrain predict - -o answers.jsonl --resume
     """
-    from vtrain.checkpoint import load_model
     from vtrain.predict import Answering, FoundInputs
     from vtrain.predict import predict as run_predict
     from vtrain.predict_file import choose_form, write_predictions
-    from vtrain.runtime import find_device
 
     require_one_form(as_json=as_json, as_csv=as_csv)
     if resume and output is None:
         raise UsageError("--resume needs the --output FILE that it goes on with")
     form = None if output is None else choose_form(output, as_json=as_json, as_csv=as_csv)
-    console = Console(quiet=quiet)
     inputs = FoundInputs(paths, sys.stdin.buffer, notify=console.say)
-    loaded = load_model(model, device=find_device(device), precision=precision, notify=console.say)
-    work: dict[str, Any] = {
-        "top_k": top_k,
-        "answering": Answering(raw, tta, min_confidence, max_distance),
-        "batch_size": batch_size,
-        "workers": choose_workers(workers),
-        "notify": console.warn,
-    }
+    loaded = compute.load_model(model, console)
+    answering = Answering(raw, tta, min_confidence, max_distance)
     if output is not None and form is not None:
         with console.counter("predicting") as progress:
             written = write_predictions(
@@ -111,20 +90,35 @@ def predict(
                 inputs,
                 loaded,
                 form=form,
+                top_k=top_k,
+                answering=answering,
+                batch_size=compute.batch_size,
+                workers=choose_workers(compute.workers),
                 resume=resume,
                 progress=lambda done: progress(done, inputs.known),
-                **work,
+                notify=console.warn,
             )
         print_line(f"{output}: {written.count:,} answers")
         require_all_answered(written.failed, written.count)
         return
-    answers = run_predict(inputs, loaded, **work)
-    show = _prediction_printer(as_json, as_csv, min(top_k, len(loaded.classes)))
-    _print_predictions(answers, inputs, show, console)
+    answers = run_predict(
+        inputs,
+        loaded,
+        top_k=top_k,
+        answering=answering,
+        batch_size=compute.batch_size,
+        workers=choose_workers(compute.workers),
+        notify=console.warn,
+    )
+    show = _build_printer(as_json, as_csv, min(top_k, len(loaded.classes)))
+    _show_predictions(answers, inputs, show, console)
 
 
-def _print_predictions(
-    answers: Iterable[Any], inputs: Any, show: Callable[[Any], None], console: Console
+def _show_predictions(
+    answers: Iterable["Prediction"],
+    inputs: "FoundInputs",
+    show: Callable[["Prediction"], None],
+    console: Console,
 ) -> None:
     failed = 0
     with console.progress(0, "predicting", data=True) as bar:
@@ -136,7 +130,7 @@ def _print_predictions(
     require_all_answered(failed, inputs.known)
 
 
-def _prediction_printer(as_json: bool, as_csv: bool, top_k: int) -> Callable[[Any], None]:
+def _build_printer(as_json: bool, as_csv: bool, top_k: int) -> Callable[["Prediction"], None]:
     from vtrain.predict import (
         format_prediction,
         prediction_csv_header,

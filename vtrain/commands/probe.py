@@ -3,22 +3,11 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtrain.commands.options import (
-    BatchSize,
-    Debug,
-    Device,
-    Json,
-    Page,
-    PrecisionName,
-    Quiet,
-    Workers,
-    choose_workers,
-    complete_backbones,
-)
+from vtrain.commands.options import Compute, Json, Page, choose_workers, complete_backbones
 from vtrain.commands.outcomes import require_page_name
 from vtrain.console import (
     GAP,
@@ -33,6 +22,9 @@ from vtrain.console import (
     quote_path,
 )
 from vtrain.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from vtrain.probe import ProbeResult
 
 PLOT_WIDTH = 80  # columns, off a terminal
 MAX_PLOT_WIDTH = 100
@@ -73,12 +65,9 @@ def probe(
     ] = False,
     output: Page = None,
     as_json: Json = False,
-    batch_size: BatchSize = 32,
-    workers: Workers = None,
-    device: Device = "auto",
-    precision: PrecisionName = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    compute: Compute,
+    console: Console,
 ) -> None:
     """Rank backbones on your own images.
 
@@ -101,15 +90,14 @@ def probe(
     from vtrain.runtime import find_device
 
     settings = ProbeSettings(
-        device=find_device(device),
+        device=find_device(compute.device),
         images=images,
         budget=seconds,
-        precision=precision,
-        batch_size=batch_size,
-        workers=choose_workers(workers),
+        precision=compute.precision,
+        batch_size=compute.batch_size,
+        workers=choose_workers(compute.workers),
         download=download,
     )
-    console = Console(quiet=quiet)
     result = run_probe(folder, candidates, settings, console=console)
     if as_json:
         print_json(probe_json(result))
@@ -132,7 +120,7 @@ def _read_budget(text: str) -> float:
     return float(found[1]) * UNITS[found[2]]
 
 
-def _show_probe(result: Any, console: Console) -> None:
+def _show_probe(result: "ProbeResult", console: Console) -> None:
     from vtrain.probe_report import (
         COLUMNS,
         LEAST,
@@ -144,7 +132,7 @@ def _show_probe(result: Any, console: Console) -> None:
         table_rows,
     )
 
-    _print_fitting(COLUMNS, table_rows(result), right=RIGHT, least=LEAST)
+    _print_fitting_table(COLUMNS, table_rows(result), right=RIGHT, least=LEAST)
     if len(result.backbones) > 1:
         print_text(f"\n{_draw_plot(result)}")
     console.say(describe_sample(result))
@@ -157,7 +145,7 @@ def _show_probe(result: Any, console: Console) -> None:
         print_text(f"next: {command}")
 
 
-def _print_fitting(
+def _print_fitting_table(
     columns: Sequence[str],
     rows: Sequence[Sequence[str]],
     *,
@@ -179,7 +167,7 @@ def _print_fitting(
     )
 
 
-def _draw_plot(result: Any) -> str:
+def _draw_plot(result: "ProbeResult") -> str:
     from vtrain.probe_report import label_backbones
     from vtrain.terminal_plot import Point, draw_scatter, takes_braille
 
@@ -198,7 +186,7 @@ def _draw_plot(result: Any) -> str:
     )
 
 
-def _require_complete(result: Any) -> None:
+def _require_complete(result: "ProbeResult") -> None:
     """End as a signal, or a backbone that was named and failed, has it.
 
     Raises:

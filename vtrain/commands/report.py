@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vtrain.commands.options import Debug, Quiet, Run
+from vtrain.commands.options import Run
 from vtrain.commands.outcomes import require_page_name
 from vtrain.console import Console, format_bytes, format_duration, one_line, print_line
 
@@ -21,8 +21,8 @@ def report(
             help="The page; without it report.html in the run folder.",
         ),
     ] = None,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """Write a page about a run: how good it is, and where it fails.
 
@@ -39,7 +39,6 @@ def report(
     from vtrain.runtime import find_device
 
     require_page_name(output)  # the heat maps take seconds
-    console = Console(quiet=quiet)
     if run is None:
         run = find_newest_run(RUNS, NAME_A_RUN)
         console.say(f"run: {one_line(run)}")

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from vtrain.commands.options import Debug, Quiet
 from vtrain.console import Console, print_line
 
 
@@ -16,8 +15,8 @@ def sample(
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, help="Another seed draws another set.")
     ] = 0,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    console: Console,
 ) -> None:
     """Draw a small data set of five shapes, to try things with.
 
@@ -26,7 +25,6 @@ def sample(
     """
     from vtrain.data.sample import draw_sample
 
-    console = Console(quiet=quiet)
     for images in draw_sample(folder, seed=seed):
         console.say(f"{images.root}: {len(images)} images of {', '.join(images.classes)}")
     print_line(str(folder))

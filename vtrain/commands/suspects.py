@@ -1,50 +1,30 @@
 """`vtrain suspects`: labels of a run's images that look wrong."""
 
-from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vtrain.commands.options import (
-    BatchSize,
-    Csv,
-    Debug,
-    Device,
-    Json,
-    Page,
-    PrecisionName,
-    Quiet,
-    Run,
-    Workers,
-    choose_workers,
-)
+from vtrain.commands.options import Compute, Csv, Json, Page, Run, choose_workers
 from vtrain.commands.outcomes import require_one_form, require_page_name
 from vtrain.console import Console, one_line, print_csv_row, print_json, print_table, quote_path
 
-
-class Split(StrEnum):
-    """Whose labels are ranked."""
-
-    TRAIN = "train"
-    VAL = "val"
-    BOTH = "both"
+if TYPE_CHECKING:
+    from vtrain.suspects import SuspectReport
 
 
 def suspects(
     run: Run = None,
     split: Annotated[
-        Split, typer.Option("--split", metavar="SPLIT", help="train, val or both.")
-    ] = Split.TRAIN,
+        Literal["train", "val", "both"],
+        typer.Option("--split", metavar="SPLIT", help="train, val or both."),
+    ] = "train",
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="Labels to show.")] = 40,
     as_json: Json = False,
     as_csv: Csv = False,
     output: Page = None,
-    batch_size: BatchSize = 32,
-    workers: Workers = None,
-    device: Device = "auto",
-    precision: PrecisionName = "auto",
-    quiet: Quiet = False,
-    debug: Debug = False,
+    *,
+    compute: Compute,
+    console: Console,
 ) -> None:
     """Labels of a run's images that look wrong.
 
@@ -62,28 +42,27 @@ def suspects(
 
     require_one_form(as_json=as_json, as_csv=as_csv)
     require_page_name(output)
-    console = Console(quiet=quiet)
     report = find_suspects(
         run or find_newest_run(RUNS, NAME_A_RUN),
-        split=split.value,
+        split=split,
         top=top,
-        device=find_device(device),
-        precision=precision,
-        batch_size=batch_size,
-        workers=choose_workers(workers),
+        device=find_device(compute.device),
+        precision=compute.precision,
+        batch_size=compute.batch_size,
+        workers=choose_workers(compute.workers),
         console=console,
     )
-    _tell(report, console)
+    _show_notes(report, console)
     if output is not None:
         from vtrain.suspects_page import write_suspects_page
 
         with console.progress(len(report.suspects), "drawing") as bar:
             write_suspects_page(output, report, on_picture=lambda: bar.update(1))
         console.say(f"page: {quote_path(output)}")
-    _show(report, as_json=as_json, as_csv=as_csv)
+    _show_suspects(report, as_json=as_json, as_csv=as_csv)
 
 
-def _tell(report: Any, console: Console) -> None:
+def _show_notes(report: "SuspectReport", console: Console) -> None:
     for note in report.notes:
         console.warn(note)
     for each in report.failures:
@@ -100,7 +79,7 @@ def _tell(report: Any, console: Console) -> None:
     )
 
 
-def _show(report: Any, *, as_json: bool, as_csv: bool) -> None:
+def _show_suspects(report: "SuspectReport", *, as_json: bool, as_csv: bool) -> None:
     from vtrain.suspects import CSV_HEADER, suspect_row, suspects_json
 
     if as_json:

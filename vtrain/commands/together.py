@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from vtrain.errors import DivergedError, InterruptedRunError, StoppedError
 
+if TYPE_CHECKING:
+    from vtrain.distributed import ProcessGroup
+
 
 @contextmanager
-def told_once(group: Any) -> Iterator[None]:
-    """Leave it to rank 0, and to the process that failed alone, to tell what went wrong."""
+def reported_once(group: "ProcessGroup") -> Iterator[None]:
+    """Leave it to rank 0, and to a process that failed alone, to report what went wrong."""
     from vtrain.distributed import PeerFailedError
 
     common = (PeerFailedError, StoppedError, InterruptedRunError, DivergedError)
