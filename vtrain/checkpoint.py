@@ -36,8 +36,8 @@ from vtrain.training.inference import (
     find_model_device,
     prepare_for_inference,
 )
-from vtrain.training.state import TrainState
 from vtrain.training.precision import Precision, choose_inference_precision
+from vtrain.training.state import TrainState
 from vtrain.zoo import backbone_names, find_backbone
 
 CHECKPOINT_FORMAT = 1

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vtrain.tensor_files import find_non_finite, shorten_names
-from vtrain.training.state import TrainState
 from vtrain.training.metric_log import COLUMNS
+from vtrain.training.state import TrainState
 
 _MOST = 2**53  # epochs, steps, images: far beyond any run, and exact as a float
 _READ = ("lr", "peak_lrs", "stage", "weight_decay")

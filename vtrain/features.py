@@ -73,12 +73,16 @@ def compute_features(
         reporter=reporter,
     )
     if not cache.fits(part, len(paths)):
-        reporter.say(f"feature cache: not used: {len(paths):,} features exceed {cache_limit_gb:g} GB")
+        reporter.say(
+            f"feature cache: not used: {len(paths):,} features exceed {cache_limit_gb:g} GB"
+        )
         return _compute(paths, part, cache, model)
     try:
         return _look_up(paths, part, cache, model)
     except StoreError as error:
-        reporter.warn(f"feature cache: {error}; computing without it: the same result, kept nowhere")
+        reporter.warn(
+            f"feature cache: {error}; computing without it: the same result, kept nowhere"
+        )
         return _compute(paths, part, cache, model)
 
 

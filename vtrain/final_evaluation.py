@@ -23,9 +23,9 @@ from vtrain.models.model_file import BANK, ModelFile, load_model_file, save_mode
 from vtrain.plan import FitPlan
 from vtrain.records import EvaluationResult, LabelledImages
 from vtrain.run_folder import MODEL_NAME
+from vtrain.run_record import evaluation_path, features_path, predictions_path
 from vtrain.runs.validation import Validation
 from vtrain.runtime import place_model
-from vtrain.run_record import evaluation_path, features_path, predictions_path
 from vtrain.tensor_files import save_tensors
 from vtrain.training.calibration import (
     MAX_BANK,

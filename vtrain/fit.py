@@ -16,8 +16,8 @@ from vtrain.errors import ModelError, VtrainError
 from vtrain.files import sweep_temporaries, write_json
 from vtrain.final_evaluation import evaluate_best
 from vtrain.plan import FitPlan, build_plan, run_facts, show_plan
-from vtrain.records import FitResult
 from vtrain.profile import PROFILE_NAME, build_profile, show_profile
+from vtrain.records import FitResult
 from vtrain.run_folder import (
     DAMAGED_NAME,
     LOG_NAME,
@@ -264,9 +264,7 @@ def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job)
         saved = run.saved
         stack.enter_context(run.stopped_at_once())
         if checkpoint is not None:
-            saved.resume(
-                checkpoint, steps_per_epoch=run.steps_per_epoch, batches=len(run.sampler)
-            )
+            saved.resume(checkpoint, steps_per_epoch=run.steps_per_epoch, batches=len(run.sampler))
             if has_stopped_early(plan, saved.state):
                 reporter.say(
                     f"the run stopped early after epoch {saved.state.epoch}; raise "

@@ -186,7 +186,9 @@ class FeatureCache:
         try:
             return self._provide(part, paths, ahead, views)
         except StoreError as error:
-            self.reporter.warn(f"feature cache: {error}; training without it: the same result, slower")
+            self.reporter.warn(
+                f"feature cache: {error}; training without it: the same result, slower"
+            )
             return None
 
     def provide_readable(

@@ -38,8 +38,8 @@ def attempts(
     """Contexts to compute the gradients of a step in, one after the other until one is enough.
 
     Where memory runs out in one, its gradients are thrown away and batches of `batch` images are
-    computed in twice as many parts (`state.splits`), for the rest of the run. None for `batch`: that
-    cannot be done.
+    computed in twice as many parts (`state.splits`), for the rest of the run. None for `batch`:
+    that cannot be done.
     """
     while True:
         # A part of one image cannot train BatchNorm.

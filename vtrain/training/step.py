@@ -184,7 +184,7 @@ class Trainer:
     def micro_batches(
         self, run: PhaseRun, window: Sequence[Batch]
     ) -> Iterator[tuple[Tensor, Tensor, bool]]:
-        """Inputs and labels to compute at once, on the device, mixed, and whether they are the last.
+        """Inputs and labels to compute at once, on the device, mixed; whether they are the last.
 
         A micro-batch is a batch, or a part of one where memory has run out.
         """

@@ -3,7 +3,8 @@
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
@@ -13,19 +14,14 @@ from torch import Tensor, nn
 from tests.tiny import CPU
 from vtrain.data.loaders import Batch
 from vtrain.errors import DivergedError
+from vtrain.system.reporter import SILENT, Reporter, Silent
 from vtrain.training.ema import ModelEma
-from vtrain.training.loop import (
-    LossWatch,
-    NotFiniteError,
-    StepReport,
-    TrainLoop,
-    TrainState,
-    timed,
-)
+from vtrain.training.loss_watch import LossWatch, NotFiniteError
 from vtrain.training.losses import build_loss
 from vtrain.training.precision import Precision
 from vtrain.training.schedules import Schedule
-from vtrain.training.stopwatch import Stopwatch
+from vtrain.training.state import TrainState
+from vtrain.training.step import PhaseRun, StepReport, Trainer
 
 CLASSES = 3
 CONSTANT = Schedule("constant", total_steps=1000)
@@ -56,6 +52,21 @@ def build_model(*, dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(12, CLASSES))
 
 
+@dataclass
+class Loop:
+    """A trainer, and the one phase that it runs."""
+
+    trainer: Trainer
+    run: PhaseRun
+
+    @property
+    def state(self) -> TrainState:
+        return self.trainer.state
+
+    def train_epoch(self, batches: Iterable[Batch], sizes: Sequence[int]) -> Iterator[StepReport]:
+        return self.trainer.train_epoch(self.run, batches, sizes)
+
+
 def build_loop(
     model: nn.Module,
     *,
@@ -68,38 +79,31 @@ def build_loop(
     precision: str = "fp32",
     peak_lrs: Sequence[float] | None = None,
     state: TrainState | None = None,
-) -> TrainLoop:
+    network: nn.Module | None = None,
+    reporter: Reporter = SILENT,
+) -> Loop:
     """A loop with plain SGD, whose steps are the learning rate times the gradient."""
-    group = {
-        "params": [parameter for parameter in model.parameters() if parameter.requires_grad],
-        "stage": "head",
-        "peak_lrs": list(peak_lrs or [lr]),
-    }
-    return TrainLoop(
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    group = {"params": parameters, "stage": "head", "peak_lrs": list(peak_lrs or [lr])}
+    trainer = Trainer(
         classifier=model,
-        model=model,
         optimizer=torch.optim.SGD([group], lr=lr),
         precision=Precision(precision, CPU),
         loss=loss or build_loss(label_smoothing=0.0, class_weights=None, device=CPU),
-        prepare=normalize,
-        batch_mix=batch_mix,
-        ema=ema,
-        device=CPU,
+        state=state or TrainState(),
         seed=5,
         accumulate=accumulate,
         clip_norm=clip_norm,
-        state=state or TrainState(),
-        stopwatch=Stopwatch(CPU),
-        notify=pytest.fail,
-        schedule=CONSTANT,
+        batch_mix=batch_mix,
+        ema=ema,
+        reporter=reporter,
     )
+    return Loop(trainer, PhaseRun(0, network or model, parameters, normalize, CONSTANT, 0))
 
 
-def run_epoch(loop: TrainLoop, batches: Sequence[Batch], *, first: int = 0) -> list[StepReport]:
+def run_epoch(loop: Loop, batches: Sequence[Batch], *, first: int = 0) -> list[StepReport]:
     """Train on an epoch's batches from index `first` on; the reports of its steps."""
-    reports: list[StepReport] = []
-    loop.run_epoch(batches[first:], [len(batch) for batch in batches], reports.append)
-    return reports
+    return list(loop.train_epoch(batches[first:], [len(batch) for batch in batches]))
 
 
 def flatten(model: nn.Module) -> Tensor:
@@ -136,15 +140,14 @@ def test_accumulated_step_is_that_of_one_large_batch(
     reference = copy.deepcopy(model)
     loop = build_loop(model, accumulate=accumulate, loss=loss)
     if precision == "fp16":  # the scale of the loss alone: the arithmetic stays exact
-        loop.precision.scaler = torch.amp.GradScaler("cpu")
+        loop.trainer.precision.scaler = torch.amp.GradScaler("cpu")
     expected = []
     for start in range(0, len(sizes), accumulate):
         images, labels = join(batches[start : start + accumulate])
         update = flatten(reference) - flat_gradient(reference, loss, images, labels)
         nn.utils.vector_to_parameters(update, reference.parameters())
         expected.append(update)
-    found: list[Tensor] = []
-    loop.run_epoch(batches, sizes, lambda _: found.append(flatten(model)))
+    found = [flatten(model) for _ in loop.train_epoch(batches, sizes)]
     assert len(found) == len(expected) == loop.state.step
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
@@ -192,8 +195,9 @@ class MeanLogit(nn.Module):
 def test_rate_of_each_step_is_that_of_the_schedule() -> None:
     model, batches = Sum(), draw_batches([2] * 8)
     loop = build_loop(model, peak_lrs=[7.0, 0.5], loss=MeanLogit())
-    loop.phase, loop.first_step, loop.state.step = 1, 100, 100
-    loop.schedule = Schedule("linear", total_steps=8, warmup_steps=3)
+    schedule = Schedule("linear", total_steps=8, warmup_steps=3)
+    loop.run = replace(loop.run, index=1, first_step=100, schedule=schedule)
+    loop.state.step = 100
     places, rates = [0.0], []
     for batch in batches:  # each an epoch of its own
         loop.state.batch = 0
@@ -209,7 +213,8 @@ def test_rate_of_each_step_is_that_of_the_schedule() -> None:
 def test_accumulated_batches_count_as_one_step_of_the_schedule() -> None:
     model = Sum()
     loop = build_loop(model, accumulate=2, loss=MeanLogit())
-    loop.schedule = Schedule("step", total_steps=3, step_size=1, gamma=0.5)
+    schedule = Schedule("step", total_steps=3, step_size=1, gamma=0.5)
+    loop.run = replace(loop.run, schedule=schedule)
     run_epoch(loop, draw_batches([2] * 5))
     assert float(model.weight.detach()) == pytest.approx(-(1 + 0.5 + 0.25))
 
@@ -229,16 +234,15 @@ def test_rest_of_an_epoch_continues_bit_for_bit(stop: int) -> None:
     whole = build_loop(build_model(dropout=0.5), accumulate=2, batch_mix=mix_randomly)
     run_epoch(whole, batches)
     loop = build_loop(build_model(dropout=0.5), accumulate=2, batch_mix=mix_randomly)
-    part = iter(batches[:stop])
-    loop.run_epoch(part, [len(batch) for batch in batches], lambda _: None)
-    loop.sync()
+    for _ in loop.train_epoch(iter(batches[:stop]), [len(batch) for batch in batches]):
+        pass
+    loop.trainer.sync()
     torch.manual_seed(99)  # what else happens in between must not matter
-    again = build_loop(
-        loop.classifier, accumulate=2, batch_mix=mix_randomly, state=copy.deepcopy(loop.state)
-    )
+    model, state = loop.trainer.classifier, copy.deepcopy(loop.state)
+    again = build_loop(model, accumulate=2, batch_mix=mix_randomly, state=state)
     run_epoch(again, batches, first=again.state.batch)
-    assert torch.equal(flatten(whole.classifier), flatten(again.classifier))
-    again.sync()
+    assert torch.equal(flatten(whole.trainer.classifier), flatten(again.trainer.classifier))
+    again.trainer.sync()
     assert again.state == whole.state
     assert (again.state.batch, again.state.step, again.state.image_count) == (5, 3, 19)
 
@@ -255,8 +259,8 @@ def test_dropout_differs_from_batch_to_batch_epoch_to_epoch_and_seed_to_seed() -
     model = nn.Sequential(Spy(), nn.Linear(CLASSES, CLASSES))
     for seed, epoch, position in [(5, 0, 0), (5, 0, 1), (5, 1, 0), (6, 0, 0), (5, 0, 0)]:
         loop = build_loop(model, state=TrainState(epoch=epoch, batch=position))
-        loop.seed = seed
-        loop.run_epoch([batch], [64] * (position + 1), lambda _: None)
+        loop.trainer.seed = seed
+        list(loop.train_epoch([batch], [64] * (position + 1)))
     assert torch.equal(masks[0], masks[-1])
     for index, mask in enumerate(masks[:-1]):
         assert not any(torch.equal(mask, other) for other in masks[:index])
@@ -302,12 +306,9 @@ def test_reports_come_with_consistent_state_after_every_step() -> None:
     loop = build_loop(build_model(), accumulate=2)
     seen: list[tuple[int, int, int]] = []
     batches = draw_batches([4, 4, 4, 4, 3])
-
-    def note(report: StepReport) -> None:
+    for report in loop.train_epoch(batches, [4, 4, 4, 4, 3]):
         seen.append((loop.state.step, loop.state.batch, report.images))
-        assert (loop.state.batch, loop.state.image_count) == (loop.state.batch, report.images)
-
-    loop.run_epoch(batches, [4, 4, 4, 4, 3], note)
+        assert loop.state.image_count == report.images
     assert seen == [(1, 2, 8), (2, 4, 16), (3, 5, 19)]
 
 
@@ -317,26 +318,18 @@ def test_wait_for_data_is_a_share_of_the_time() -> None:
             time.sleep(0.05)
             yield batch
 
-    reports: list[StepReport] = []
-    waited = build_loop(build_model()).run_epoch(
-        slowly(draw_batches([4, 4])), [4, 4], reports.append
-    )
-    assert 0.1 <= waited < 5
-    assert all(0.2 < report.data_wait <= 1 for report in reports)
+    loop = build_loop(build_model())
+    reports = list(loop.train_epoch(slowly(draw_batches([4, 4])), [4, 4]))
+    assert 0.1 <= reports[-1].waited < 5
+    assert all(0.2 < report.waited / report.seconds <= 1 for report in reports)
 
 
-def test_timed_counts_the_wait_alone() -> None:
-    def slowly() -> Iterator[Batch]:
-        time.sleep(0.05)
-        yield draw_batches([1])[0]
-
-    waits = []
-    for wait, batch in timed(slowly(), Stopwatch(CPU)):
+def test_time_of_the_step_does_not_count_as_waiting() -> None:
+    reports = []
+    for report in build_loop(build_model()).train_epoch(draw_batches([4, 4]), [4, 4]):
         time.sleep(0.2)
-        waits.append(wait)
-        assert len(batch) == 1
-    assert len(waits) == 1
-    assert 0.05 <= waits[0] < 0.2
+        reports.append(report)
+    assert reports[-1].waited < 0.2 <= reports[-1].seconds
 
 
 def test_average_is_updated_after_every_step_with_its_number() -> None:
@@ -406,17 +399,27 @@ def test_bad_loss_in_the_middle_of_a_window_is_found_at_its_step() -> None:
     loop = build_loop(build_model(), accumulate=2, loss=BreaksOnce())
     reports: list[StepReport] = []
     with pytest.raises(DivergedError, match="step 2"):
-        loop.run_epoch(draw_batches([2] * 6), [2] * 6, reports.append)
+        reports.extend(loop.train_epoch(draw_batches([2] * 6), [2] * 6))
     assert len(reports) == 1
 
 
 def test_sync_before_the_first_epoch_does_nothing() -> None:
     loop = build_loop(build_model(), state=TrainState(loss_sum=3.5))
-    loop.sync()
+    loop.trainer.sync()
     assert loop.state.loss_sum == 3.5
 
 
 # --- memory that runs out ------------------------------------------------------------------------
+
+
+class Told(Silent):
+    """Remembers its warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
 
 
 class SmallMemory(nn.Module):
@@ -444,30 +447,29 @@ def test_out_of_memory_goes_on_in_parts_with_the_same_step(
     limit: int, splits: int, backward: bool
 ) -> None:
     batches = draw_batches([8, 8, 8, 7, 8])
-    plain, tight = build_loop(build_model(), accumulate=2), build_loop(build_model(), accumulate=2)
-    said: list[str] = []
-    tight.notify = said.append
-    tight.model = SmallMemory(tight.classifier, limit, backward=backward)
+    plain, model, told = build_loop(build_model(), accumulate=2), build_model(), Told()
+    network = SmallMemory(model, limit, backward=backward)
+    tight = build_loop(model, accumulate=2, network=network, reporter=told)
     reports = [run_epoch(loop, batches) for loop in (plain, tight)]
-    assert torch.allclose(flatten(plain.classifier), flatten(tight.classifier), atol=1e-6)
+    assert torch.allclose(flatten(plain.trainer.classifier), flatten(model), atol=1e-6)
     for one, other in zip(*reports, strict=True):
         assert (one.images, one.lr) == (other.images, other.lr)
         assert one.loss == pytest.approx(other.loss)
     assert tight.state.splits == splits
-    assert said[-1].startswith(f"out of memory: going on with every batch in {splits} parts")
+    assert told.warnings[-1].startswith(
+        f"out of memory: going on with every batch in {splits} parts"
+    )
 
 
 def test_memory_that_is_too_small_for_two_images_is_an_error() -> None:
-    loop = build_loop(build_model())
-    loop.notify = lambda _: None
-    loop.model = SmallMemory(loop.classifier, 1, backward=False)
+    model = build_model()
+    loop = build_loop(model, network=SmallMemory(model, 1, backward=False))
     with pytest.raises(torch.OutOfMemoryError):
         run_epoch(loop, draw_batches([8, 8]))
 
 
 def test_other_errors_of_torch_are_not_taken_for_too_little_memory() -> None:
-    loop = build_loop(build_model())
-    loop.model = nn.Linear(5, CLASSES)
+    loop = build_loop(build_model(), network=nn.Linear(5, CLASSES))
     with pytest.raises(RuntimeError, match="shape"):
         run_epoch(loop, draw_batches([8]))
     assert loop.state.splits == 1
@@ -493,16 +495,16 @@ def test_step_that_the_scaler_leaves_out_leaves_no_trace_in_batch_norm(
 
     model = build_normed()
     loop = build_loop(model, lr=0.1, precision="fp16")
-    truly_step, norms = loop.precision.step, iter([1.0, math.inf])
+    truly_step, norms = loop.trainer.precision.step, iter([1.0, math.inf])
 
     def step(*arguments: object, **named: object) -> Tensor:
         norm = next(norms)
         if norm == math.inf:
-            loop.optimizer.zero_grad()
+            loop.trainer.optimizer.zero_grad()
             return torch.tensor(norm)
         return truly_step(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop.precision, "step", step)
+    monkeypatch.setattr(loop.trainer.precision, "step", step)
     run_epoch(loop, batches[:2])
     assert loop.state.step == 2
     for name, tensor in model.state_dict().items():
