@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,8 @@ from vtrain.config import LoadedConfig, load_config
 from vtrain.console import Console
 from vtrain.errors import InterruptedRunError, StoppedError
 from vtrain.fit import Resume, fit
-from vtrain.fit_run import FitRun
 from vtrain.records import FitResult
+from vtrain.system.reporter import SILENT, Interruptible, Progress, Reporter
 from vtrain.tensor_files import load_tensors
 
 TIMES = ("images_per_second", "data_wait", "seconds")
@@ -41,28 +43,68 @@ def load(*overrides: str) -> LoadedConfig:
     return load_config(Path("tiny.yaml"), overrides)
 
 
-def run(*overrides: str, resume: Resume = False) -> FitResult:
-    result = fit(load(*overrides), resume=resume, console=Console(quiet=True))
-    assert result is not None
-    return result
+class Watcher(Console):
+    """A reporter that remembers what was said, and acts at points of a run.
+
+    `on_step` gets the number of steps taken so far here, as each is reported; `on_epoch` the number
+    of epochs. `on_progress` gets the label of every other progress before it counts on.
+    """
+
+    def __init__(
+        self,
+        *,
+        on_step: Callable[[int], object] | None = None,
+        on_epoch: Callable[[int], object] | None = None,
+        on_progress: Callable[[str], object] | None = None,
+    ) -> None:
+        super().__init__(quiet=True)
+        self.on_step, self.on_epoch, self.on_progress = on_step, on_epoch, on_progress
+        self.steps = self.epochs = 0
+        self.said: list[str] = []
+        self.warned: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
+
+    def say_fitting(self, facts: Sequence[str], end: str = "") -> None:
+        self.epochs += 1
+        if self.on_epoch is not None:
+            self.on_epoch(self.epochs)
+
+    def _check(self, label: str) -> None:
+        if not label.startswith("epoch "):
+            if self.on_progress is not None:
+                self.on_progress(label)
+            return
+        self.steps += 1
+        if self.on_step is not None:
+            self.on_step(self.steps)
+
+    @contextmanager
+    def progress(
+        self, total: int, label: str, *, unit: str = "img", data: bool = False
+    ) -> Iterator[Progress]:
+        with Interruptible(SILENT, lambda: self._check(label)).progress(total, label) as progress:
+            yield progress
 
 
-def run_until(
-    monkeypatch: pytest.MonkeyPatch, step: int, *overrides: str, number: int = signal.SIGTERM
-) -> None:
-    """Train and get a real signal during optimiser step `step`."""
-    original = FitRun._on_step
+def run(*overrides: str, resume: Resume = False, reporter: Reporter | None = None) -> FitResult:
+    return fit(load(*overrides), resume=resume, reporter=reporter or Console(quiet=True))
 
-    def interrupt(self: FitRun, report: Any, bar: Any) -> None:
-        if self.state.step == step:
+
+def run_until(step: int, *overrides: str, number: int = signal.SIGTERM) -> None:
+    """Train and get a real signal during optimizer step `step`."""
+
+    def interrupt(steps: int) -> None:
+        if steps == step:
             os.kill(os.getpid(), number)
-        original(self, report, bar)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(FitRun, "_on_step", interrupt)
-        expected = InterruptedRunError if number == signal.SIGINT else StoppedError
-        with pytest.raises(expected, match=f"stopped at step {step}, saved in"):
-            run(*overrides)
+    expected = InterruptedRunError if number == signal.SIGINT else StoppedError
+    with pytest.raises(expected, match=f"stopped at step {step}, saved in"):
+        run(*overrides, reporter=Watcher(on_step=interrupt))
 
 
 def read_rows(run_dir: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from vtrain.models.backbones import eval_preprocessing
 from vtrain.models.model_file import ModelFile, save_model
 from vtrain.records import Preprocessing
 from vtrain.tensor_files import load_torch, save_tensors, save_torch
-from vtrain.training.loop import TrainState
+from vtrain.training.state import TrainState
 from vtrain.zoo import find_backbone
 
 SMALL = "shufflenet_v2_x0_5"  # 5 MB of random weights

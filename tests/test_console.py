@@ -15,7 +15,6 @@ from vtrain.console import (
     find_width,
     format_count,
     format_duration,
-    format_epoch,
     format_json,
     format_table,
     one_line,
@@ -28,6 +27,8 @@ from vtrain.console import (
 )
 from vtrain.errors import DataError
 from vtrain.records import EpochMetrics
+from vtrain.runs.epochs import describe_epoch
+from vtrain.system.log_file import logged_to
 
 METRICS = EpochMetrics(
     phase="finetune",
@@ -218,7 +219,7 @@ def test_quiet_says_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
     console.say("hello")
     console.warn("look")
     console.table(("a",), [("1",)])
-    console.say_epoch(METRICS, 10, best=True)
+    console.say_fitting(describe_epoch(METRICS, 10), " best")
     with console.progress(3, "working") as bar:
         bar.update(3)
     console.error(DataError("wrong"))
@@ -246,7 +247,7 @@ def test_width_of_a_terminal_without_a_size() -> None:
 
 def test_epoch_line_has_what_fits() -> None:
     stream = FakeTerminal()
-    Console(stream=stream).say_epoch(METRICS, 10, best=True)
+    Console(stream=stream).say_fitting(describe_epoch(METRICS, 10), " best")
     (line,) = stream.getvalue().splitlines()
     assert len(line) <= 80
     assert line.endswith(" best")
@@ -315,13 +316,12 @@ def test_log_gets_everything_with_the_time(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     path.write_text("earlier\n")
     console = Console(quiet=True, stream=io.StringIO())
-    with console.logging_to(path):
-        console.say("two\nlines \udcff \x1b")
-        console.warn("look")
-        console.log_only("for the log")
-        console.table(("a", "b"), [("1", "\x1b")], title="numbers")
-        console.say_epoch(METRICS, 10, best=False)
-        console.error(DataError("wrong", "right"))
+    with logged_to(path, console) as reporter:
+        reporter.say("two\nlines \udcff \x1b")
+        reporter.warn("look")
+        reporter.log("for the log")
+        reporter.table(("a", "b"), [("1", "\x1b")], title="numbers")
+        reporter.say_fitting(describe_epoch(METRICS, 10))
     console.say("after")
     first, *lines = path.read_text(encoding="utf-8").splitlines()
     assert first == "earlier"
@@ -329,7 +329,7 @@ def test_log_gets_everything_with_the_time(tmp_path: Path) -> None:
     assert all(stamp.match(line) for line in lines)
     assert [stamp.sub("", line) for line in lines] == [
         "two", "lines \\udcff \\x1b", "warning: look", "for the log", "numbers", "a  b", "1  \\x1b",
-        format_epoch(METRICS, 10, best=False), "error: wrong", "hint: right",
+        "  ".join(describe_epoch(METRICS, 10)),
     ]  # fmt: skip
 
 
@@ -346,9 +346,9 @@ def test_full_disk_ends_the_log_and_not_the_run(
         write = fail
 
     monkeypatch.setattr(Path, "open", lambda *_, **__: FullFile())
-    with console.logging_to(tmp_path / "log.txt"):
-        console.say("one")
-        console.say("two")
+    with logged_to(tmp_path / "log.txt", console) as reporter:
+        reporter.say("one")
+        reporter.say("two")
     assert stream.getvalue().splitlines() == [
         "one", "warning: the log file gets no more lines: No space left on device", "two",
     ]  # fmt: skip
@@ -356,9 +356,9 @@ def test_full_disk_ends_the_log_and_not_the_run(
 
 def test_talk_outlives_its_reader(tmp_path: Path) -> None:
     console = Console(stream=BrokenStream())
-    with console.logging_to(tmp_path / "log.txt"):
-        console.say("one")
-        console.error(DataError("wrong"))
+    with logged_to(tmp_path / "log.txt", console) as reporter:
+        reporter.say("one")
+        reporter.warn("two")
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 2
 
 
@@ -371,8 +371,8 @@ def test_signal_handler_may_speak_while_talk_is_written(
 
     monkeypatch.setattr(Path, "open", lambda *_, **__: Interrupted())
     console = Console(stream=Interrupted())
-    with console.logging_to(tmp_path / "log.txt"):
-        console.say("SIGTERM received")
+    with logged_to(tmp_path / "log.txt", console) as reporter:
+        reporter.say("SIGTERM received")
 
 
 # --- formats -------------------------------------------------------------------------------------
@@ -412,26 +412,28 @@ def test_format_duration(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
-def test_format_epoch() -> None:
-    assert format_epoch(METRICS, 10, best=True) == (
-        "epoch  3/10 finetune  top-1 0.8750  F1 0.8612  val loss 0.6123  train loss 0.5123  "
-        "12.3 s  123 img/s  wait 2%  lr 1.23e-04 best"
-    )
-    assert not format_epoch(METRICS, 10, best=False).endswith("best")
+EPOCH = (
+    "epoch  3/10 finetune  top-1 0.8750  F1 0.8612  val loss 0.6123  train loss 0.5123  "
+    "12.3 s  123 img/s  wait 2%  lr 1.23e-04"
+)
 
 
 @pytest.mark.parametrize("width", range(40, 140))
-def test_epoch_line_never_exceeds_its_width(width: int) -> None:
-    line = format_epoch(METRICS, 10, best=True, width=width)
+def test_epoch_line_never_exceeds_its_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "  ".join(describe_epoch(METRICS, 10)) == EPOCH
+    monkeypatch.setattr("vtrain.console.find_width", lambda _: width)
+    stream = io.StringIO()
+    Console(stream=stream).say_fitting(describe_epoch(METRICS, 10), " best")
+    line = stream.getvalue().removesuffix("\n")
     assert len(line) <= width
     assert line.startswith("epoch  3/10 finetune")
     assert line.endswith(" best")
-    assert format_epoch(METRICS, 10, best=True).startswith(line.removesuffix(" best"))
+    assert EPOCH.startswith(line.removesuffix(" best"))
 
 
 def test_losses_that_explode_stay_short() -> None:
     huge = EpochMetrics(**{**{n: getattr(METRICS, n) for n in METRICS.__slots__}, "val_loss": 1e30})
-    assert "val loss 1.00e+30" in format_epoch(huge, 10, best=False)
+    assert "val loss 1.00e+30" in describe_epoch(huge, 10)
 
 
 def test_terminal_program_sees_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.runs import (
     CONFIG,
+    Watcher,
     assert_same_run,
     draw_tiny_data,
     load,
@@ -35,11 +36,12 @@ from vtrain.errors import (
     StoppedError,
     UsageError,
 )
-from vtrain.fit_run import FitRun
+from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import verify_frozen
 from vtrain.models.model_file import load_model_file, save_model
 from vtrain.run_folder import claim_run_dir, lock_run
 from vtrain.run_record import read_predictions
+from vtrain.runs.validation import Validation
 
 
 @pytest.fixture(autouse=True)
@@ -210,14 +212,14 @@ def test_gradual_thaws_from_the_last_stage() -> None:
 
 def test_drift_of_a_frozen_tensor_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     source = run("train.epochs=1").run_dir
-    original = FitRun._validate
+    original = Validation.__call__
     buffer = next(name for name in read_model(source) if name.endswith("running_mean"))
 
-    def drift_buffer(self: FitRun) -> Any:
+    def drift_buffer(self: Validation, candidate: Classifier) -> Any:
         self.plan.classifier.get_buffer(buffer).add_(1e-6)
-        return original(self)
+        return original(self, candidate)
 
-    monkeypatch.setattr(FitRun, "_validate", drift_buffer)
+    monkeypatch.setattr(Validation, "__call__", drift_buffer)
     with pytest.raises(ModelError, match="frozen tensors changed during training"):
         run(f"model.weights={source}", "freeze=head")
 
@@ -267,7 +269,7 @@ def test_resumed_run_equals_the_uninterrupted_one_everywhere(
 
 def _compare_resumed(monkeypatch: pytest.MonkeyPatch, step: int, *more: str) -> None:
     whole = run(*VARIED, *more, "run_dir=runs/whole")
-    run_until(monkeypatch, step, *VARIED, *more, "run_dir=runs/parts")
+    run_until(step, *VARIED, *more, "run_dir=runs/parts")
     # What is saved with two workers is resumed with none, and the other way round.
     resumed = run(*VARIED, *more, "run_dir=runs/parts", "data.workers=0", resume=True)
     assert not resumed.already_finished
@@ -280,23 +282,19 @@ def test_resume_after_every_saved_step_and_phase(monkeypatch: pytest.MonkeyPatch
     whole = run(*base, "run_dir=runs/whole")
     for step in (5, 6, 15):  # the probe's last step, the next phase's first, the very last
         parts = f"run_dir=runs/parts-{step}"
-        run_until(monkeypatch, step, *base, parts)
+        run_until(step, *base, parts)
         assert_same_run(whole.run_dir, run(*base, parts, resume=True).run_dir)
 
 
 def test_killed_between_saves_repeats_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run("run_dir=runs/whole", "train.save_every_steps=2")
-    original = FitRun._on_step
 
-    def die(self: FitRun, report: Any, bar: Any) -> None:
-        if self.state.step == 9:
+    def die(step: int) -> None:
+        if step == 9:
             raise KeyboardInterrupt
-        original(self, report, bar)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(FitRun, "_on_step", die)
-        with pytest.raises(InterruptedRunError, match="checkpoint is of step"):
-            run("run_dir=runs/parts", "train.save_every_steps=2")
+    with pytest.raises(InterruptedRunError, match="checkpoint is of step"):
+        run("run_dir=runs/parts", "train.save_every_steps=2", reporter=Watcher(on_step=die))
     assert load_checkpoint(Path("runs/parts/last.ckpt")).state.step == 8
     resumed = run("run_dir=runs/parts", "train.save_every_steps=2", resume=True)
     assert_same_run(whole.run_dir, resumed.run_dir)
@@ -316,12 +314,12 @@ def test_finished_run_says_so_and_more_epochs_extend_it() -> None:
 
 def test_resume_without_run_dir_takes_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
     run()
-    run_until(monkeypatch, 3)
+    run_until(3)
     assert run(resume=True).run_dir == Path("runs/tiny-002")
 
 
 def test_resume_refuses_another_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_until(monkeypatch, 3, "run_dir=runs/a")
+    run_until(3, "run_dir=runs/a")
     with pytest.raises(UsageError) as caught:
         run("run_dir=runs/a", "optim.lr=1e-5", resume=True)
     assert "optim.lr: 0.003 -> 1e-05" in caught.value.message
@@ -339,7 +337,7 @@ def test_nothing_to_resume() -> None:
 
 
 def test_damaged_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_until(monkeypatch, 3, "run_dir=runs/a")
+    run_until(3, "run_dir=runs/a")
     path = Path("runs/a/last.ckpt")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -350,7 +348,7 @@ def test_damaged_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_ctrl_c_saves_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGINT)
-    run_until(monkeypatch, 2, "run_dir=runs/a", number=signal.SIGINT)
+    run_until(2, "run_dir=runs/a", number=signal.SIGINT)
     assert load_checkpoint(Path("runs/a/last.ckpt")).state.step == 2
     assert signal.getsignal(signal.SIGINT) is before
 
@@ -417,7 +415,7 @@ def test_loss_that_is_not_finite_stops_the_run(monkeypatch: pytest.MonkeyPatch) 
             loss = super().forward(logits, labels)
             return loss * float("inf") if self.calls == 3 else loss
 
-    monkeypatch.setattr("vtrain.loop_builder.build_loss", lambda **_: LossThatBreaks())
+    monkeypatch.setattr("vtrain.runs.trainer_setup.build_loss", lambda **_: LossThatBreaks())
     with pytest.raises(DivergedError, match="not finite at step 3"):
         run("train.save_every_steps=1", "run_dir=runs/a")
     assert load_checkpoint(Path("runs/a/last.ckpt")).state.step == 2
@@ -430,27 +428,20 @@ def test_weights_of_another_architecture() -> None:
 
 
 def test_image_that_vanishes_during_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = FitRun._end_epoch
-
-    def remove(self: FitRun, *arguments: Any) -> None:
-        original(self, *arguments)
-        Path("images/train/bee/003.png").unlink()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FitRun, "_end_epoch", remove)
-        with pytest.raises(DataError, match=r"bee/003\.png was readable before training"):
-            run("run_dir=runs/a")
+    watcher = Watcher(on_epoch=lambda _: Path("images/train/bee/003.png").unlink())
+    with pytest.raises(DataError, match=r"bee/003\.png was readable before training"):
+        run("run_dir=runs/a", reporter=watcher)
 
 
 def test_full_disk_keeps_the_last_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise ResourceError("cannot write model.safetensors: no space left")
 
-    monkeypatch.setattr("vtrain.fit_run.save_model", full)
+    monkeypatch.setattr("vtrain.runs.saved_state.save_model", full)
     with pytest.raises(ResourceError, match="no space left"):
         run("run_dir=runs/a", "train.save_every_steps=2")
     assert load_checkpoint(Path("runs/a/last.ckpt")).state.step == 4
-    monkeypatch.setattr("vtrain.fit_run.save_model", save_model)
+    monkeypatch.setattr("vtrain.runs.saved_state.save_model", save_model)
     assert run("run_dir=runs/a", "train.save_every_steps=2", resume=True).epochs == 2
 
 
@@ -502,7 +493,7 @@ def test_gradient_that_is_not_finite_never_reaches_a_checkpoint(
                 loss = loss + torch.sqrt((logits - logits.detach()).abs().sum())
             return loss
 
-    monkeypatch.setattr("vtrain.loop_builder.build_loss", lambda **_: LossWithBadGradient())
+    monkeypatch.setattr("vtrain.runs.trainer_setup.build_loss", lambda **_: LossWithBadGradient())
     with pytest.raises(DivergedError, match="not finite at step 3"):
         run("train.save_every_steps=1", "run_dir=runs/a")
     checkpoint = load_checkpoint(Path("runs/a/last.ckpt"))
@@ -512,19 +503,15 @@ def test_gradient_that_is_not_finite_never_reaches_a_checkpoint(
 
 def test_signal_during_validation_is_answered_there(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run("run_dir=runs/whole")
-    original = FitRun._validate
     validations = []
 
-    def interrupt(self: FitRun) -> Any:
-        validations.append(self.state.epoch)
-        if len(validations) == 2:
+    def interrupt(label: str) -> None:
+        validations.append(label)
+        if validations.count("validation") == 3:  # two batches each
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(FitRun, "_validate", interrupt)
-        with pytest.raises(StoppedError, match="stopped at step 10"):
-            run("run_dir=runs/parts")
+    with pytest.raises(StoppedError, match="stopped at step 10"):
+        run("run_dir=runs/parts", reporter=Watcher(on_progress=interrupt))
     assert_same_run(whole.run_dir, run("run_dir=runs/parts", resume=True).run_dir)
 
 
@@ -552,7 +539,7 @@ def test_two_starts_get_two_folders() -> None:
 def test_key_newer_than_the_checkpoint_does_not_stop_resume(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run_until(monkeypatch, 3, "run_dir=runs/a")
+    run_until(3, "run_dir=runs/a")
     checkpoint = load_checkpoint(Path("runs/a/last.ckpt"))
     del checkpoint.config["train.compile"]
     save_checkpoint(Path("runs/a/last.ckpt"), checkpoint)
@@ -560,7 +547,7 @@ def test_key_newer_than_the_checkpoint_does_not_stop_resume(
 
 
 def test_what_ends_a_run_stands_in_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_until(monkeypatch, 3, "run_dir=runs/a")
+    run_until(3, "run_dir=runs/a")
     log = (Path("runs/a") / "log.txt").read_text()
     assert "error: stopped at step 3" in log
     assert "hint: continue with the same command and --resume" in log
@@ -569,15 +556,11 @@ def test_what_ends_a_run_stands_in_its_log(monkeypatch: pytest.MonkeyPatch) -> N
 def test_run_that_diverges_keeps_the_best_of_its_short_epochs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = FitRun._on_step
-
-    def spoil(self: FitRun, report: Any, bar: Any) -> None:
-        if self.state.epoch == 1:
+    def spoil(step: int) -> None:
+        if step == 6:
             raise DivergedError("the training loss is not finite")
-        original(self, report, bar)
 
-    monkeypatch.setattr(FitRun, "_on_step", spoil)
     with pytest.raises(DivergedError):
-        run("run_dir=runs/a", "train.epochs=3")
+        run("run_dir=runs/a", "train.epochs=3", reporter=Watcher(on_step=spoil))
     _, model_file = load_model_file(Path("runs/a/model.safetensors"))
     assert model_file.metrics["epoch"] == 1

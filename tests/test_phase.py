@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,16 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runs import CONFIG, assert_same_run, load, read_model, read_rows, run_until
+from tests.runs import CONFIG, Watcher, assert_same_run, read_model, read_rows, run, run_until
 from tests.tiny import draw_image, draw_labelled
-from vtrain.console import Console
 from vtrain.data import feature_store
 from vtrain.errors import ConfigError, StoppedError
 from vtrain.final_evaluation import FinalEvaluation
-from vtrain.fit import fit
-from vtrain.fit_run import FitRun
 from vtrain.models.splitting import BoundaryError
-from vtrain.records import FitResult
 from vtrain.run_folder import LOG_NAME
 from vtrain.training.feature_cache import FeatureCache
 
@@ -49,12 +47,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Path) -> Path
     text = CONFIG.replace("weights: none", f"weights: {source}")
     Path("tiny.yaml").write_text(text, encoding="utf-8")
     return tmp_path / "cache"
-
-
-def run(*overrides: str, resume: bool = False) -> FitResult:
-    result = fit(load(*overrides), resume=resume, console=Console(quiet=True))
-    assert result is not None
-    return result
 
 
 def count_stored(log: str) -> int:
@@ -175,7 +167,7 @@ def test_resumed_inside_a_stored_epoch_equals_the_uninterrupted_run(
 ) -> None:
     settings = (*overrides, "train.ema=0.9")
     whole = run(*settings, "run_dir=runs/whole")
-    run_until(monkeypatch, step, *settings, "run_dir=runs/parts")
+    run_until(step, *settings, "run_dir=runs/parts")
     assert_same_run(whole.run_dir, run(*settings, "run_dir=runs/parts", resume=True).run_dir)
 
 
@@ -183,7 +175,7 @@ def test_resume_computes_again_what_was_cleared(
     monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:
     whole = run(*HEAD, "run_dir=runs/whole")
-    run_until(monkeypatch, 7, *HEAD, "run_dir=runs/parts")
+    run_until(7, *HEAD, "run_dir=runs/parts")
     shutil.rmtree(cache)
     assert_same_run(whole.run_dir, run(*HEAD, "run_dir=runs/parts", resume=True).run_dir)
 
@@ -192,19 +184,16 @@ def test_resume_computes_again_what_was_cleared(
 def test_stopped_while_features_are_computed(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
     whole = run(*HEAD, "run_dir=runs/whole", "seed=3")
     shutil.rmtree("cache")
-    original = FitRun._stop_if_asked
-    calls = []
+    labels = []
 
-    def stop(self: FitRun) -> None:
-        calls.append(1)
-        if len(calls) == batch:
-            self._stop()
-        original(self)
+    def stop(label: str) -> None:
+        labels.append(label)
+        if labels.count("computing features") == batch:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    with monkeypatch.context() as patch, counted_images(monkeypatch) as computed:
-        patch.setattr(FitRun, "_stop_if_asked", stop)
+    with counted_images(monkeypatch) as computed:
         with pytest.raises(StoppedError, match="saved in"):
-            run(*HEAD, "run_dir=runs/parts", "seed=3")
+            run(*HEAD, "run_dir=runs/parts", "seed=3", reporter=Watcher(on_progress=stop))
         before = sum(computed)
     assert before == 4 * batch
     with counted_images(monkeypatch) as computed:
@@ -219,16 +208,13 @@ def test_stopped_while_features_are_computed(monkeypatch: pytest.MonkeyPatch, ba
 def test_a_store_removed_under_a_run(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setattr(feature_store, "PRELOAD_BYTES", 0)
     whole = run(*HEAD, "run_dir=runs/whole")
-    original = FitRun._on_step
 
-    def remove(self: FitRun, report: Any, bar: Any) -> None:
-        if self.state.step == 3:
+    def remove(step: int) -> None:
+        if step == 3:
             shutil.rmtree(cache)
-        original(self, report, bar)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(FitRun, "_on_step", remove)
-        assert_same_run(whole.run_dir, run(*HEAD, "run_dir=runs/other").run_dir)
+    other = run(*HEAD, "run_dir=runs/other", reporter=Watcher(on_step=remove))
+    assert_same_run(whole.run_dir, other.run_dir)
 
 
 def test_rows_larger_than_the_memory_for_them_give_the_same_bits(
@@ -373,7 +359,7 @@ def test_a_network_that_cannot_be_cut_is_trained_whole(monkeypatch: pytest.Monke
     def refuse(*_: object, **__: object) -> None:
         raise BoundaryError("simple_cnn cannot be traced")
 
-    monkeypatch.setattr("vtrain.phase.build_frozen_part", refuse)
+    monkeypatch.setattr("vtrain.runs.stored_features.build_frozen_part", refuse)
     whole = run(*UNTIL, "run_dir=runs/whole").run_dir
     assert "the frozen part is computed with the rest: simple_cnn cannot" in read_log(whole)
     assert_equal_results(off, whole)

@@ -4,15 +4,24 @@ import errno
 import json
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tests.runs import assert_same_run, draw_tiny_data, read_model, read_rows, run, run_until
+from tests.runs import (
+    Watcher,
+    assert_same_run,
+    draw_tiny_data,
+    read_model,
+    read_rows,
+    run,
+    run_until,
+)
 from vtrain.checkpoint import load_checkpoint
 from vtrain.console import Console
 from vtrain.errors import (
@@ -25,9 +34,8 @@ from vtrain.errors import (
     StoppedError,
     UsageError,
 )
-from vtrain.fit_run import FitRun
 from vtrain.models.model_file import BANK, load_model_file
-from vtrain.training.loop import TrainLoop
+from vtrain.training.step import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +71,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     monkeypatch: pytest.MonkeyPatch, said: list[str], fault: Any
 ) -> None:
     whole = run("run_dir=runs/whole")
-    run_until(monkeypatch, 7, "run_dir=runs/parts", EVERY_STEP)
+    run_until(7, "run_dir=runs/parts", EVERY_STEP)
     fault(Path("runs/parts/last.ckpt"))
     resumed = run("run_dir=runs/parts", resume=True)
     assert_same_run(whole.run_dir, resumed.run_dir)
@@ -75,34 +83,28 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
 def test_the_damaged_checkpoint_never_becomes_the_one_before(
     monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    run_until(monkeypatch, 7, "run_dir=runs/parts", EVERY_STEP)
+    run_until(7, "run_dir=runs/parts", EVERY_STEP)
     damage(Path("runs/parts/last.ckpt"))
-    with monkeypatch.context() as patch:
-        patch.setattr(FitRun, "train", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(InterruptedRunError):
-            run("run_dir=runs/parts", resume=True)
+    stop_at_once(1, resume=True)
     assert load_checkpoint(Path("runs/parts/last.ckpt")).state.step == 6
     assert Path("runs/parts/last.ckpt.damaged").exists()
-    run_until_resumed(monkeypatch, 8)
+    stop_at_once(3, EVERY_STEP, resume=True)
     assert load_checkpoint(Path("runs/parts/previous.ckpt")).state.step == 7
 
 
-def run_until_resumed(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    original = FitRun._on_step
+def stop_at_once(step: int, *overrides: str, resume: bool) -> None:
+    """Ctrl-C at the end of a step, which nothing is saved after."""
 
-    def stop(self: FitRun, report: Any, bar: Any) -> None:
-        original(self, report, bar)
-        if self.state.step == step:
+    def stop(steps: int) -> None:
+        if steps == step:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(FitRun, "_on_step", stop)
-        with pytest.raises(InterruptedRunError):
-            run("run_dir=runs/parts", EVERY_STEP, resume=True)
+    with pytest.raises(InterruptedRunError):
+        run("run_dir=runs/parts", *overrides, resume=resume, reporter=Watcher(on_step=stop))
 
 
 def test_two_damaged_checkpoints_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_until(monkeypatch, 7, "run_dir=runs/parts", EVERY_STEP)
+    run_until(7, "run_dir=runs/parts", EVERY_STEP)
     damage(Path("runs/parts/last.ckpt"))
     damage(Path("runs/parts/previous.ckpt"))
     with pytest.raises(ModelError, match=r"last\.ckpt .*; .*previous\.ckpt ") as caught:
@@ -111,7 +113,7 @@ def test_two_damaged_checkpoints_are_both_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_checkpoint_of_a_newer_version_is_no_damaged_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_until(monkeypatch, 7, "run_dir=runs/parts", EVERY_STEP)
+    run_until(7, "run_dir=runs/parts", EVERY_STEP)
     monkeypatch.setattr("vtrain.checkpoint.CHECKPOINT_FORMAT", 0)
     with pytest.raises(NewerFormatError, match="this vtrain reads up to 0"):
         run("run_dir=runs/parts", resume=True)
@@ -131,7 +133,7 @@ def test_lost_best_model_is_made_up_for_from_the_checkpoint(
     monkeypatch: pytest.MonkeyPatch, said: list[str], fault: Any
 ) -> None:
     """Two epochs are done; the weights of the second are in the checkpoint."""
-    run_until(monkeypatch, 10, "run_dir=runs/parts", "train.epochs=2")
+    run_until(10, "run_dir=runs/parts", "train.epochs=2")
     checkpoint = load_checkpoint(Path("runs/parts/last.ckpt"))
     # The signal comes with the last step of an epoch, before that is validated.
     assert (checkpoint.state.epoch, checkpoint.state.batch) == (1, 5)
@@ -178,7 +180,7 @@ def test_lost_best_model_does_not_look_like_lost_patience(
     monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     settings = ["run_dir=runs/parts", "train.epochs=4", "train.early_stop=1"]
-    run_until(monkeypatch, 7, *settings)
+    run_until(7, *settings)
     Path("runs/parts/model.safetensors").unlink()
     result = run(*settings, resume=True)
     assert result.best_epoch >= 2
@@ -207,7 +209,7 @@ def test_damaged_result_is_made_again(content: str) -> None:
 def test_checkpoint_that_is_a_link_to_another_disk(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    run_until(monkeypatch, 7, "run_dir=runs/parts")
+    run_until(7, "run_dir=runs/parts")
     elsewhere = tmp_path / "elsewhere.ckpt"
     Path("runs/parts/last.ckpt").rename(elsewhere)
     Path("runs/parts/last.ckpt").symlink_to(elsewhere)
@@ -225,17 +227,13 @@ def test_checkpoint_that_is_a_link_to_another_disk(
 
 def test_auto_starts_then_continues_then_says_finished(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run("run_dir=runs/whole")
-    original = FitRun._on_step
 
-    def interrupt(self: FitRun, report: Any, bar: Any) -> None:
-        if self.state.step == 7:
+    def interrupt(step: int) -> None:
+        if step == 7:
             signal.raise_signal(signal.SIGUSR1)
-        original(self, report, bar)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(FitRun, "_on_step", interrupt)
-        with pytest.raises(StoppedError, match="stopped at step 7") as caught:
-            run(resume="auto")
+    with pytest.raises(StoppedError, match="stopped at step 7") as caught:
+        run(resume="auto", reporter=Watcher(on_step=interrupt))
     assert caught.value.exit_code == ExitCode.STOPPED
     second = run(resume="auto")
     assert second.run_dir == Path("runs/tiny-001")
@@ -261,25 +259,23 @@ def test_auto_does_not_take_any_folder_for_a_run() -> None:
 
 
 def spoil_steps(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> list[int]:
-    """Make the loss NaN at some steps, whenever they are computed; the steps as they come."""
-    original = TrainLoop._backward
+    """Make the gradient NaN at some steps, whenever they are computed; the steps as they come."""
+    original = Trainer.exchange
     seen: list[int] = []
 
-    def backward(self: TrainLoop, *arguments: Any) -> Tensor:
-        loss = original(self, *arguments)
+    @contextmanager
+    def exchange(self: Trainer, model: nn.Module, is_last: bool) -> Iterator[None]:
         step = self.state.step + 1
         seen.append(step)
+        with original(self, model, is_last):
+            yield
         if step in steps:
-            for parameter in self.classifier.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.fill_(float("nan"))
-            for buffer in self.classifier.buffers():
-                if buffer.is_floating_point():
-                    buffer.fill_(float("nan"))
-            loss = loss * float("nan")
-        return loss
+            tensors = [each.grad for each in self.classifier.parameters()]
+            for tensor in [*tensors, *self.classifier.buffers()]:
+                if tensor is not None and tensor.is_floating_point():
+                    tensor.fill_(float("nan"))
 
-    monkeypatch.setattr(TrainLoop, "_backward", backward)
+    monkeypatch.setattr(Trainer, "exchange", exchange)
     return seen
 
 
@@ -320,7 +316,7 @@ def test_rollback_then_kill_then_resume(monkeypatch: pytest.MonkeyPatch, said: l
     spoil_steps(monkeypatch, [4])
     overrides = ["train.on_nan=rollback", EVERY_STEP, "train.ema=0.9", "train.accumulate=2"]
     whole = run("run_dir=runs/whole", *overrides)
-    run_until(monkeypatch, 5, "run_dir=runs/parts", *overrides)
+    run_until(5, "run_dir=runs/parts", *overrides)
     assert_same_run(whole.run_dir, run("run_dir=runs/parts", *overrides, resume=True).run_dir)
 
 
@@ -349,7 +345,7 @@ def test_run_that_diverged_goes_on_with_a_rollback(
 def test_each_bad_step_names_its_own_images(
     monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
-    monkeypatch.setattr(TrainLoop, "_looks_now", lambda self, batches: self.state.batch == batches)
+    monkeypatch.setattr(Trainer, "looks_now", lambda self, *, last: last)
     spoil_steps(monkeypatch, [2, 4])
     run("run_dir=runs/a", "train.on_nan=rollback")
     assert [line.count("images/train/") for line in said] == [4, 4]
@@ -362,7 +358,7 @@ def test_too_full_a_disk_is_said_before_training(
     monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
     usage = shutil.disk_usage(".")
-    run_until(monkeypatch, 7, "run_dir=runs/parts")
+    run_until(7, "run_dir=runs/parts")
     last = Path("runs/parts/last.ckpt")
     before = last.read_bytes()
     with monkeypatch.context() as patch:
@@ -379,7 +375,7 @@ def test_too_full_a_disk_is_said_before_training(
 def test_the_estimate_is_that_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, int]] = []
     monkeypatch.setattr(
-        "vtrain.fit_run.require_disk_space", lambda run_dir, **sizes: asked.append(sizes)
+        "vtrain.runs.saved_state.require_disk_space", lambda run_dir, **sizes: asked.append(sizes)
     )
     result = run("run_dir=runs/a", "train.ema=0.9")
     (sizes,) = asked
@@ -397,7 +393,7 @@ def test_resume_needs_neither_the_weights_nor_a_network(monkeypatch: pytest.Monk
     base = run("run_dir=runs/base", "train.epochs=1")
     settings = ["freeze=lp-ft", f"model.weights={base.run_dir}"]
     whole = run(*settings, "run_dir=runs/whole", "train.epochs=4")
-    run_until(monkeypatch, 12, *settings, "run_dir=runs/parts", "train.epochs=4")
+    run_until(12, *settings, "run_dir=runs/parts", "train.epochs=4")
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("weights are loaded again")
@@ -411,7 +407,7 @@ def test_other_preprocessing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     """As when the run that the weights come from was trained anew, on larger images."""
     sizes = ["data.image_size=null", "freeze=lp-ft", "model.weights=runs/base", "train.epochs=4"]
     run("run_dir=runs/base", "train.epochs=1")
-    run_until(monkeypatch, 7, *sizes, "run_dir=runs/parts")
+    run_until(7, *sizes, "run_dir=runs/parts")
     shutil.rmtree("runs/base")
     run("run_dir=runs/base", "train.epochs=1", "data.image_size=48")
     with pytest.raises(UsageError, match=r"preprocessing\.crop: 32 -> 48"):
@@ -419,7 +415,7 @@ def test_other_preprocessing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_other_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_until(monkeypatch, 7, "run_dir=runs/parts")
+    run_until(7, "run_dir=runs/parts")
     next(Path("images/train/bee").iterdir()).unlink()
     with pytest.raises(UsageError, match=r"data\.train count: 18 -> 17"):
         run("run_dir=runs/parts", resume=True)

@@ -171,7 +171,7 @@ def test_loss_that_is_not_finite(
         def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             return super().forward(logits, labels) * float("inf")
 
-    monkeypatch.setattr("vtrain.loop_builder.build_loss", lambda **_: Infinite())
+    monkeypatch.setattr("vtrain.runs.trainer_setup.build_loss", lambda **_: Infinite())
     assert_refused(program("fit", "tiny.yaml"), 6, "not finite at step 1", "lower optim.lr")
 
 

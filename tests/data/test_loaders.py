@@ -40,7 +40,7 @@ from vtrain.errors import ResourceError
 from vtrain.plan import MODEL_STREAM
 from vtrain.records import LabelledImages, Preprocessing
 from vtrain.runtime import mix_seed
-from vtrain.training.loop import STEP_STREAM
+from vtrain.training.step import STEP_STREAM
 
 SMALL = Preprocessing(resize=18, crop=16)
 COUNT = 22

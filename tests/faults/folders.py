@@ -25,7 +25,7 @@ from vtrain import embed, evaluate, predict
 from vtrain.data import checked, walk
 from vtrain.data.folders import scan_images, scan_labelled
 from vtrain.data.manifest import Listing
-from vtrain.fit_run import FitRun
+from vtrain.runs.epochs import FitRun
 
 ANT_AND_BEE = {"ant": 4, "bee": 4}
 SCANNED = "leads to a folder that is scanned already"

@@ -23,7 +23,7 @@ from vtrain.checkpoint import CHECKPOINT_FORMAT, Checkpoint
 from vtrain.models.model_file import BANK, METADATA_KEY, MODEL_FORMAT
 from vtrain.records import to_plain
 from vtrain.tensor_files import save_tensors, save_torch
-from vtrain.training.loop import TrainState
+from vtrain.training.state import TrainState
 
 GONE = object()  # in place of a value: the entry is left out
 

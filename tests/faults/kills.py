@@ -15,22 +15,32 @@ from tests.faults.training import RECIPES, Recipe, build_fit, require_same, undi
 # Module, function, call, and whether after it.
 POINTS = (
     ("vtrain.fit", "claim_run_dir", 1, True),
-    ("vtrain.fit_run", "FitRun.write_description", 1, True),
-    ("vtrain.fit_run", "save_model", 1, False),
-    ("vtrain.fit_run", "save_model", 1, True),  # the best model is newer than the checkpoint
+    ("vtrain.fit", "write_description", 1, True),
+    ("vtrain.runs.saved_state", "save_model", 1, False),
+    (
+        "vtrain.runs.saved_state",
+        "save_model",
+        1,
+        True,
+    ),  # newer than the checkpoint
     ("vtrain.files", "_commit", 3, False),  # the new content is in a temporary file
     ("vtrain.files", "_keep_as", 1, True),  # two names for one checkpoint
     ("vtrain.files", "_keep_as", 2, False),
     ("vtrain.files", "sync_folder", 5, False),
-    ("vtrain.fit_run", "save_checkpoint", 2, True),  # the metrics are older than the checkpoint
-    ("vtrain.fit_run", "write_metrics", 2, True),
-    ("vtrain.fit_run", "FitRun._enter_phase", 1, True),
-    ("vtrain.fit_run", "FitRun._validate", 2, False),
-    ("vtrain.fit_run", "FitRun._on_step", 5, False),
-    ("vtrain.fit_run", "FitRun._end_epoch", 3, True),
-    ("vtrain.fit_run", "FitRun.finish", 1, False),
-    ("vtrain.fit_run", "save_result", 1, False),
-    ("vtrain.fit_run", "save_result", 1, True),
+    (
+        "vtrain.runs.saved_state",
+        "save_checkpoint",
+        2,
+        True,
+    ),  # the metrics are older
+    ("vtrain.runs.saved_state", "write_metrics", 2, True),
+    ("vtrain.runs.epochs", "enter_phase", 1, True),
+    ("vtrain.runs.validation", "Validation.__call__", 2, False),
+    ("vtrain.runs.stopping", "StopVote.is_decided", 5, False),
+    ("vtrain.runs.epochs", "describe_epoch", 3, True),
+    ("vtrain.fit", "evaluate_best", 1, False),
+    ("vtrain.fit", "save_result", 1, False),
+    ("vtrain.fit", "save_result", 1, True),
     ("vtrain.data.feature_store", "BlockWriter.add", 1, True),
 )
 SHORT_RANDOM = 13

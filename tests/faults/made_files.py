@@ -12,7 +12,7 @@ from vtrain.config import HeadConfig
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.model_file import ModelFile, save_model
 from vtrain.records import Preprocessing
-from vtrain.training.loop import TrainState
+from vtrain.training.state import TrainState
 from vtrain.zoo import find_backbone
 
 CLASSES = ("ant", "bee", "cow")

@@ -141,7 +141,7 @@ def _fail_metrics() -> None:
 
         return fail
 
-    wrap("vtrain.fit_run", "write_metrics", build)
+    wrap("vtrain.runs.saved_state", "write_metrics", build)
 
 
 def _full_disk_for_metrics(folder: Path) -> None:
@@ -325,8 +325,8 @@ def _squeezed(running: Running) -> str:
 
 
 def _shorten_waits(seconds: float) -> None:
-    for name in ("build_train_loader", "build_eval_loader"):
-        wrap("vtrain.phase", name, lambda original: partial(original, timeout=seconds))
+    for module, name in (("phases", "build_train_loader"), ("validation", "build_eval_loader")):
+        wrap(f"vtrain.runs.{module}", name, lambda original: partial(original, timeout=seconds))
 
 
 def _deadly_file(folder: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.faults.case import Case
 from tests.faults.command import set_value, signal_at
@@ -16,7 +17,7 @@ from tests.faults.processes import Running, run_to_end, started
 from tests.faults.training import RECIPES, Recipe, build_fit, require_same, undisturbed
 from vtrain.checkpoint import load_checkpoint
 from vtrain.signals import GRACE_SECONDS
-from vtrain.training.loop import TrainLoop
+from vtrain.training.step import Trainer
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 SECONDS = 10.0
@@ -27,13 +28,13 @@ POINTS = (
     ("vtrain.plan", "scan_splits", 1),
     ("vtrain.plan", "check_splits", 1),
     ("vtrain.fit", "claim_run_dir", 1),
-    ("vtrain.fit_run", "FitRun.write_description", 1),
-    ("vtrain.fit_run", "FitRun._on_step", 3),
-    ("vtrain.fit_run", "FitRun._validate", 2),
-    ("vtrain.fit_run", "save_checkpoint", 2),
-    ("vtrain.fit_run", "FitRun._enter_phase", 1),
-    ("vtrain.fit_run", "FitRun.finish", 1),
-    ("vtrain.fit_run", "save_result", 1),
+    ("vtrain.fit", "write_description", 1),
+    ("vtrain.runs.stopping", "StopVote.is_decided", 3),
+    ("vtrain.runs.validation", "Validation.__call__", 2),
+    ("vtrain.runs.saved_state", "save_checkpoint", 2),
+    ("vtrain.runs.epochs", "enter_phase", 1),
+    ("vtrain.fit", "evaluate_best", 1),
+    ("vtrain.fit", "save_result", 1),
     ("vtrain.data.feature_store", "BlockWriter.add", 1),
 )
 SHORT_RANDOM, FULL_RANDOM = 4, 120
@@ -145,16 +146,16 @@ def _in_a_long_step(folder: Path, *, grace: float) -> None:
 
 def _hang_in_step(step: int, grace: float = GRACE_SECONDS) -> None:
     set_value("vtrain.signals", "GRACE_SECONDS", grace)
-    original = TrainLoop._optimizer_step
+    original = Trainer.take_step
 
-    def hang(self: TrainLoop, parameters: object) -> None:
+    def hang(self: Trainer, *arguments: Any, **named: Any) -> None:
         if self.state.step + 1 == step:
             Path("hangs").touch()
             while True:
                 time.sleep(0.01)
-        original(self, parameters)  # type: ignore[arg-type]
+        original(self, *arguments, **named)
 
-    TrainLoop._optimizer_step = hang  # type: ignore[method-assign]
+    Trainer.take_step = hang  # type: ignore[method-assign]
 
 
 def _while_starting(folder: Path, *, seconds: float, number: int) -> None:

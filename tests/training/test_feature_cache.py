@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from vtrain.errors import DataError
 from vtrain.models.classifier import PENULTIMATE
 from vtrain.models.freezing import FROZEN, ParamRule, apply_freeze
 from vtrain.records import Preprocessing
+from vtrain.system.reporter import SILENT, Interruptible, Progress, Silent
 from vtrain.tensor_files import save_tensors
 from vtrain.training.feature_cache import (
     FeatureCache,
@@ -58,7 +59,7 @@ def build_part(
 
 
 @dataclass
-class Bench:
+class Bench(Silent):
     """A cache below `root` that remembers what it said, and how many images were computed."""
 
     root: Path
@@ -94,16 +95,20 @@ class Bench:
             limit_gb=self.limit_gb,
             batch_size=self.batch_size,
             workers=0,
-            notify=self.said.append,
-            warn=self.warned.append,
-            progress=self.progress,
-            on_wait=self.on_batch,
+            reporter=self,
             group=self.group,
         )
 
-    @contextmanager
-    def progress(self, total: int) -> Iterator[Callable[[int], None]]:
-        yield lambda count: self.on_batch()
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def warn(self, message: str) -> None:
+        self.warned.append(message)
+
+    def progress(
+        self, total: int, label: str, *, unit: str = "img", data: bool = False
+    ) -> AbstractContextManager[Progress]:
+        return Interruptible(SILENT, self.on_batch).progress(total, label)
 
     def count_new(self, paths: list[Path], views: Views = EVAL) -> int:
         """How many images are computed for these paths now."""
