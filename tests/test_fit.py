@@ -56,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_run_folder_holds_everything_and_the_model_stands_alone() -> None:
-    result = run("train.report=true")
+    result = run()
     run_dir = result.run_dir
     assert run_dir == Path("runs/tiny-001")
     assert {path.name for path in run_dir.iterdir()} == {
@@ -73,13 +73,11 @@ def test_run_folder_holds_everything_and_the_model_stands_alone() -> None:
         "result.json",
         "evaluation-val.json",
         "features-val.safetensors",
-        "report.html",
-        "model-card.md",
         "log.txt",
         "run.lock",
     }
     assert (run_dir / "config.yaml").read_text() == CONFIG
-    assert load_config(run_dir / "config.resolved.yaml").config == load("train.report=true").config
+    assert load_config(run_dir / "config.resolved.yaml").config == load().config
     data = json.loads((run_dir / "data.json").read_text())
     assert data["classes"] == ["ant", "bee", "cow"]
     assert data["train"]["per_class"] == {"ant": 6, "bee": 7, "cow": 5}

@@ -11,7 +11,6 @@ from typing import Literal, TypeVar
 from vtrain.checkpoint import Checkpoint, load_last_checkpoint
 from vtrain.config import LoadedConfig, flatten_config
 from vtrain.distributed import ALONE, ProcessGroup
-from vtrain.dry_run import Forecast, Outline, Rehearsal, build_outline
 from vtrain.errors import ModelError, VtrainError
 from vtrain.files import sweep_temporaries, write_json
 from vtrain.final_evaluation import evaluate_best
@@ -73,39 +72,6 @@ def fit(
         return _fit(loaded, _Job(reporter, group, profile), resume)
 
 
-def dry_run(
-    loaded: LoadedConfig,
-    *,
-    reporter: Reporter,
-    on_plan: Callable[[Outline], None],
-    group: ProcessGroup = ALONE,
-) -> tuple[Outline, Forecast]:
-    """Plan a new run and try a few steps of each phase; writes no run folder and no features.
-
-    `on_plan` gets the plan before the first step. All processes of `group` call this together;
-    each measures by itself.
-
-    Raises:
-        VtrainError: what would end the run before its first epoch does.
-    """
-    keep_freed_memory()
-    device = find_device(group.choose_device(loaded.config.train.device))
-    try:
-        with explained_errors(), group.joined(device), group.explained():
-            run_dir = _first_alone(
-                group,
-                lambda: choose_run_dir(loaded.config.run_dir, loaded.name, resume=False),
-            )
-            plan = _plan(loaded, reporter, group)
-            outline = build_outline(plan, run_dir)
-            on_plan(outline)
-            rehearsal = Rehearsal(plan, reporter)
-            with group.together():
-                return outline, rehearsal.measure(run_dir)
-    except KeyboardInterrupt as error:
-        raise build_stop_error(error, "stopped: nothing was written") from error
-
-
 @dataclass(frozen=True, slots=True)
 class _Job:
     """What all steps of a command share."""
@@ -138,18 +104,18 @@ def _fit(loaded: LoadedConfig, job: _Job, resume: Resume) -> FitResult:
         chosen = choose_run_dir(config.run_dir, loaded.name, resume=going_on)
         return chosen if going_on else None
 
-    run_dir = _first_alone(group, choose)
+    run_dir = first_alone(group, choose)
     if run_dir is not None:
         with _locked(run_dir, reporter, group):
             return _resume(loaded, run_dir, job)
-    plan = _plan(loaded, reporter, group)
-    new = _first_alone(group, lambda: claim_run_dir(config.run_dir, loaded.name))
+    plan = make_plan(loaded, reporter, group)
+    new = first_alone(group, lambda: claim_run_dir(config.run_dir, loaded.name))
     with _locked(new, reporter, group):
-        _first_alone(group, lambda: require_new_run(new))
+        first_alone(group, lambda: require_new_run(new))
         return _run(plan, new, None, job)
 
 
-def _first_alone(group: ProcessGroup, call: Callable[[], Value]) -> Value:
+def first_alone(group: ProcessGroup, call: Callable[[], Value]) -> Value:
     """What the first process gets from `call`, in all of them."""
     value: Value | None = None
     with group.together():
@@ -159,7 +125,7 @@ def _first_alone(group: ProcessGroup, call: Callable[[], Value]) -> Value:
     return found
 
 
-def _plan(
+def make_plan(
     loaded: LoadedConfig,
     reporter: Reporter,
     group: ProcessGroup,
@@ -202,12 +168,12 @@ def explained_errors() -> Iterator[None]:
 
 def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
     reporter, group = job.reporter, job.group
-    checkpoint, finished = _first_alone(group, lambda: _read_run(run_dir, reporter))
+    checkpoint, finished = first_alone(group, lambda: _read_run(run_dir, reporter))
     if checkpoint is None and finished is not None:
         return finished
     if checkpoint is None:
         reporter.say(f"{run_dir} holds no checkpoint yet: starting from the beginning")
-        return _run(_plan(loaded, reporter, group), run_dir, None, job)
+        return _run(make_plan(loaded, reporter, group), run_dir, None, job)
     now = flatten_config(loaded.config)
     # A key that is newer than the checkpoint had no other value than its default.
     new = {key for key in now if key not in checkpoint.config and loaded.origins[key] == "default"}
@@ -222,7 +188,7 @@ def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
         return finished
     for change in allowed:
         reporter.say(f"changed since the run was started: {change}")
-    plan = _plan(loaded, reporter, group, checkpoint)
+    plan = make_plan(loaded, reporter, group, checkpoint)
     data = [
         change
         for change in find_changes(checkpoint.data, run_facts(plan))
