@@ -23,7 +23,7 @@ from vtrain.files import (
     read_csv_cell,
     write_error,
 )
-from vtrain.partial_array import PartialFiles, lock_output
+from vtrain.partial_array import lock_output
 from vtrain.predict import (
     Answering,
     PredictInput,
@@ -108,7 +108,7 @@ def write_predictions(
     _check_output(output)
     inputs = iter(inputs)
     columns = min(top_k, len(model.classes))
-    with lock_output(PartialFiles(output)):
+    with lock_output(output):
         part = _Part()
         if resume and output.exists():
             part = _read_part(output, form, columns, inputs, batch_size)
