@@ -28,7 +28,7 @@ from vtrain.errors import DataError, UsageError, VtrainError
 from vtrain.files import write_csv, write_json
 from vtrain.models.classifier import LOGITS, PENULTIMATE
 from vtrain.models.freezing import tensor_digest
-from vtrain.partial_array import PartialArray, Progress, lock_output
+from vtrain.partial_array import PartialArray, Progress, lock_output, require_writable
 from vtrain.records import EmbedResult, PackedPaths, SkippedFile, to_plain
 from vtrain.signals import StopRequest, build_stop_error
 from vtrain.training.inference import (
@@ -170,16 +170,7 @@ def _check_output(output: Path) -> Path:
             f"output {output} does not end with .npy", f"write to {output.with_suffix('.npy')}"
         )
     index = output.with_suffix(".csv")
-    for path in (output, index, facts_path(output)):
-        if path.is_dir():
-            raise UsageError(f"output {path} is a folder, expected a file")
-        if path.exists() and not path.is_file():
-            raise UsageError(f"output {path} is not a regular file")
-    if not output.parent.is_dir():
-        raise UsageError(
-            f"output {output}: its folder {output.parent} does not exist",
-            f"create it with: mkdir -p {output.parent}",
-        )
+    require_writable(output, index, facts_path(output))
     _require_own(facts_path(output))
     return index
 

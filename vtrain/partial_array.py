@@ -288,6 +288,24 @@ class RowWriter:
         self._committed_at = time.monotonic()
 
 
+def require_writable(*outputs: Path) -> None:
+    """Find out before any work that files cannot be written; all are in one folder.
+
+    Raises:
+        UsageError: one is a folder or a device, or their folder does not exist.
+    """
+    for output in outputs:
+        if output.exists() and not output.is_file():
+            kind = "a folder" if output.is_dir() else "not a regular file"
+            raise UsageError(f"cannot write {output}: it is {kind}")
+    folder = outputs[0].parent
+    if not folder.is_dir():
+        raise UsageError(
+            f"output {outputs[0]}: its folder {folder} does not exist",
+            f"create it with: mkdir -p {folder}",
+        )
+
+
 @contextlib.contextmanager
 def lock_output(output: Path) -> Iterator[None]:
     """Keep other processes from writing the same output, a path without a link at its end.
