@@ -517,7 +517,17 @@ def test_damaged_leftovers_are_refused(
         interrupt_blocks_left(images, output)
 
 
-@pytest.mark.parametrize("line", ['{"blocks": [3], "failures": []}', '{"blocks": 1}', "[1]"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"blocks": [3], "failures": []}',
+        '{"blocks": [-1], "failures": []}',
+        f'{{"blocks": [{10**30}], "failures": []}}',
+        '{"blocks": [1], "failures": [[5, "no such row"]]}',
+        '{"blocks": 1}',
+        "[1]",
+    ],
+)
 def test_journals_that_name_what_cannot_be_are_refused(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:

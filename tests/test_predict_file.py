@@ -111,7 +111,7 @@ def test_other_inputs_and_other_models_are_not_mixed(
         with pytest.raises(UsageError, match=f"(?s){message}") as caught:
             write(output, other, form, resume=True)
         assert "without --resume" in (caught.value.hint or "")
-    with pytest.raises(UsageError, match="(?s)other work:.*  model_digest: .* -> "):
+    with pytest.raises(UsageError, match=r"(?s)other work:.*  model_digest: .* -> "):
         write(output, inputs, form, seed=1, resume=True)
     with pytest.raises(UsageError, match="other work:\n  top_k: 2 -> 3"):
         write(output, inputs, form, top_k=3, resume=True)

@@ -399,20 +399,17 @@ def _kept_for_resuming(
 
 def _publish(job: _Job, failures: dict[int, str]) -> None:
     # The array takes its place at last: a full disk here leaves the old one.
-    _write_facts(job)
+    names = ("model", "weights", "preprocessing", "precision", "layer", "feature_maps")
+    facts = {
+        "schema": 1,
+        MADE_BY: f"{job.index.stem}.npy",
+        "shape": list(job.array.shape),
+        **{name: job.array.work[name] for name in names},
+    }
+    write_json(facts_path(job.index), facts)
     rows = (
         (row, path, f"error: {failures[row]}" if row in failures else "ok")
         for row, path in enumerate(job.paths)
     )
     write_csv(job.index, ("row", "path", "status"), rows)
     job.array.publish()
-
-
-def _write_facts(job: _Job) -> None:
-    names = ("model", "weights", "preprocessing", "precision", "layer", "feature_maps")
-    facts = {name: job.array.work[name] for name in names}
-    shape = list(job.array.shape)
-    write_json(
-        facts_path(job.index),
-        {"schema": 1, MADE_BY: f"{job.index.stem}.npy", "shape": shape, **facts},
-    )

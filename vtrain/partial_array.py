@@ -54,7 +54,7 @@ class _Written:
     """A line of a journal: blocks whose rows are on the disk, and which of these failed and why."""
 
     blocks: list[NonNegativeInt]
-    failures: list[tuple[int, str]]
+    failures: list[tuple[NonNegativeInt, str]]
 
 
 _HEADING = TypeAdapter(_Heading)
@@ -148,6 +148,8 @@ class PartialArray:
             for written in map(_WRITTEN.validate_python, lines):
                 progress.done[written.blocks] = True
                 progress.failures.update(written.failures)
+            if max(progress.failures, default=0) >= self.shape[0]:
+                raise IndexError("a row that the array does not have")
         except (ValueError, IndexError) as error:
             raise self._damaged("its journal does not hold what it should") from error
         size = self.find_offset(self.shape[0])
