@@ -35,13 +35,7 @@ from vtrain.errors import (
 )
 from vtrain.models.backbones import eval_preprocessing
 from vtrain.models.classifier import build_pretrained_classifier, load_torchvision_state
-from vtrain.partial_array import (
-    ArrayLayout,
-    PartialFiles,
-    RowWriter,
-    create_rows,
-    lock_output,
-)
+from vtrain.partial_array import PartialArray, lock_output
 from vtrain.records import EmbedResult
 from vtrain.training.inference import compute_outputs
 from vtrain.zoo import backbone_names, find_backbone
@@ -523,7 +517,17 @@ def test_damaged_leftovers_are_refused(
         interrupt_blocks_left(images, output)
 
 
-@pytest.mark.parametrize("line", ['{"blocks": [3], "failures": []}', '{"blocks": 1}', "[1]"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"blocks": [3], "failures": []}',
+        '{"blocks": [-1], "failures": []}',
+        f'{{"blocks": [{10**30}], "failures": []}}',
+        '{"blocks": [1], "failures": [[5, "no such row"]]}',
+        '{"blocks": 1}',
+        "[1]",
+    ],
+)
 def test_journals_that_name_what_cannot_be_are_refused(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
@@ -569,7 +573,7 @@ def test_two_at_once_for_one_output_are_refused(
 ) -> None:
     monkeypatch.setattr("vtrain.partial_array.LOCK_WAIT_SECONDS", 0.01)
     output = tmp_path / "out.npy"
-    with lock_output(PartialFiles(output)), pytest.raises(RunLockedError, match=r"out\.npy"):
+    with lock_output(output), pytest.raises(RunLockedError, match=r"out\.npy"):
         run(images, output, build_tiny_model(CLASSES))
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
@@ -587,17 +591,38 @@ def test_links_and_long_names_are_written_through(tmp_path: Path, images: Path) 
 
 
 def test_a_process_that_does_not_see_the_rows_says_so(tmp_path: Path) -> None:
-    layout = ArrayLayout((4, 2), 2)
     (tmp_path / "here").mkdir()
-    here = PartialFiles(tmp_path / "here" / "out.npy")
-    progress = create_rows(here, layout, {})
-    with pytest.raises(
-        ResourceError, match=r"process 1 does not see .*\.out\.npy\.partial"
-    ) as caught:
-        RowWriter(PartialFiles(tmp_path / "out.npy"), layout, rank=1, token=progress.token)
+    here = PartialArray(tmp_path / "here" / "out.npy", (4, 2), 2, {})
+    progress = here.create()
+    with (
+        pytest.raises(ResourceError, match=r"process 1 does not see .*\.out\.npy\.part") as caught,
+        replace(here, output=tmp_path / "out.npy").writing(1, progress.token),
+    ):
+        pass
     assert "share" in (caught.value.hint or "")
-    with pytest.raises(ResourceError, match="does not see"):  # left there by another job
-        RowWriter(here, layout, rank=1, token="other")
+    with pytest.raises(ResourceError, match="does not see"), here.writing(1, "of another job"):
+        pass
+
+
+def test_what_several_processes_wrote_is_found_by_the_next(tmp_path: Path) -> None:
+    array = PartialArray(tmp_path / "[o].npy", (5, 2), 2, {"folder": "caf\udce9"})
+    token = array.create().token
+    for rank, (block, rows) in enumerate(((2, 1), (0, 2))):
+        with array.writing(rank, token) as writer:
+            writer.write(block, np.full((rows, 2), block, np.float32), {2 * block: "\udce9"})
+    progress = array.load()
+    assert progress is not None
+    assert progress.done.tolist() == [True, False, True]
+    assert progress.failures == {0: "\udce9", 4: "\udce9"}
+    assert array.count_rows(progress.done) == 3
+    names = [".[o].npy.journal", ".[o].npy.partial"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    again = array.load()  # from the one journal
+    assert again is not None
+    assert again.failures == progress.failures
+    array.publish()
+    assert np.load(array.output)[[0, 1, 4], 0].tolist() == [0, 0, 2]
+    assert [path.name for path in tmp_path.iterdir()] == ["[o].npy"]
 
 
 def test_what_is_left_is_shared_among_processes() -> None:

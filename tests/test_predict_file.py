@@ -4,7 +4,9 @@ import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -70,7 +72,13 @@ def test_file_holds_what_predict_says(tmp_path: Path, inputs: list[PredictInput]
     rows += [prediction_csv_row(each, 2) for each in answers]
     expected = "".join(f"{format_csv_row(row)}\n" for row in rows)
     assert (tmp_path / "o.csv").read_bytes() == expected.encode("utf-8", "surrogateescape")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["images", "o.csv", "o.jsonl"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        "images",
+        "o.csv",
+        "o.csv.vtrain.json",
+        "o.jsonl",
+        "o.jsonl.vtrain.json",
+    ]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -103,19 +111,78 @@ def test_other_inputs_and_other_models_are_not_mixed(
         with pytest.raises(UsageError, match=f"(?s){message}") as caught:
             write(output, other, form, resume=True)
         assert "without --resume" in (caught.value.hint or "")
-    with pytest.raises(UsageError, match="other probabilities"):
+    with pytest.raises(UsageError, match=r"(?s)other work:.*  model_digest: .* -> "):
         write(output, inputs, form, seed=1, resume=True)
-    with pytest.raises(UsageError, match=r"other (columns|probabilities)"):
+    with pytest.raises(UsageError, match="other work:\n  top_k: 2 -> 3"):
         write(output, inputs, form, top_k=3, resume=True)
+    with pytest.raises(UsageError, match="other work:\n  form: "):
+        write(output, inputs, "csv" if form == "json" else "json", resume=True)
     assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize("changed", ["classes", "temperature", "precision"])
+def test_a_model_of_the_same_weights_can_be_another(
+    tmp_path: Path, inputs: list[PredictInput], changed: str
+) -> None:
+    values: dict[str, Any] = {
+        "classes": tuple(reversed(CLASSES)),
+        "temperature": 2.0,
+        "precision": "bf16",
+    }
+    output = tmp_path / "out.csv"
+    write(output, inputs[:5], "csv")
+    model = build_tiny_model(CLASSES)
+    # A model file that was moved is the same.
+    moved = replace(model, source="elsewhere")
+    asked: dict[str, Any] = {"form": "csv", "top_k": 2, "workers": 0, "resume": True}
+    write_predictions(output, inputs, moved, **asked)
+    with pytest.raises(UsageError, match="model_digest: "):
+        write_predictions(output, inputs, replace(model, **{changed: values[changed]}), **asked)
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"[]", b"{}", b'{"schema": 1, "model": 3}', b"\xff"]
+)
+def test_answers_of_which_nothing_tells_the_model_are_not_resumed(
+    tmp_path: Path, inputs: list[PredictInput], content: bytes | None
+) -> None:
+    output, sidecar = tmp_path / "out.csv", tmp_path / "out.csv.vtrain.json"
+    write(output, inputs[:5], "csv")
+    before = output.read_bytes()
+    sidecar.unlink()
+    if content is not None:
+        sidecar.write_bytes(content)
+    found = "is missing" if content is None else "is damaged"
+    with pytest.raises(UsageError, match=rf"out\.csv\.vtrain\.json, .*, {found}") as caught:
+        write(output, inputs, "csv", resume=True)
+    assert "start afresh without --resume" in (caught.value.hint or "")
+    assert output.read_bytes() == before
+    assert write(output, inputs, "csv").count == 8
+    assert write(output, inputs, "csv", resume=True).count == 8
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_finished_file_is_left_as_it_is(
+    tmp_path: Path, inputs: list[PredictInput], form: FileForm
+) -> None:
+    output = tmp_path / "out"
+    whole = write(output, inputs, form)
+    content = output.read_bytes()
+    for each in inputs:
+        Path(each.path).unlink(missing_ok=True)  # nothing is read again
+    assert write(output, inputs, form, resume=True) == whole
+    assert output.read_bytes() == content
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("content", [b"my notes\nand more\n", b"1\n", b'a,"b"c\nd\n', b"{}\n"])
+@pytest.mark.parametrize("has_sidecar", [True, False])
 def test_other_files_are_not_appended_to(
-    tmp_path: Path, inputs: list[PredictInput], form: FileForm, content: bytes
+    tmp_path: Path, inputs: list[PredictInput], form: FileForm, content: bytes, has_sidecar: bool
 ) -> None:
     output = tmp_path / "out"
+    if has_sidecar:
+        write(output, inputs, form)
     output.write_bytes(content)
     with pytest.raises(UsageError, match="cannot resume"):
         write(output, inputs, form, resume=True)
@@ -202,15 +269,15 @@ def test_form_that_is_not_clear_is_refused() -> None:
     "line",
     [
         "[" * 200_000,
-        '{"path": "a", "predictions": [{"class": 1, "probability": 1}], "error": null, '
-        '"rejected": null}',
+        '{"path": "a", "predictions": [{"class": "ant", "probability": 1}], "error": null}',
     ],
-    ids=["lists within lists", "a number for a class"],
+    ids=["lists within lists", "no status"],
 )
 def test_other_json_is_no_part_of_predictions(tmp_path: Path, line: str) -> None:
     output = tmp_path / "out.jsonl"
+    inputs = [PredictInput("a", "no such file")]
+    write(output, inputs, "json")
     output.write_text(f"{line}\n")
-    model = Mock(classes=("a", "b"))
     with pytest.raises(UsageError, match="something else than predictions as json"):
-        write_predictions(output, [PredictInput("a")], model, form="json", resume=True)
+        write(output, inputs, "json", resume=True)
     assert output.read_text() == f"{line}\n"

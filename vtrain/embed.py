@@ -3,11 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,18 +28,8 @@ from vtrain.errors import DataError, UsageError, VtrainError
 from vtrain.files import write_csv, write_json
 from vtrain.models.classifier import LOGITS, PENULTIMATE
 from vtrain.models.freezing import tensor_digest
-from vtrain.partial_array import (
-    ArrayLayout,
-    PartialFiles,
-    Progress,
-    RowFailures,
-    RowWriter,
-    create_rows,
-    load_rows,
-    lock_output,
-    publish_rows,
-)
-from vtrain.records import EmbedResult, SkippedFile, to_plain
+from vtrain.partial_array import PartialArray, Progress, lock_output, require_writable
+from vtrain.records import EmbedResult, PackedPaths, SkippedFile, to_plain
 from vtrain.signals import StopRequest, build_stop_error
 from vtrain.training.inference import (
     NOT_FINITE,
@@ -58,16 +48,11 @@ ShowProgress = Callable[[int, int], object]
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """What is computed, from what, and where it goes; the same in every process.
+    """What is computed, from what, and where it goes; the same in every process."""
 
-    `work` is what the rows depend on, as plain data; a resumed job must have the same.
-    """
-
-    paths: Sequence[Path]
+    paths: PackedPaths
     index: Path
-    files: PartialFiles
-    layout: ArrayLayout
-    work: dict[str, Any]
+    array: PartialArray
 
 
 def facts_path(output: Path) -> Path:
@@ -124,9 +109,9 @@ def embed(
     with ExitStack() as stack:
         with group.together():
             if group.is_main:
-                stack.enter_context(lock_output(job.files))
+                stack.enter_context(lock_output(job.array.output))
         with group.together():
-            start = _start(job, notify, resume=resume) if group.is_main else None
+            start = _start(job.array, notify, resume=resume) if group.is_main else None
         start = group.broadcast(start)
         share = _choose_share(start.done, group)
         loader = _build_loader(job, model, share, workers, group, notify)
@@ -134,15 +119,18 @@ def embed(
         shareable = layer in (PENULTIMATE, LOGITS)
         device = find_model_device(model.classifier)
         streams = choose_streams(device) if shareable else 1
-        blocks = _compute_blocks(loader, forward, model, job.layout.shape[1:], streams)
+        blocks = _compute_blocks(loader, forward, model, job.array.shape[1:], streams)
         with _kept_for_resuming(job, start, group, notify):
             own = _write_share(job, start, share, blocks, group, notify, progress)
-            failures = _join_failures([start.failures, *group.gather(own)])
+            failures: dict[int, str] = {}
+            for each in (start.failures, *group.gather(own)):
+                failures |= each
             with group.together():
                 if group.is_main:
                     _publish(job, failures)
-    count, *dim = job.layout.shape
-    return EmbedResult(output, job.index, count, tuple(dim), _FailedFiles(job.paths, failures))
+    count, *dim = job.array.shape
+    failed = tuple(SkippedFile(job.paths[row], failures[row]) for row in sorted(failures))
+    return EmbedResult(output, job.index, count, tuple(dim), failed)
 
 
 def _plan(
@@ -171,8 +159,8 @@ def _plan(
         **settings,
     }
     target = output.resolve() if output.is_symlink() else output
-    layout = ArrayLayout((len(paths), *shape), settings["batch_size"])
-    return _Job(paths, index, PartialFiles(target), layout, work)
+    array = PartialArray(target, (len(paths), *shape), settings["batch_size"], work)
+    return _Job(paths, index, array)
 
 
 def _check_output(output: Path) -> Path:
@@ -182,16 +170,7 @@ def _check_output(output: Path) -> Path:
             f"output {output} does not end with .npy", f"write to {output.with_suffix('.npy')}"
         )
     index = output.with_suffix(".csv")
-    for path in (output, index, facts_path(output)):
-        if path.is_dir():
-            raise UsageError(f"output {path} is a folder, expected a file")
-        if path.exists() and not path.is_file():
-            raise UsageError(f"output {path} is not a regular file")
-    if not output.parent.is_dir():
-        raise UsageError(
-            f"output {output}: its folder {output.parent} does not exist",
-            f"create it with: mkdir -p {output.parent}",
-        )
+    require_writable(output, index, facts_path(output))
     _require_own(facts_path(output))
     return index
 
@@ -212,10 +191,10 @@ def _require_own(facts: Path) -> None:
     )
 
 
-def _find_images(folder: Path, notify: Callable[[str], None]) -> Sequence[Path]:
+def _find_images(folder: Path, notify: Callable[[str], None]) -> PackedPaths:
     with suppress(OSError):  # the scan says why it cannot be reached
         if folder.is_file() and not is_source(folder):
-            return [folder]
+            return PackedPaths(folder.parent, [folder.name])
     paths, skipped = scan_images(folder, notify=notify)
     if not paths:
         raise DataError(f"{one_line(folder)} holds no images{name_first_skipped(skipped)}")
@@ -240,25 +219,28 @@ def digest_weights(model: LoadedModel) -> str:
 
 
 def _require_same_paths(job: _Job, group: ProcessGroup) -> None:
-    seen = group.gather((job.work["images"], job.work["list of images"]))
+    work = job.array.work
+    seen = group.gather((work["images"], work["list of images"]))
     for rank, each in enumerate(seen):
         if each != seen[0]:
             raise DataError(
-                f"process {rank} sees other images in {job.work['folder']} than process 0: "
+                f"process {rank} sees other images in {work['folder']} than process 0: "
                 f"{each[0]:,} against {seen[0][0]:,}",
                 "on several machines the folder must hold the same files under the same path",
             )
 
 
-def _start(job: _Job, notify: Callable[[str], None], *, resume: bool) -> Progress:
+def _start(array: PartialArray, notify: Callable[[str], None], *, resume: bool) -> Progress:
     if resume:
-        progress = load_rows(job.files, job.layout, job.work, notify)
+        progress = array.load()
         if progress is not None:
+            done = int(progress.done.sum())
+            notify(f"resuming: {done} of {array.num_blocks} blocks are there")
             return progress
-        notify(f"no unfinished rows of {job.files.output}: starting with the first image")
-    elif job.files.rows.exists():
-        notify(f"starting again: {job.files.rows} is replaced, which --resume would have used")
-    return create_rows(job.files, job.layout, job.work)
+        notify(f"no unfinished rows of {array.output}: starting with the first image")
+    elif array.rows.exists():
+        notify(f"starting again: {array.rows} is replaced, which --resume would have used")
+    return array.create()
 
 
 def _choose_share(done: np.ndarray, group: ProcessGroup) -> np.ndarray:
@@ -266,33 +248,6 @@ def _choose_share(done: np.ndarray, group: ProcessGroup) -> np.ndarray:
     left = np.flatnonzero(~done)
     first, last = (len(left) * rank // group.world_size for rank in (group.rank, group.rank + 1))
     return left[first:last]
-
-
-class _PathsOfBlocks(Sequence[Path]):
-    """The paths of some blocks, without a list of them."""
-
-    def __init__(self, job: _Job, blocks: np.ndarray) -> None:
-        self._paths = job.paths
-        self._blocks = blocks
-        self._block_rows = job.layout.block_rows
-        missing = job.layout.num_blocks * self._block_rows - len(job.paths)
-        holds_last = len(blocks) > 0 and blocks[-1] == job.layout.num_blocks - 1
-        self._length = len(blocks) * self._block_rows - (missing if holds_last else 0)
-
-    def __len__(self) -> int:
-        return self._length
-
-    @overload
-    def __getitem__(self, index: int) -> Path: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Path]: ...
-    def __getitem__(self, index: int | slice) -> Path | Sequence[Path]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        if not 0 <= index < self._length:
-            raise IndexError(index)
-        place, row = divmod(index, self._block_rows)
-        return self._paths[int(self._blocks[place]) * self._block_rows + row]
 
 
 def _build_loader(
@@ -303,15 +258,16 @@ def _build_loader(
     group: ProcessGroup,
     notify: Callable[[str], None],
 ) -> ImageLoader:
-    paths: Sequence[Path] = job.paths
-    if len(share) < job.layout.num_blocks:
-        paths = _PathsOfBlocks(job, share)
+    paths, block_rows = job.paths, job.array.block_rows
+    if len(share) < job.array.num_blocks:
+        rows = (share[:, None] * block_rows + np.arange(block_rows)).ravel()
+        paths = paths.select(rows[rows < len(paths)].tolist())
     count = resolve_workers(workers, len(paths), processes=group.local_world_size)
     return build_eval_loader(
         paths,
         None,
         EvalTransform(model.preprocessing),
-        batch_size=job.layout.block_rows,
+        batch_size=block_rows,
         workers=count,
         pin_memory=find_model_device(model.classifier).type == "cuda",
         notify=notify,
@@ -353,18 +309,19 @@ def _write_share(
     group: ProcessGroup,
     notify: Callable[[str], None],
     progress: ShowProgress | None,
-) -> RowFailures:
+) -> dict[int, str]:
     """Write this process's blocks; the rows that failed and why."""
-    with group.together():
-        writer = RowWriter(job.files, job.layout, rank=group.rank, token=start.token)
-    failures = RowFailures()
-    rounds = _Rounds(job, start, group, progress)
-    with writer, StopRequest(notify, once=group.world_size == 1) as stop:
+    failures: dict[int, str] = {}
+    with ExitStack() as stack:
+        with group.together():
+            writer = stack.enter_context(job.array.writing(group.rank, start.token))
+        rounds = _Rounds(job, start, group, progress)
+        stop = stack.enter_context(StopRequest(notify, once=group.world_size == 1))
         for block, (values, reasons) in zip(share.tolist(), blocks, strict=True):
-            first = block * job.layout.block_rows
+            first = block * job.array.block_rows
             failed = {first + place: reason for place, reason in sorted(reasons.items())}
             writer.write(block, values, failed)
-            failures.extend(failed.items())
+            failures |= failed
             rounds.add(len(values))
             if stop.received is not None:
                 message = f"{stop.received.name} stopped embedding"
@@ -387,7 +344,7 @@ class _Rounds:
         self._group = group
         self._progress = progress
         self._total = len(job.paths)
-        done = _count_rows(job.layout, start.done)
+        done = job.array.count_rows(start.done)
         self._done_before = done
         self._own = self._blocks = 0
         self._common = int((~start.done).sum()) // group.world_size  # blocks of every process
@@ -419,11 +376,6 @@ class _Rounds:
             self._progress(self._done_before + done, self._total)
 
 
-def _count_rows(layout: ArrayLayout, done: np.ndarray) -> int:
-    missing = layout.num_blocks * layout.block_rows - layout.shape[0] if done[-1] else 0
-    return int(done.sum()) * layout.block_rows - missing
-
-
 @contextmanager
 def _kept_for_resuming(
     job: _Job, start: Progress, group: ProcessGroup, notify: Callable[[str], None]
@@ -432,10 +384,10 @@ def _kept_for_resuming(
     try:
         yield
     except BaseException as error:
-        if group.world_size == 1 and not start.done.any() and not _holds_rows(job):
-            job.files.remove()
+        if group.world_size == 1 and not start.done.any() and not job.array.holds_rows():
+            job.array.remove()
             raise
-        hint = f"go on with the same command and --resume: {job.files.rows} has what is done"
+        hint = f"go on with the same command and --resume: {job.array.rows} has what is done"
         if isinstance(error, KeyboardInterrupt):
             raise build_stop_error(error, "interrupted", hint) from error
         if isinstance(error, VtrainError) and error.hint is None:
@@ -445,70 +397,19 @@ def _kept_for_resuming(
         raise
 
 
-def _holds_rows(job: _Job) -> bool:
-    """Whether the journal has more than its first line."""
-    try:
-        with job.files.journal(0).open("rb") as stream:
-            return sum(1 for _ in stream) > 1
-    except OSError:
-        return False
-
-
-def _join_failures(parts: Iterable[RowFailures]) -> RowFailures:
-    """All failures by rising row."""
-    joined = RowFailures()
-    for part in parts:
-        joined.extend(part)
-    joined.sort()
-    return joined
-
-
-def _publish(job: _Job, failures: RowFailures) -> None:
+def _publish(job: _Job, failures: dict[int, str]) -> None:
     # The array takes its place at last: a full disk here leaves the old one.
-    _write_facts(job)
-    write_csv(job.index, ("row", "path", "status"), _index_rows(job.paths, failures))
-    publish_rows(job.files)
-
-
-def _write_facts(job: _Job) -> None:
     names = ("model", "weights", "preprocessing", "precision", "layer", "feature_maps")
-    facts = {name: job.work[name] for name in names}
-    shape = list(job.layout.shape)
-    write_json(
-        facts_path(job.index),
-        {"schema": 1, MADE_BY: f"{job.index.stem}.npy", "shape": shape, **facts},
+    facts = {
+        "schema": 1,
+        MADE_BY: f"{job.index.stem}.npy",
+        "shape": list(job.array.shape),
+        **{name: job.array.work[name] for name in names},
+    }
+    write_json(facts_path(job.index), facts)
+    rows = (
+        (row, path, f"error: {failures[row]}" if row in failures else "ok")
+        for row, path in enumerate(job.paths)
     )
-
-
-def _index_rows(
-    paths: Iterable[Path], failures: Iterable[tuple[int, str]]
-) -> Iterator[tuple[int, Path, str]]:
-    failed = iter(failures)
-    failure = next(failed, None)
-    for row, path in enumerate(paths):
-        if failure is not None and failure[0] == row:
-            yield row, path, f"error: {failure[1]}"
-            failure = next(failed, None)
-        else:
-            yield row, path, "ok"
-
-
-class _FailedFiles(Sequence[SkippedFile]):
-    """The images that failed, in order, made only when they are looked at."""
-
-    def __init__(self, paths: Sequence[Path], failures: RowFailures) -> None:
-        self._paths = paths
-        self._failures = failures
-
-    def __len__(self) -> int:
-        return len(self._failures)
-
-    @overload
-    def __getitem__(self, index: int) -> SkippedFile: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[SkippedFile]: ...
-    def __getitem__(self, index: int | slice) -> SkippedFile | Sequence[SkippedFile]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        row, reason = self._failures[index]
-        return SkippedFile(self._paths[row], reason)
+    write_csv(job.index, ("row", "path", "status"), rows)
+    job.array.publish()

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Literal, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from vtrain.checkpoint import LoadedModel, load_model
 from vtrain.console import one_line
@@ -270,18 +271,17 @@ def read_facts(embeddings: Path) -> EmbeddingFacts | None:
         if path.stat().st_size > MAX_FACTS_BYTES:
             raise ValueError("it is too large")
         content = json.loads(path.read_text(encoding="utf-8"))
-        names = EmbeddingFacts.__dataclass_fields__
-        facts = EmbeddingFacts(**{name: content[name] for name in names})
-        texts = (facts.model, facts.weights, facts.layer, facts.precision)
-        if not all(isinstance(each, str) for each in texts):
-            raise ValueError("a name in it is no text")
+        return TypeAdapter(EmbeddingFacts).validate_python(content)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = ": ".join([*map(str, first["loc"]), first["msg"]])
         raise DataError(
-            f"{one_line(path)} is damaged: {error!s:.200}", "embed the images again"
+            f"{one_line(path)} is damaged: {reason:.200}", "embed the images again"
         ) from error
-    return facts
 
 
 def _load_model(

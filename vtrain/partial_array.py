@@ -2,129 +2,94 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import io
 import json
 import os
 import secrets
 import time
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
+from pydantic import NonNegativeInt, TypeAdapter
 
-from vtrain.errors import ModelError, ResourceError, RunLockedError, UsageError
+from vtrain.errors import ModelError, ResourceError, RunLockedError, UsageError, VtrainError
 from vtrain.files import sync_folder, write_error, write_text
+from vtrain.records import to_plain
 from vtrain.run_folder import LOCK_WAIT_SECONDS, find_changes
 
-FORMAT = 1
 COMMIT_SECONDS = 15.0  # at most this much work is lost by a kill
-BYTES_PER_FLOAT = 4
 _LONGEST_NAME = 180  # bytes, with room for what is added
 
 
 @dataclass(frozen=True, slots=True)
-class PartialFiles:
-    """What stands beside `output`, a path without a link at its end, until it is whole.
+class Progress:
+    """What is written: one bool for each block, and the reasons of the rows that failed.
 
-    `rows` becomes `output`. `journal(rank)` says what it is and which blocks of it are written:
-    one file for each writing process, that of rank 0 with a first line about the whole.
+    `token` is the same in all processes that write one array, and in its journal.
+    """
+
+    token: str
+    done: np.ndarray
+    failures: dict[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Heading:
+    """The first line of the first journal: what the array is of."""
+
+    vtrain: str
+    format: Literal[1]
+    token: str
+    work: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A line of a journal: blocks whose rows are on the disk, and which of these failed and why."""
+
+    blocks: list[NonNegativeInt]
+    failures: list[tuple[NonNegativeInt, str]]
+
+
+_HEADING = TypeAdapter(_Heading)
+_WRITTEN = TypeAdapter(_Written)
+
+
+@dataclass(frozen=True, slots=True)
+class PartialArray:
+    """A `.npy` file of float32 rows `[N, ...]` and what stands beside it until it is whole.
+
+    Attributes:
+        output: where the array goes in the end, a path without a link at its end.
+        shape: of the whole array.
+        block_rows: rows that are written at a time; the last block may have fewer.
+        work: plain data that says what the rows are made from.
     """
 
     output: Path
+    shape: tuple[int, ...]
+    block_rows: int
+    work: Mapping[str, Any]
 
     @property
     def rows(self) -> Path:
         """The array, as large as it will be."""
-        return self._beside("partial")
-
-    @property
-    def lock(self) -> Path:
-        """Held while the output is written."""
-        return self._beside("lock")
+        return _beside(self.output, "partial")
 
     def journal(self, rank: int) -> Path:
         """Where the process `rank` says what it has written."""
-        return self._beside(f"journal-{rank}" if rank else "journal")
+        return _beside(self.output, f"journal-{rank}" if rank else "journal")
 
-    def find_journals(self) -> list[Path]:
-        """Those that exist, of the main process first."""
-        start = self.journal(0).name
-        with os.scandir(self.output.parent) as entries:
-            names = sorted(e.name for e in entries if e.name.startswith(start))
-        number = {name: name.removeprefix(start).removeprefix("-") for name in names}
-        return [
-            self.output.with_name(name) for name in names if not number[name].strip("0123456789")
-        ]
-
-    def remove(self) -> None:
-        """Remove rows and journals."""
-        with contextlib.suppress(OSError):
-            for path in (*self.find_journals(), self.rows):
-                path.unlink(missing_ok=True)
-
-    def _beside(self, kind: str) -> Path:
-        name = self.output.name
-        encoded = os.fsencode(name)
-        if len(encoded) > _LONGEST_NAME:
-            name = hashlib.sha256(encoded).hexdigest()[:32]
-        return self.output.with_name(f".{name}.{kind}")
-
-
-class RowFailures:
-    """Rows that could not be computed and why, in a few bytes each."""
-
-    def __init__(self) -> None:
-        self._rows = array("q")
-        self._codes = array("q")
-        self._reasons: dict[str, int] = {}
-        self._texts: list[str] = []
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> tuple[int, str]:
-        return self._rows[index], self._texts[self._codes[index]]
-
-    def __iter__(self) -> Iterator[tuple[int, str]]:
-        return map(self.__getitem__, range(len(self)))
-
-    def extend(self, failures: Iterable[tuple[int, str]]) -> None:
-        """Add rows and their reasons."""
-        for row, reason in failures:
-            code = self._reasons.setdefault(reason, len(self._texts))
-            if code == len(self._texts):
-                self._texts.append(reason)
-            self._rows.append(row)
-            self._codes.append(code)
-
-    def sort(self) -> None:
-        """Order by rising row."""
-        order = np.argsort(np.array(self._rows), kind="stable")
-        self._rows = array("q", np.array(self._rows)[order].tobytes())
-        self._codes = array("q", np.array(self._codes)[order].tobytes())
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where writing starts: `done` holds one bool for each block."""
-
-    token: str
-    done: np.ndarray
-    failures: RowFailures
-
-
-@dataclass(frozen=True, slots=True)
-class ArrayLayout:
-    """A `.npy` file of float32 rows `[N, ...]`, in blocks of `block_rows`, the last may be less."""
-
-    shape: tuple[int, ...]
-    block_rows: int
+    @property
+    def num_blocks(self) -> int:
+        """Blocks, with one that may be shorter."""
+        return -(-self.shape[0] // self.block_rows)
 
     @property
     def header(self) -> bytes:
@@ -134,180 +99,161 @@ class ArrayLayout:
         np.lib.format.write_array_header_1_0(stream, described)
         return stream.getvalue()
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks, with one that may be shorter."""
-        return -(-self.shape[0] // self.block_rows)
+    def find_offset(self, row: int) -> int:
+        """Where a row starts in the file, in bytes; that of row N is the size of the file."""
+        return len(self.header) + row * int(np.prod(self.shape[1:], dtype=np.int64)) * 4
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * BYTES_PER_FLOAT
+    def count_rows(self, done: np.ndarray) -> int:
+        """The rows of the blocks that are done."""
+        missing = self.num_blocks * self.block_rows - self.shape[0] if done[-1] else 0
+        return int(done.sum()) * self.block_rows - missing
 
-    @property
-    def file_bytes(self) -> int:
-        """Bytes of the file when it is whole."""
-        return len(self.header) + self.shape[0] * self.row_bytes
+    def create(self) -> Progress:
+        """Start afresh: replace what is there by an empty array, its disk space taken already.
 
-    def find_offset(self, block: int) -> int:
-        """Where a block starts in the file, in bytes."""
-        return len(self.header) + block * self.block_rows * self.row_bytes
-
-
-@contextlib.contextmanager
-def lock_output(files: PartialFiles) -> Iterator[None]:
-    """Keep other processes from writing the same output.
-
-    Raises:
-        RunLockedError: another process does.
-        UsageError: the folder cannot be written.
-    """
-    lock = FileLock(files.lock)
-    try:
-        lock.acquire(timeout=LOCK_WAIT_SECONDS)
-    except Timeout as error:
-        raise RunLockedError(
-            f"{files.output} is being written by another process",
-            "wait until it ends, or choose another output",
-        ) from error
-    except OSError as error:
-        raise write_error(files.output, error) from error
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            files.lock.unlink()
-        lock.release()
-
-
-def create_rows(files: PartialFiles, layout: ArrayLayout, work: Mapping[str, Any]) -> Progress:
-    """Start afresh: replace what is there by an empty array, its disk space taken already.
-
-    `work` is plain data that says what the rows are made from.
-
-    Raises:
-        ResourceError: no space for the array; nothing is left behind.
-        UsageError: the folder cannot be written.
-    """
-    files.remove()
-    progress = Progress(secrets.token_hex(8), np.zeros(layout.num_blocks, bool), RowFailures())
-    try:
-        with files.rows.open("xb") as stream:
-            _reserve(stream, layout)
-        _write_journal(files, work, progress)
-    except BaseException as error:
-        files.remove()
-        if isinstance(error, OSError):
-            raise write_error(files.output, error) from error
-        raise
-    return progress
-
-
-def load_rows(
-    files: PartialFiles,
-    layout: ArrayLayout,
-    work: Mapping[str, Any],
-    notify: Callable[[str], None],
-) -> Progress | None:
-    """What an earlier process left of the same work; None where there is nothing.
-
-    Raises:
-        UsageError: it is other work; the message says what differs.
-        ModelError: what is there is damaged.
-    """
-    if not (files.rows.exists() and files.journal(0).exists()):
-        return None
-    first, *lines = _read_lines(files.journal(0)) or [None]
-    if not isinstance(first, dict) or not isinstance(first.get("work"), dict):
-        raise _damaged(files, "its journal does not start as it should")
-    if first.get("format") != FORMAT:
-        raise _damaged(files, f"its journal has format {first.get('format')!r}, not {FORMAT}")
-    changes = find_changes(first["work"], json.loads(json.dumps(work)))
-    if changes:
-        listed = "\n".join(f"  {change}" for change in changes)
-        raise UsageError(
-            f"cannot resume: {files.rows} is of other work:\n{listed}",
-            "ask for the same as before, or start afresh without --resume",
-        )
-    if files.rows.stat().st_size != layout.file_bytes:
-        raise _damaged(files, f"it has not the {layout.file_bytes:,} bytes of its array")
-    progress = Progress(secrets.token_hex(8), np.zeros(layout.num_blocks, bool), RowFailures())
-    for path in files.find_journals():
-        lines += _read_lines(path) if path != files.journal(0) else []
-    for line in lines:
-        _take_line(files, line, progress)
-    # All in one journal again: the next processes may be more or fewer.
-    _write_journal(files, work, progress)
-    for path in files.find_journals():
-        if path != files.journal(0):
-            path.unlink(missing_ok=True)
-    notify(f"resuming: {int(progress.done.sum())} of {layout.num_blocks} blocks are there")
-    return progress
-
-
-def publish_rows(files: PartialFiles) -> None:
-    """Give the rows the name of the output; all of them are on disk.
-
-    Raises:
-        ResourceError: the file system failed.
-    """
-    try:
-        files.rows.replace(files.output)
-        sync_folder(files.output.parent)
-    except OSError as error:
-        raise write_error(files.output, error) from error
-    files.remove()
-
-
-class RowWriter:
-    """Writes blocks of rows into the array of `create_rows` or `load_rows`, one in each process.
-
-    Raises:
-        ResourceError: this process does not see the files that rank 0 made.
-    """
-
-    def __init__(self, files: PartialFiles, layout: ArrayLayout, *, rank: int, token: str) -> None:
-        self._files = files
-        self._layout = layout
-        self._blocks: list[int] = []
-        self._failures: list[tuple[int, str]] = []
-        self._committed_at = time.monotonic()
-        self.count = 0
+        Raises:
+            ResourceError: no space for the array; nothing is left behind.
+            UsageError: the folder cannot be written.
+        """
+        self.remove()
+        progress = Progress(secrets.token_hex(8), np.zeros(self.num_blocks, bool), {})
         try:
-            first = (_read_lines(files.journal(0)) or [None])[0]
-            if not isinstance(first, dict) or first.get("token") != token:
-                raise FileNotFoundError(errno.ENOENT, "the journal is another one")
+            with self.rows.open("xb") as stream:
+                stream.write(self.header)
+                stream.truncate(self.find_offset(self.shape[0]))
+                _reserve(stream, self.find_offset(self.shape[0]))
+            self._write_journal(progress)
+        except BaseException as error:
+            self.remove()
+            if isinstance(error, OSError):
+                raise write_error(self.output, error) from error
+            raise
+        return progress
+
+    def load(self) -> Progress | None:
+        """What an earlier process left of the same work; None where there is nothing.
+
+        Raises:
+            UsageError: it is other work; the message says what differs.
+            ModelError: what is there is damaged.
+        """
+        if not (self.rows.exists() and self.journal(0).exists()):
+            return None
+        progress = Progress(secrets.token_hex(8), np.zeros(self.num_blocks, bool), {})
+        first_journal, *journals = self._find_journals()
+        first, *lines = _read_lines(first_journal) or [None]
+        lines += [line for path in journals for line in _read_lines(path)]
+        try:
+            self._require_same_work(_HEADING.validate_python(first).work)
+            for written in map(_WRITTEN.validate_python, lines):
+                progress.done[written.blocks] = True
+                progress.failures.update(written.failures)
+            if max(progress.failures, default=0) >= self.shape[0]:
+                raise IndexError("a row that the array does not have")
+        except (ValueError, IndexError) as error:
+            raise self._damaged("its journal does not hold what it should") from error
+        size = self.find_offset(self.shape[0])
+        if self.rows.stat().st_size != size:
+            raise self._damaged(f"it has not the {size:,} bytes of its array")
+        # All in one journal again: the next processes may be more or fewer.
+        self._write_journal(progress)
+        for path in journals:
+            path.unlink(missing_ok=True)
+        return progress
+
+    def holds_rows(self) -> bool:
+        """Whether the first journal tells of any block."""
+        return len(_read_lines(self.journal(0))) > 1
+
+    def publish(self) -> None:
+        """Give the rows the name of the output; all of them are on disk.
+
+        Raises:
+            ResourceError: the file system failed.
+        """
+        try:
+            self.rows.replace(self.output)
+            sync_folder(self.output.parent)
+        except OSError as error:
+            raise write_error(self.output, error) from error
+        self.remove()
+
+    def remove(self) -> None:
+        """Remove rows and journals."""
+        with contextlib.suppress(OSError):
+            for path in (*self._find_journals(), self.rows):
+                path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def writing(self, rank: int, token: str) -> Iterator["RowWriter"]:
+        """A writer into what `create` or `load` has prepared, one in each process.
+
+        Raises:
+            ResourceError: this process does not see the files of rank 0; the disk is full.
+        """
+        try:
             with contextlib.ExitStack() as opened:
-                self._rows = opened.enter_context(files.rows.open("r+b"))
-                self._journal = opened.enter_context(files.journal(rank).open("ab"))
-                opened.pop_all()  # both are there: `__exit__` closes them
+                first = (_read_lines(self.journal(0)) or [None])[0]
+                if not isinstance(first, dict) or first.get("token") != token:
+                    raise FileNotFoundError(errno.ENOENT, "the journal is another one")
+                rows = opened.enter_context(self.rows.open("r+b", buffering=0))
+                journal = opened.enter_context(self.journal(rank).open("ab", buffering=0))
+                stack = opened.pop_all()
         except FileNotFoundError as error:
             raise ResourceError(
-                f"process {rank} does not see {files.rows}, which process 0 has made",
+                f"process {rank} does not see {self.rows}, which process 0 has made",
                 "on several machines the output must be on a file system that all of them share",
             ) from error
         except OSError as error:
-            raise write_error(files.output, error) from error
-
-    def __enter__(self) -> "RowWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self.commit()
-        except Exception:
-            if error is None:  # else there is a first cause to tell of
+            raise write_error(self.output, error) from error
+        with stack:
+            writer = RowWriter(self, rows, journal)
+            try:
+                yield writer
+            except BaseException:
+                with contextlib.suppress(VtrainError):  # the first cause is the one to tell of
+                    writer.commit()
                 raise
-        finally:
-            with contextlib.suppress(OSError):
-                self._rows.close()
-            with contextlib.suppress(OSError):
-                self._journal.close()
+            writer.commit()
+
+    def _find_journals(self) -> list[Path]:
+        """Those of all processes, of the main process first."""
+        first = self.journal(0)
+        others = first.parent.glob(f"{glob.escape(first.name)}-[0-9]*")
+        return [first, *sorted(others)]
+
+    def _write_journal(self, progress: Progress) -> None:
+        named = f"unfinished rows of {self.output.name}; `vtrain embed --resume` goes on"
+        text = _format_line(_Heading(named, 1, progress.token, dict(self.work)))
+        if progress.done.any():
+            done = np.flatnonzero(progress.done).tolist()
+            text += _format_line(_Written(done, list(progress.failures.items())))
+        write_text(self.journal(0), text)
+
+    def _require_same_work(self, before: Mapping[str, Any]) -> None:
+        changes = find_changes(before, self.work)
+        if changes:
+            listed = "\n".join(f"  {change}" for change in changes)
+            raise UsageError(
+                f"cannot resume: {self.rows} is of other work:\n{listed}",
+                "ask for the same as before, or start afresh without --resume",
+            )
+
+    def _damaged(self, reason: str) -> ModelError:
+        return ModelError(
+            f"cannot resume: {self.rows} is damaged: {reason}", "start afresh without --resume"
+        )
+
+
+class RowWriter:
+    """Writes blocks of rows, and then says in a journal that they are on the disk."""
+
+    def __init__(self, array: PartialArray, rows: BinaryIO, journal: BinaryIO) -> None:
+        self._array = array
+        self._rows = rows
+        self._journal = journal
+        self._written = _Written([], [])
+        self._committed_at = time.monotonic()
 
     def write(self, block: int, values: np.ndarray, failures: Mapping[int, str]) -> None:
         """Write a block by its number, float32 `[n, ...]`; `failures` are reasons by array row.
@@ -316,13 +262,12 @@ class RowWriter:
             ResourceError: the disk is full or failed.
         """
         try:
-            self._rows.seek(self._layout.find_offset(block))
-            self._rows.write(values.astype("<f4", copy=False).tobytes())
+            self._rows.seek(self._array.find_offset(block * self._array.block_rows))
+            _write_whole(self._rows, values.astype("<f4", copy=False).tobytes())
         except OSError as error:
-            raise write_error(self._files.output, error) from error
-        self._blocks.append(block)
-        self._failures += failures.items()
-        self.count += 1
+            raise write_error(self._array.output, error) from error
+        self._written.blocks.append(block)
+        self._written.failures.extend(failures.items())
         if time.monotonic() - self._committed_at >= COMMIT_SECONDS:
             self.commit()
 
@@ -332,79 +277,102 @@ class RowWriter:
         Raises:
             ResourceError: the disk is full or failed.
         """
-        if not self._blocks:
+        if not self._written.blocks:
             return
-        line = json.dumps({"blocks": self._blocks, "failures": self._failures})
+        line = _format_line(self._written)
         try:
-            for stream, text in ((self._rows, ""), (self._journal, f"{line}\n")):
-                stream.write(text.encode("ascii"))
-                stream.flush()
-                os.fsync(stream.fileno())
+            os.fsync(self._rows.fileno())
+            _write_whole(self._journal, line.encode("ascii"))
+            os.fsync(self._journal.fileno())
         except OSError as error:
-            raise write_error(self._files.output, error) from error
-        self._blocks, self._failures = [], []
+            raise write_error(self._array.output, error) from error
+        self._written = _Written([], [])
         self._committed_at = time.monotonic()
 
 
-def _reserve(stream: BinaryIO, layout: ArrayLayout) -> None:
-    """Write the header and take the disk space of the whole array now."""
-    stream.write(layout.header)
-    stream.flush()
-    stream.truncate(layout.file_bytes)
+def require_writable(*outputs: Path) -> None:
+    """Find out before any work that files cannot be written; all are in one folder.
+
+    Raises:
+        UsageError: one is a folder or a device, or their folder does not exist.
+    """
+    for output in outputs:
+        if output.exists() and not output.is_file():
+            kind = "a folder" if output.is_dir() else "not a regular file"
+            raise UsageError(f"cannot write {output}: it is {kind}")
+    folder = outputs[0].parent
+    if not folder.is_dir():
+        raise UsageError(
+            f"output {outputs[0]}: its folder {folder} does not exist",
+            f"create it with: mkdir -p {folder}",
+        )
+
+
+@contextlib.contextmanager
+def lock_output(output: Path) -> Iterator[None]:
+    """Keep other processes from writing the same output, a path without a link at its end.
+
+    Raises:
+        RunLockedError: another process does.
+        UsageError: the folder cannot be written.
+    """
+    lock = FileLock(_beside(output, "lock"))
+    try:
+        lock.acquire(timeout=LOCK_WAIT_SECONDS)
+    except Timeout as error:
+        raise RunLockedError(
+            f"{output} is being written by another process",
+            "wait until it ends, or choose another output",
+        ) from error
+    except OSError as error:
+        raise write_error(output, error) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink()
+        lock.release()
+
+
+def _beside(output: Path, kind: str) -> Path:
+    """A hidden file in the same folder."""
+    name = output.name
+    encoded = os.fsencode(name)
+    if len(encoded) > _LONGEST_NAME:
+        name = hashlib.sha256(encoded).hexdigest()[:32]
+    return output.with_name(f".{name}.{kind}")
+
+
+def _reserve(stream: BinaryIO, size: int) -> None:
+    """Take the disk space of the whole file now: later, a full disk would cost all the work."""
     if not hasattr(os, "posix_fallocate"):
         return
-    length = layout.file_bytes - len(layout.header)
     try:
-        os.posix_fallocate(stream.fileno(), len(layout.header), length)
+        os.posix_fallocate(stream.fileno(), 0, size)
     except OSError as error:
         # Some file systems cannot reserve: there a full disk shows while rows are written.
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
 
 
-def _write_journal(files: PartialFiles, work: Mapping[str, Any], progress: Progress) -> None:
-    first = {
-        "vtrain": f"unfinished rows of {files.output.name}; `vtrain embed --resume` goes on",
-        "format": FORMAT,
-        "token": progress.token,
-        "work": work,
-    }
-    text = f"{json.dumps(first)}\n"
-    if progress.done.any():
-        done = np.flatnonzero(progress.done).tolist()
-        text += json.dumps({"blocks": done, "failures": list(progress.failures)}) + "\n"
-    write_text(files.journal(0), text)
+def _write_whole(stream: BinaryIO, content: bytes) -> None:
+    """Write to a file without a buffer, which may take only a part at a time."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[stream.write(rest) :]
+
+
+def _format_line(record: _Heading | _Written) -> str:
+    return json.dumps(to_plain(record)) + "\n"
 
 
 def _read_lines(path: Path) -> list[Any]:
     """The whole lines of a journal up to the first that is not whole: a kill may cut one off."""
     values: list[Any] = []
-    with path.open("rb") as stream:
+    no_line = (FileNotFoundError, ValueError, RecursionError)
+    with contextlib.suppress(*no_line), path.open("rb") as stream:
         for line in stream:
             if not line.endswith(b"\n"):
                 break
-            try:
-                values.append(json.loads(line))
-            except ValueError:
-                break
+            values.append(json.loads(line))
     return values
-
-
-def _take_line(files: PartialFiles, line: Any, progress: Progress) -> None:
-    try:
-        blocks = [int(block) for block in line["blocks"]]
-        failures = [(int(row), str(reason)) for row, reason in line["failures"]]
-    except (TypeError, ValueError, KeyError) as error:
-        raise _damaged(files, "its journal holds something else") from error
-    if blocks and not 0 <= min(blocks) <= max(blocks) < len(progress.done):
-        raise _damaged(files, "its journal names blocks that do not exist")
-    if progress.done[blocks].any():
-        return  # already taken from a journal that was written anew
-    progress.done[blocks] = True
-    progress.failures.extend(failures)
-
-
-def _damaged(files: PartialFiles, reason: str) -> ModelError:
-    return ModelError(
-        f"cannot resume: {files.rows} is damaged: {reason}", "start afresh without --resume"
-    )

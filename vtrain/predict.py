@@ -12,8 +12,6 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from torch import Tensor
-
 from vtrain.checkpoint import LoadedModel
 from vtrain.console import format_percent
 from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
@@ -269,31 +267,16 @@ def _answer_batch(
     distances: Iterable[float | None] = repeat(None)
     if model.novelty is not None and outputs.features is not None:
         distances = model.novelty.distances(outputs.features).tolist()
-    columns: tuple[Tensor, ...] = (
-        batch.positions,
-        ranked,
-        probabilities,
-        find_finite_rows(logits),
-    )
+    columns = (batch.positions, ranked, probabilities, find_finite_rows(logits))
     rows = zip(*(column.tolist() for column in columns), strict=True)
     for (position, indices, values, finite), distance in zip(rows, distances, strict=False):
-        answers[position] = (
-            answering.judge(
-                Prediction("", _name_classes(model.classes, indices, values), distance=distance)
-            )
-            if finite
-            else Prediction("", error=NOT_FINITE)
-        )
+        if not finite:
+            answers[position] = Prediction("", error=NOT_FINITE)
+            continue
+        named = zip((model.classes[index] for index in indices), values, strict=True)
+        found = tuple(ClassProbability(name, probability) for name, probability in named)
+        answers[position] = answering.judge(Prediction("", found, distance=distance))
     return answers
-
-
-def _name_classes(
-    classes: Sequence[str], indices: Sequence[int], probabilities: Sequence[float]
-) -> tuple[ClassProbability, ...]:
-    return tuple(
-        ClassProbability(classes[index], probability)
-        for index, probability in zip(indices, probabilities, strict=True)
-    )
 
 
 def prediction_json(prediction: Prediction) -> dict[str, Any]:

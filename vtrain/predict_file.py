@@ -1,29 +1,34 @@
 """Predictions written to a file piece by piece; one that was cut off can be gone on with."""
 
 import csv
+import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
+
+from pydantic import TypeAdapter
 
 from vtrain.checkpoint import LoadedModel
 from vtrain.console import one_line
 from vtrain.data.loaders import Notify
+from vtrain.embed import digest_weights
 from vtrain.errors import ExitCode, UsageError
 from vtrain.files import (
     encode_text,
-    escape_surrogates,
     format_csv_row,
     format_json_line,
     read_csv_cell,
     write_error,
+    write_json,
 )
-from vtrain.partial_array import PartialFiles, lock_output
+from vtrain.models.freezing import tensor_digest
+from vtrain.partial_array import lock_output, require_writable
 from vtrain.predict import (
     Answering,
     PredictInput,
@@ -32,13 +37,14 @@ from vtrain.predict import (
     prediction_csv_row,
     prediction_json,
 )
-from vtrain.records import ClassProbability, Prediction
+from vtrain.records import Prediction, to_plain
+from vtrain.run_folder import find_changes
 from vtrain.signals import build_stop_error
 
 FileForm = Literal["json", "csv"]
 FLUSH_SECONDS = 1.0
-TOLERANCE = 0.05  # between probabilities on other hardware; another model differs by more
 GO_ON = "go on with the same command and --resume"
+SAME = "give the same inputs, model and options, or start afresh without --resume"
 SUFFIXES: dict[str, FileForm] = {".jsonl": "json", ".csv": "csv"}
 
 
@@ -52,12 +58,33 @@ class WrittenPredictions:
 
 @dataclass(slots=True)
 class _Part:
-    """The whole answers of a file: where they end, and those of the last batch, to try again."""
+    """Answers that are in a file: how many, how many with an error, and where they end."""
 
     count: int = 0
     failed: int = 0
     end: int = 0  # bytes
-    last_batch: tuple[tuple[PredictInput, Prediction], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """What the answers of a file depend on besides the inputs; the content of its sidecar.
+
+    `model` is a name, which may be another one for the same `model_digest`.
+    """
+
+    model: str
+    model_digest: str
+    form: FileForm
+    top_k: int
+    raw: bool
+    tta: bool
+    min_confidence: float | None
+    max_distance: float | None
+
+
+def sidecar_path(output: Path) -> Path:
+    """Where it stands what the answers of a file are of."""
+    return output.with_name(f"{output.name}.vtrain.json")
 
 
 def choose_form(output: Path, *, as_json: bool, as_csv: bool) -> FileForm:
@@ -94,10 +121,11 @@ def write_predictions(
 ) -> WrittenPredictions:
     """Write one line (`json`) or row (`csv`) for each input to `output`, as `predict` gives them.
 
-    The file grows while the work goes on. With `resume` it is kept up to its last whole answer:
-    the answers there must be those of the first inputs, and the last batch of them is computed
-    again, to find out whether the model is the same and to go on with the same batches. Without
-    it, the file is replaced. `progress` gets the number of answers so far.
+    The file grows while the work goes on; the sidecar beside it says which model and options its
+    answers are of, and stays. With `resume` the file is kept up to the end of its last whole batch,
+    so that those to come hold the same images as without a stop; its answers must be those of the
+    first inputs, by the same model and options. Without it, the file is replaced. `progress` gets
+    the number of answers so far.
 
     Raises:
         UsageError: `output` cannot be written, or holds something else than the same work.
@@ -105,16 +133,19 @@ def write_predictions(
         RunLockedError: another process writes to `output`.
         InterruptedRunError, StoppedError: after a signal; the file can be resumed.
     """
-    _check_output(output)
+    require_writable(output)
     inputs = iter(inputs)
     columns = min(top_k, len(model.classes))
-    with lock_output(PartialFiles(output)):
+    answering = answering or Answering()
+    origin = _Origin(model.source, _digest_model(model), form, columns, **asdict(answering))
+    with lock_output(output):
         part = _Part()
-        if resume and output.exists():
-            part = _read_part(output, form, columns, inputs, batch_size)
-        again = (each for each, _ in part.last_batch)
+        if resume and output.exists() and output.stat().st_size:
+            _require_same_origin(output, origin)
+            part, again = _find_part(output, form, columns, inputs, batch_size)
+            inputs = chain(again, inputs)
         answers = predict(
-            chain(again, inputs),
+            inputs,
             model,
             top_k=top_k,
             answering=answering,
@@ -122,21 +153,13 @@ def write_predictions(
             workers=workers,
             notify=notify,
         )
-        _require_same_answers(output, part, answers)
         with _appending(output, part.end) as stream:
+            if part.end == 0:
+                # Only now that no earlier answer is left, which would seem to be of this origin.
+                facts = {"schema": 1, "vtrain predict": output.name, **asdict(origin)}
+                write_json(sidecar_path(output), facts)
             _write_answers(output, stream, answers, part, form, columns, progress)
     return WrittenPredictions(part.count, part.failed)
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and not output.is_file():
-        kind = "a folder" if output.is_dir() else "not a regular file"
-        raise UsageError(f"cannot write {output}: it is {kind}")
-    if not output.parent.is_dir():
-        raise UsageError(
-            f"output {output}: its folder {output.parent} does not exist",
-            f"create it with: mkdir -p {output.parent}",
-        )
 
 
 def _write_answers(
@@ -199,105 +222,65 @@ def _explained(output: Path) -> Iterator[None]:
         raise explained from error
 
 
-def _read_part(
-    output: Path,
-    form: FileForm,
-    columns: int,
-    inputs: Iterator[PredictInput],
-    batch_size: int,
-) -> _Part:
-    """Compare the answers that are there with the inputs, which are used up as far."""
-    part = _Part()
-    last_batch: list[tuple[PredictInput, Prediction]] = []
+def _digest_model(model: LoadedModel) -> str:
+    """SHA-256 of all in a model that its answers come from."""
+    novelty = model.novelty
+    bank = novelty and (tensor_digest(novelty.bank), novelty.neighbors, novelty.threshold)
+    parts = (to_plain(model.preprocessing), model.precision, model.temperature, model.classes, bank)
+    return hashlib.sha256(f"{digest_weights(model)} {json.dumps(parts)}".encode()).hexdigest()
+
+
+def _require_same_origin(output: Path, origin: _Origin) -> None:
+    path = sidecar_path(output)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        before = TypeAdapter(_Origin).validate_python(content)
+    except (OSError, ValueError, RecursionError) as error:
+        found = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
+        raise UsageError(
+            f"cannot resume {output}: {path.name}, which says what its answers are of, {found}",
+            "choose another output, or start afresh without --resume, which replaces it",
+        ) from error
+    changes = find_changes(asdict(before), asdict(origin))
+    if any(change.name != "model" for change in changes):
+        listed = "\n".join(f"  {change}" for change in changes)
+        raise UsageError(f"cannot resume {output}: it is of other work:\n{listed}", SAME)
+
+
+def _find_part(
+    output: Path, form: FileForm, columns: int, inputs: Iterator[PredictInput], batch_size: int
+) -> tuple[_Part, list[PredictInput]]:
+    """What is kept of a file, and the inputs taken that have no answer in that.
+
+    All of it if that answers all inputs, else what comes before the first batch that is not whole.
+    """
+    part, kept = _Part(), _Part()
+    again: list[PredictInput] = []
     images = 0
     with output.open("rb") as stream:
-        for before, part.end in _read_answers(output, stream, form, columns):
-            if before is None:  # the header
-                continue
-            part.count += 1
-            part.failed += before.error is not None
-            each = next(inputs, None)
-            if each is None or each.path != before.path:
-                found = "there is no such input" if each is None else f"is {one_line(each.path)}"
-                answers = f"answers {one_line(before.path)}, the input {found}"
-                raise _other_work(output, part.count, answers)
-            if each.error is None:
-                if images == batch_size:
-                    images = 0
-                    last_batch.clear()
-                images += 1
-            last_batch.append((each, before))
-    part.last_batch = tuple(last_batch)
-    return part
+        try:
+            for path, status, part.end in _read_answers(stream, form, columns):
+                part.count += 1
+                part.failed += status == "error"
+                each = next(inputs, None)
+                if each is None or each.path != path:
+                    raise _other_work(output, part.count, path, each)
+                again.append(each)
+                images += each.error is None
+                if images % batch_size == 0:
+                    kept, again = replace(part), []
+        # Lists within lists end JSON's recursion.
+        except (ValueError, TypeError, KeyError, RecursionError, csv.Error) as error:
+            raise UsageError(
+                f"cannot resume {output}: it holds something else than predictions as {form}",
+                "start afresh without --resume, which replaces it",
+            ) from error
+    following = next(inputs, None)
+    return (part, []) if following is None else (kept, [*again, following])
 
 
-def _require_same_answers(output: Path, part: _Part, answers: Iterator[Prediction]) -> None:
-    first = part.count - len(part.last_batch)
-    # The batch comes first: zip() then takes no answer more than it has.
-    for number, ((_, before), now) in enumerate(
-        zip(part.last_batch, answers, strict=False), first + 1
-    ):
-        if before.error is None and now.error is None and not _similar(before, now):
-            raise _other_work(
-                output, number, "holds other probabilities, or another answer, than now"
-            )
-
-
-def _similar(before: Prediction, now: Prediction) -> bool:
-    old, new = (
-        {escape_surrogates(each.name): each.probability for each in answer.predictions}
-        for answer in (before, now)
-    )
-    fits = len(old) == len(new) and _agrees(old, new) and _agrees(new, old)
-    return fits and before.rejected == now.rejected
-
-
-def _agrees(some: dict[str, float], others: dict[str, float]) -> bool:
-    """Whether the most probable classes of one answer fit those of another."""
-    lowest = min(others.values())  # what is not among the others has at most this
-    return all(
-        abs(value - others[name]) <= TOLERANCE if name in others else value <= lowest + TOLERANCE
-        for name, value in some.items()
-    )
-
-
-def _read_answers(
-    output: Path, stream: BinaryIO, form: FileForm, columns: int
-) -> Iterator[tuple[Prediction | None, int]]:
-    """The whole answers of a file and where each ends; None for a header."""
-    rows = _read_csv(stream) if form == "csv" else _read_json(stream)
-    try:
-        if form == "csv":
-            header, end = next(rows, (None, 0))
-            if header is None:
-                return
-            if header != prediction_csv_header(columns):
-                raise UsageError(
-                    f"cannot resume {output}: it has other columns than "
-                    f"{format_csv_row(prediction_csv_header(columns))}",
-                    "give the same --top-k and model, or start afresh without --resume",
-                )
-            yield None, end
-        for value, end in rows:
-            yield (_parse_row(value) if form == "csv" else _parse_line(value)), end
-    # Lists within lists end JSON's recursion.
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError, csv.Error) as error:
-        raise UsageError(
-            f"cannot resume {output}: it holds something else than predictions as {form}",
-            "start afresh without --resume, which replaces it",
-        ) from error
-
-
-def _read_json(stream: BinaryIO) -> Iterator[tuple[Any, int]]:
-    end = 0
-    for line in stream:
-        if not line.endswith(b"\n"):
-            return  # cut off
-        end += len(line)
-        yield json.loads(line), end
-
-
-def _read_csv(stream: BinaryIO) -> Iterator[tuple[list[str], int]]:
+def _read_answers(stream: BinaryIO, form: FileForm, columns: int) -> Iterator[tuple[str, str, int]]:
+    """Path and status of each whole answer of a file, and where it ends, in bytes."""
     end = 0
 
     def read_lines() -> Iterator[str]:
@@ -308,50 +291,24 @@ def _read_csv(stream: BinaryIO) -> Iterator[tuple[list[str], int]]:
             end += len(line)
             yield line.decode("utf-8", "surrogateescape")
 
+    if form == "json":
+        for answer in map(json.loads, read_lines()):
+            yield answer["path"], answer["status"], end
+        return
     try:
-        for row in csv.reader(read_lines(), strict=True):
-            yield row, end
+        header, rows = prediction_csv_header(columns), csv.reader(read_lines(), strict=True)
+        if next(rows, header) != header:
+            raise ValueError("another header")
+        for path, status, *_ in rows:
+            yield read_csv_cell(path), status, end
     except csv.Error:
         if stream.read(1):
             raise
         # else cut off within quotes: a cell can hold line ends
 
 
-def _parse_line(value: Any) -> Prediction:
-    named = tuple(
-        ClassProbability(_read_name(each["class"]), float(each["probability"]))
-        for each in value["predictions"]
-    )
-    rejected = _read_rejected(value["rejected"])
-    return Prediction(str(value["path"]), named, value["error"], rejected=rejected)
-
-
-def _parse_row(cells: Sequence[str]) -> Prediction:
-    path, status, *pairs, error, _answer, rejected, _distance = map(read_csv_cell, cells)
-    if status == "error":
-        return Prediction(path, error=error)
-    named = tuple(
-        ClassProbability(name, float(probability))
-        for name, probability in zip(pairs[::2], pairs[1::2], strict=True)
-    )
-    return Prediction(path, named, rejected=_read_rejected(rejected or None))
-
-
-def _read_name(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(value)
-    return value
-
-
-def _read_rejected(value: Any) -> Literal["confidence", "distance"] | None:
-    if value not in (None, "confidence", "distance"):
-        raise ValueError(value)
-    found: Literal["confidence", "distance"] | None = value
-    return found
-
-
-def _other_work(output: Path, number: int, what: str) -> UsageError:
+def _other_work(output: Path, number: int, path: str, each: PredictInput | None) -> UsageError:
+    found = "there is no such input" if each is None else f"the input is {one_line(each.path)}"
     return UsageError(
-        f"cannot resume {output}: its answer {number:,} {what}",
-        "give the same inputs, model and options, or start afresh without --resume",
+        f"cannot resume {output}: its answer {number:,} answers {one_line(path)}, {found}", SAME
     )

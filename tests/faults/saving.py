@@ -196,9 +196,8 @@ def check_prefix(folder: Path, before: Path, after: Path) -> None:
         path = folder / name
         found = path.read_bytes() if path.exists() else b""
         assert content.startswith(found)
-        if before == after:
-            assert found == content
-            assert [each.name for each in folder.iterdir()] == [name]
+    if before == after:
+        assert_same_files(folder, after)
 
 
 # --- what is saved -------------------------------------------------------------------------------
@@ -336,7 +335,7 @@ SAVINGS = (
         partial(save_predictions, "csv"),
         check_prefix,
         partial(save_predictions, "csv", resume=True),
-        calls=frozenset({"open", "truncate", "write", "close"}),
+        calls=frozenset({"open", "truncate", "write", "close", "replace"}),
     ),
     Saving(
         "predictions as JSON",
@@ -344,7 +343,7 @@ SAVINGS = (
         partial(save_predictions, "json"),
         check_prefix,
         partial(save_predictions, "json", resume=True),
-        calls=frozenset({"open", "truncate", "write", "close"}),
+        calls=frozenset({"open", "truncate", "write", "close", "replace"}),
     ),
     Saving(
         "feature store",
