@@ -112,7 +112,7 @@ def test_frozen_backbone_has_no_rate(weights: str) -> None:
     thawed = [epoch for epoch, rate in zip(curve.epochs, curve.backbone, strict=True) if rate > 0]
     assert min(thawed) == 1.0
     assert math.isnan(curve.backbone[0])
-    text = draw_rates(outline(weights, "freeze=head"), width=60, braille=False)
+    text = draw_rates(outline(weights, "freeze=head"), io.StringIO())
     assert "learning rate of the head" in text
     assert "backbone" not in text
 

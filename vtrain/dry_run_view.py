@@ -1,21 +1,20 @@
 """What `--dry-run` shows of a run: classes, phases, rates over time, then time, memory and disk."""
 
 import math
-from typing import Any
+from itertools import accumulate
+from typing import Any, TextIO
 
-from vtrain.console import Console, find_width, format_bytes, one_line
+from vtrain.console import Console, format_bytes, one_line
 from vtrain.data.transforms import AUGMENT_PRESETS
-from vtrain.dry_run import Forecast, Outline, PhaseForecast, RateCurve, build_rate_curve
+from vtrain.dry_run import Forecast, Outline, PhaseForecast, build_rate_curve
 from vtrain.plan import FitPlan, show_facts, show_phases
 from vtrain.plan_record import build_plan_record
 from vtrain.records import to_plain
 from vtrain.run_folder import MODEL_NAME
-from vtrain.terminal_plot import draw_lines, takes_braille
+from vtrain.terminal_plot import draw_plot
 
 MOST_CLASSES = 20
 FEW_PHASES = 4  # that a sentence can name
-PLOT_HEIGHT = 14
-PLOT_WIDTH, WIDEST_PLOT = 80, 100  # off a terminal, and on one
 # Rates further apart than this need a logarithmic axis; it ends at a share of the lowest peak.
 LOG_FROM, LOG_FLOOR = 4.0, 0.02
 MUCH_WAITING = 0.05  # share of the time from which on it is worth a word
@@ -30,15 +29,7 @@ def show_outline(outline: Outline, console: Console) -> None:
         console.say(line)
     show_phases(plan, console, every=True)
     console.say(_describe_steps(outline))
-    console.say(draw_rates(outline, width=_plot_width(console), braille=_draws_dots(console)))
-
-
-def _plot_width(console: Console) -> int:
-    return min(find_width(console.stream) or PLOT_WIDTH, WIDEST_PLOT)
-
-
-def _draws_dots(console: Console) -> bool:
-    return takes_braille(console.stream)
+    console.say(draw_rates(outline, console.stream))
 
 
 def show_classes(plan: FitPlan, console: Console) -> None:
@@ -104,41 +95,35 @@ def _describe_steps(outline: Outline) -> str:
     return f"steps: {steps:,} an epoch, {steps * epochs:,} in {epochs} epochs; {batch}{uneven}"
 
 
-def draw_rates(outline: Outline, *, width: int, braille: bool) -> str:
-    """The learning rates over the epochs as a plot."""
+def draw_rates(outline: Outline, stream: TextIO) -> str:
+    """The learning rates over the epochs as a plot, as wide as the terminal."""
     plan = outline.plan
     curve = build_rate_curve(plan, steps_per_epoch=outline.steps_per_epoch)
-    series = {"head": curve.head, "backbone": curve.backbone}
-    shown = {name: rates for name, rates in series.items() if any(map(math.isfinite, rates))}
-    floor = _find_floor(curve)
-    starts, first = [], 0
-    for phase in plan.phases:
-        starts.append((float(first), phase.name))
-        first += phase.epochs
-    return draw_lines(
-        {
-            name: [rate if floor is None or rate >= floor else math.nan for rate in rates]
-            for name, rates in shown.items()
-        },
-        x=curve.epochs,
-        width=width,
-        height=PLOT_HEIGHT,
-        braille=braille,
+    peaks = {
+        name: max(filter(math.isfinite, rates), default=0.0)
+        for name, rates in (("head", curve.head), ("backbone", curve.backbone))
+    }
+    shown = {name: peak for name, peak in peaks.items() if peak > 0}
+    log = max(shown.values()) > LOG_FROM * min(shown.values())
+    floor = LOG_FLOOR * min(shown.values()) if log else 0.0
+    series = {
+        name: (
+            curve.epochs,
+            [rate if rate >= floor else math.nan for rate in getattr(curve, name)],
+        )
+        for name in shown
+    }
+    starts = accumulate((phase.epochs for phase in plan.phases[:-1]), initial=0)
+    return draw_plot(
+        series,
+        stream,
         title="learning rate" if len(shown) > 1 else f"learning rate of the {next(iter(shown))}",
         x_title="epochs",
-        log_y=floor is not None,
-        whole_x=True,
-        sections=starts if len(starts) > 1 else (),
+        log_y=log,
+        starts=[(start, phase.name) for start, phase in zip(starts, plan.phases, strict=True)]
+        if len(plan.phases) > 1
+        else (),
     )
-
-
-def _find_floor(curve: RateCurve) -> float | None:
-    """The lowest rate that a logarithmic axis shows; None for a linear one."""
-    peaks = [
-        max(filter(math.isfinite, rates), default=0.0) for rates in (curve.head, curve.backbone)
-    ]
-    peaks = [peak for peak in peaks if peak > 0]
-    return min(peaks) * LOG_FLOOR if max(peaks) > LOG_FROM * min(peaks) else None
 
 
 def show_forecast(outline: Outline, forecast: Forecast, console: Console) -> None:
