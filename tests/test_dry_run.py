@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,16 +11,13 @@ import torch
 
 from tests.runs import draw_tiny_data, load, read_rows, run
 from tests.tiny import draw_labelled
-from vtrain import dry_run as module
 from vtrain.console import Console
 from vtrain.dry_run import (
     Forecast,
     Outline,
-    Rehearsal,
-    _EnoughError,
-    _Pace,
     build_outline,
     build_rate_curve,
+    measure,
     require_room,
 )
 from vtrain.dry_run_view import (
@@ -36,6 +32,7 @@ from vtrain.dry_run_view import (
 from vtrain.errors import ExitCode, InterruptedRunError, ResourceError, UsageError
 from vtrain.fit import dry_run
 from vtrain.plan import build_plan
+from vtrain.training.loop import TrainLoop
 from vtrain.training.memory import PeakMemory, saved_activations
 
 
@@ -44,7 +41,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with tiny data, weights to freeze, and an empty cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VTRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "MEASURE_SECONDS", 0.0)
     draw_tiny_data()
     return tmp_path
 
@@ -87,7 +83,7 @@ def test_nothing_is_written(folder: Path, weights: str, policy: str) -> None:
 def test_weights_are_as_before(weights: str) -> None:
     plan = build_plan(load(weights, "freeze=lp-ft"), Console(quiet=True))
     before = {name: each.clone() for name, each in plan.classifier.state_dict().items()}
-    Rehearsal(plan, Console(quiet=True)).measure(Path("runs/x"))
+    measure(plan, Path("runs/x"), Console(quiet=True))
     after = plan.classifier.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
@@ -227,38 +223,11 @@ def test_ctrl_c_while_it_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Pace, "tick", interrupt)
+    monkeypatch.setattr(TrainLoop, "run_epoch", interrupt)
     with pytest.raises(InterruptedRunError, match="stopped: nothing was written") as caught:
         try_run()
     assert caught.value.exit_code == ExitCode.INTERRUPTED
     assert not Path("runs").exists()
-
-
-def tick_until_enough(pace: _Pace) -> int:
-    """How many ticks it takes."""
-    for count in range(1, 90):
-        try:
-            pace.tick()
-        except _EnoughError:
-            return count
-    raise AssertionError("never enough")
-
-
-def test_pace_waits_for_whole_rounds_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(100))
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
-    pace = _Pace(torch.device("cpu"), together=4)
-    assert tick_until_enough(pace) == 5
-    assert (pace.first, pace.each, pace.total(10)) == (0.0, 1.0, 10.0)
-    # Several processes take the same number of steps, however slow they are.
-    assert tick_until_enough(_Pace(torch.device("cpu"), together=1, fixed=3)) == 4
-    assert _Pace(torch.device("cpu"), together=1).total(5) == 0.0
-
-
-def test_pace_gives_up_on_rounds_that_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(0, 10_000, 30))
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
-    assert tick_until_enough(_Pace(torch.device("cpu"), together=8)) == 3
 
 
 # --- what is shown -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from vtrain.checkpoint import Checkpoint, load_last_checkpoint
 from vtrain.config import LoadedConfig, flatten_config
 from vtrain.console import Console
 from vtrain.distributed import ALONE, ProcessGroup
-from vtrain.dry_run import Forecast, Outline, Rehearsal, build_outline
+from vtrain.dry_run import Forecast, Outline, build_outline, measure
 from vtrain.errors import ModelError, VtrainError
 from vtrain.files import sweep_temporaries
 from vtrain.fit_run import FitRun, describe_machine
@@ -71,7 +71,7 @@ def dry_run(
     on_plan: Callable[[Outline], None],
     group: ProcessGroup = ALONE,
 ) -> tuple[Outline, Forecast]:
-    """Plan a new run and try a few steps of each phase; writes no run folder and no features.
+    """Plan a new run and time a step of each phase; writes no run folder and no features.
 
     `on_plan` gets the plan before the first step. All processes of `group` call this together;
     each measures by itself.
@@ -90,9 +90,8 @@ def dry_run(
             plan = _plan(loaded, console, group)
             outline = build_outline(plan, run_dir)
             on_plan(outline)
-            rehearsal = Rehearsal(plan, console)
             with group.together():
-                return outline, rehearsal.measure(run_dir)
+                return outline, measure(plan, run_dir, console)
     except KeyboardInterrupt as error:
         raise build_stop_error(error, "stopped: nothing was written") from error
 
