@@ -29,7 +29,7 @@ from vtrain.dry_run_view import (
     show_forecast,
     show_outline,
 )
-from vtrain.errors import ExitCode, InterruptedRunError, ResourceError, UsageError
+from vtrain.errors import ConfigError, ExitCode, InterruptedRunError, ResourceError, UsageError
 from vtrain.fit import dry_run
 from vtrain.plan import build_plan
 from vtrain.training.loop import TrainLoop
@@ -139,6 +139,27 @@ def test_validation_alone_on_features_where_training_images_change(weights: str)
 def test_no_features_where_none_are_wanted(weights: str) -> None:
     (phase,) = try_run(weights, "freeze=head", "train.cache=off")[1].phases
     assert (phase.on_features, phase.feature_count) == (False, 0)
+
+
+def test_features_that_do_not_fit_are_refused_or_not_foretold(weights: str) -> None:
+    small = (weights, "freeze=head", "train.cache_limit=1e-9")
+    (phase,) = try_run(*small)[1].phases
+    assert (phase.on_features, phase.feature_count) == (False, 0)
+    with pytest.raises(ConfigError, match="cannot be used in phase probe: .* exceed"):
+        try_run(*small, "train.cache=features")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_times_are_those_of_the_whole_run(workers: int) -> None:
+    found, forecast = try_run(f"data.workers={workers}", "train.accumulate=2", "train.epochs=3")
+    (phase,) = forecast.phases
+    assert 0 <= phase.waiting < 1
+    assert phase.waiting > 0 or workers
+    batches = -(-18 // found.plan.batch_size)
+    assert phase.epoch_seconds == pytest.approx(batches * phase.step_seconds / 2)
+    epoch = phase.epoch_seconds + phase.validation_seconds
+    assert forecast.seconds == pytest.approx(3 * epoch + forecast.final_seconds)
+    assert forecast.waiting_seconds == pytest.approx(3 * phase.waiting * phase.epoch_seconds)
 
 
 def test_test_split_takes_its_time() -> None:
@@ -253,6 +274,7 @@ def test_everything_is_shown(weights: str) -> None:
         "steps: 3 an epoch, 6 in 2 epochs; 4 images in a batch, 2 batches to a step, 2 in the last",
         "o head   x backbone",
         "phase probe: its epochs train on stored features: 24 are computed once, in ",
+        "time, estimated from one step of each phase\n",
         "time: about ",
         "probe 1 epoch ",
         "gradients",

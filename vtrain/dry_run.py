@@ -4,13 +4,12 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from vtrain.cache_folder import FEATURES, find_cache_folder
 from vtrain.console import Console
 from vtrain.data.loaders import Batch, EpochBatchSampler, build_eval_loader, require_readable
 from vtrain.data.transforms import EvalTransform
@@ -31,7 +30,7 @@ from vtrain.plan import FitPlan
 from vtrain.run_folder import count_needed_bytes
 from vtrain.runtime import count_cores
 from vtrain.training.calibration import MAX_BANK
-from vtrain.training.feature_cache import FeatureCache, FrozenPart, Views, build_frozen_part
+from vtrain.training.feature_cache import FrozenPart, Views, build_frozen_part
 from vtrain.training.inference import compute_outputs, prepare_for_inference
 from vtrain.training.loop import TrainLoop, TrainState
 from vtrain.training.memory import STATES_PER_WEIGHT, PeakMemory, saved_activations
@@ -357,52 +356,41 @@ class _Trial:
 
     def _find_features(self, phase: Phase, builder: PhaseBuilder) -> _Features | None:
         """What the phase will store; None where nothing is frozen, or nothing shall be stored."""
-        plan, config, splits = self.plan, self.plan.config.train, self.plan.splits
+        plan, splits = self.plan, self.plan.splits
         part = self._build_part(plan.precision)
-        if part is None or config.cache == "off":
+        if part is None or plan.config.train.cache == "off":
             return None
+        cache, views = builder._open_cache(), builder._choose_views(phase)
+        count = 0 if views is None else len(splits.train) * views.count
+        wanted = {}
+        if views is not None and cache.fits(part, count + len(splits.val)):
+            wanted["train"] = (part, views, splits.train)
+        else:
+            count = 0
         for_val = part
         if plan.inference_precision != plan.precision:
             for_val = self._build_part(plan.inference_precision) or part
-        cache = FeatureCache(
-            root=find_cache_folder() / FEATURES,
-            limit_gb=config.cache_limit,
-            batch_size=plan.batch_size,
-            workers=0,
-            notify=self.console.say,
-            warn=self.console.warn,
-            progress=lambda _: nullcontext(lambda _: None),
-            on_wait=lambda: None,
-        )
-        views = builder._choose_views(phase)
-        count = 0 if views is None else len(splits.train) * views.count
-        wanted = []
-        if views is not None and cache.fits(part, count + len(splits.val)):
-            wanted.append(("train", part, splits.train, views))
-        else:
-            count = 0
         if cache.fits(for_val, count + len(splits.val)):
-            wanted.append(("val", for_val, splits.val, Views(EvalTransform(plan.preprocessing))))
+            wanted["val"] = (for_val, Views(EvalTransform(plan.preprocessing)), splits.val)
         missing = 0
-        for split, each, images, seen in wanted:
+        for split, (each, seen, images) in wanted.items():
             kind = (json.dumps([each.facts, seen.facts()], sort_keys=True), split)
             if kind not in self.stored:
                 self.stored.add(kind)
                 missing += cache.count_missing(each, images.paths, seen)
-        names = {split for split, *_ in wanted}
-        return _Features(part, "train" in names, "val" in names, missing)
+        return _Features(part, "train" in wanted, "val" in wanted, missing)
 
-    def _build_part(self, precision: str) -> FrozenPart | None:
-        plan = self.plan
+    def _build_part(self, name: str) -> FrozenPart | None:
+        plan, precision = self.plan, Precision(name, self.plan.device)
         boundary = find_frozen_boundary(plan.classifier)
         if boundary is None:
             return None
-        with suppress(BoundaryError):  # the builder says so
+        with suppress(BoundaryError):  # the builder tells of it
             return build_frozen_part(
                 plan.classifier,
                 boundary,
                 preprocessing=plan.preprocessing,
-                precision=Precision(precision, plan.device),
+                precision=precision,
                 device=plan.device,
             )
         return None

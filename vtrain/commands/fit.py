@@ -28,7 +28,7 @@ def fit(
         bool,
         typer.Option(
             "--dry-run",
-            help="Show the whole plan, with time and memory from a few steps, and stop.",
+            help="Show the whole plan, with time and memory from a step of each phase, and stop.",
         ),
     ] = False,
     profile: Annotated[
