@@ -145,7 +145,7 @@ def test_features_that_do_not_fit_are_refused_or_not_foretold(weights: str) -> N
     small = (weights, "freeze=head", "train.cache_limit=1e-9")
     (phase,) = try_run(*small)[1].phases
     assert (phase.on_features, phase.feature_count) == (False, 0)
-    with pytest.raises(ConfigError, match="cannot be used in phase probe: .* exceed"):
+    with pytest.raises(ConfigError, match=r"cannot be used in phase probe: .* exceed"):
         try_run(*small, "train.cache=features")
 
 
