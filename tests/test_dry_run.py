@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,16 +11,13 @@ import torch
 
 from tests.runs import draw_tiny_data, load, read_rows, run
 from tests.tiny import draw_labelled
-from vtrain import dry_run as module
 from vtrain.console import Console
 from vtrain.dry_run import (
     Forecast,
     Outline,
-    Rehearsal,
-    _EnoughError,
-    _Pace,
     build_outline,
     build_rate_curve,
+    measure,
     require_room,
 )
 from vtrain.dry_run_view import (
@@ -33,9 +29,10 @@ from vtrain.dry_run_view import (
     show_forecast,
     show_outline,
 )
-from vtrain.errors import ExitCode, InterruptedRunError, ResourceError, UsageError
+from vtrain.errors import ConfigError, ExitCode, InterruptedRunError, ResourceError, UsageError
 from vtrain.fit import dry_run
 from vtrain.plan import build_plan
+from vtrain.training.loop import TrainLoop
 from vtrain.training.memory import PeakMemory, saved_activations
 
 
@@ -44,7 +41,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with tiny data, weights to freeze, and an empty cache."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VTRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(module, "MEASURE_SECONDS", 0.0)
     draw_tiny_data()
     return tmp_path
 
@@ -87,7 +83,7 @@ def test_nothing_is_written(folder: Path, weights: str, policy: str) -> None:
 def test_weights_are_as_before(weights: str) -> None:
     plan = build_plan(load(weights, "freeze=lp-ft"), Console(quiet=True))
     before = {name: each.clone() for name, each in plan.classifier.state_dict().items()}
-    Rehearsal(plan, Console(quiet=True)).measure(Path("runs/x"))
+    measure(plan, Path("runs/x"), Console(quiet=True))
     after = plan.classifier.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
@@ -112,7 +108,7 @@ def test_frozen_backbone_has_no_rate(weights: str) -> None:
     thawed = [epoch for epoch, rate in zip(curve.epochs, curve.backbone, strict=True) if rate > 0]
     assert min(thawed) == 1.0
     assert math.isnan(curve.backbone[0])
-    text = draw_rates(outline(weights, "freeze=head"), width=60, braille=False)
+    text = draw_rates(outline(weights, "freeze=head"), io.StringIO())
     assert "learning rate of the head" in text
     assert "backbone" not in text
 
@@ -143,6 +139,27 @@ def test_validation_alone_on_features_where_training_images_change(weights: str)
 def test_no_features_where_none_are_wanted(weights: str) -> None:
     (phase,) = try_run(weights, "freeze=head", "train.cache=off")[1].phases
     assert (phase.on_features, phase.feature_count) == (False, 0)
+
+
+def test_features_that_do_not_fit_are_refused_or_not_foretold(weights: str) -> None:
+    small = (weights, "freeze=head", "train.cache_limit=1e-9")
+    (phase,) = try_run(*small)[1].phases
+    assert (phase.on_features, phase.feature_count) == (False, 0)
+    with pytest.raises(ConfigError, match=r"cannot be used in phase probe: .* exceed"):
+        try_run(*small, "train.cache=features")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_times_are_those_of_the_whole_run(workers: int) -> None:
+    found, forecast = try_run(f"data.workers={workers}", "train.accumulate=2", "train.epochs=3")
+    (phase,) = forecast.phases
+    assert 0 <= phase.waiting < 1
+    assert phase.waiting > 0 or workers
+    batches = -(-18 // found.plan.batch_size)
+    assert phase.epoch_seconds == pytest.approx(batches * phase.step_seconds / 2)
+    epoch = phase.epoch_seconds + phase.validation_seconds
+    assert forecast.seconds == pytest.approx(3 * epoch + forecast.final_seconds)
+    assert forecast.waiting_seconds == pytest.approx(3 * phase.waiting * phase.epoch_seconds)
 
 
 def test_test_split_takes_its_time() -> None:
@@ -227,38 +244,11 @@ def test_ctrl_c_while_it_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Pace, "tick", interrupt)
+    monkeypatch.setattr(TrainLoop, "run_epoch", interrupt)
     with pytest.raises(InterruptedRunError, match="stopped: nothing was written") as caught:
         try_run()
     assert caught.value.exit_code == ExitCode.INTERRUPTED
     assert not Path("runs").exists()
-
-
-def tick_until_enough(pace: _Pace) -> int:
-    """How many ticks it takes."""
-    for count in range(1, 90):
-        try:
-            pace.tick()
-        except _EnoughError:
-            return count
-    raise AssertionError("never enough")
-
-
-def test_pace_waits_for_whole_rounds_of_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(100))
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
-    pace = _Pace(torch.device("cpu"), together=4)
-    assert tick_until_enough(pace) == 5
-    assert (pace.first, pace.each, pace.total(10)) == (0.0, 1.0, 10.0)
-    # Several processes take the same number of steps, however slow they are.
-    assert tick_until_enough(_Pace(torch.device("cpu"), together=1, fixed=3)) == 4
-    assert _Pace(torch.device("cpu"), together=1).total(5) == 0.0
-
-
-def test_pace_gives_up_on_rounds_that_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(0, 10_000, 30))
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
-    assert tick_until_enough(_Pace(torch.device("cpu"), together=8)) == 3
 
 
 # --- what is shown -------------------------------------------------------------------------------
@@ -284,6 +274,7 @@ def test_everything_is_shown(weights: str) -> None:
         "steps: 3 an epoch, 6 in 2 epochs; 4 images in a batch, 2 batches to a step, 2 in the last",
         "o head   x backbone",
         "phase probe: its epochs train on stored features: 24 are computed once, in ",
+        "time, estimated from one step of each phase\n",
         "time: about ",
         "probe 1 epoch ",
         "gradients",

@@ -1,200 +1,102 @@
-"""Plots as text: axes, marks, names, and what cannot be drawn."""
+"""Plots as text: what is drawn, for which stream, and what cannot be drawn."""
 
 import io
 import math
+from typing import TextIO
 
 import pytest
-from rich.cells import cell_len
 
-from vtrain.terminal_plot import (
-    NOTHING,
-    Axis,
-    Point,
-    draw_lines,
-    draw_scatter,
-    takes_braille,
-)
+from vtrain import terminal_plot
+from vtrain.terminal_plot import draw_plot
 
-RISING = [0.1, 0.2, 0.3, 0.4, 0.5]
-FALLING = [0.5, 0.4, 0.3, 0.2, 0.1]
+RISING = (range(1, 6), [0.1, 0.2, 0.3, 0.4, 0.5])
+FALLING = (range(1, 6), [0.5, 0.4, 0.3, 0.2, 0.1])
 
 
-def has_braille(text: str) -> bool:
-    return any("\u2800" <= char <= "\u28ff" for char in text)
+def stream(encoding: str = "utf-8") -> TextIO:
+    return io.TextIOWrapper(io.BytesIO(), encoding=encoding)
 
 
-@pytest.mark.parametrize("braille", [True, False])
+def draw(*values: float, log: bool = False) -> str:
+    curve = {"a": (range(1, len(values) + 1), values)}
+    return draw_plot(curve, stream(), title="loss", x_title="epoch", log_y=log)
+
+
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
-def test_lines_fill_the_width_and_height_and_no_more(width: int, braille: bool) -> None:
-    text = draw_lines(
-        {"train loss": RISING, "val loss": FALLING},
-        width=width,
-        height=12,
-        braille=braille,
-        title="loss",
-        x_title="epoch",
-    )
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF8", "ascii", "cp1252"])
+def test_curves_fill_the_terminal(
+    width: int, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal_plot, "find_width", lambda _: width)
+    series = {"train loss": RISING, "val loss": FALLING}
+    text = draw_plot(series, stream(encoding), title="loss", x_title="epoch")
     lines = text.splitlines()
-    assert len(lines) == 12
-    assert width - 2 <= max(map(cell_len, lines)) <= width
-    assert has_braille(text) is braille
-    assert text.isascii() is not braille
+    assert max(map(len, lines)) == min(width, 100)
+    assert text.isascii() is not encoding.lower().startswith("utf")
     assert "\x1b" not in text
     assert lines[0] == "loss"
-    assert lines[-2].endswith("epoch")
+    assert lines[-2].strip() == "epoch"
     assert lines[-1] == "o train loss   x val loss"
+    assert lines[-3].split() == ["1", "2", "3", "4", "5"]
+    assert {line[:3] for line in lines if line[:3].strip()} >= {"0.1", "0.3", "0.5"}
+    top, bottom = lines[2], lines[-5]
+    assert top.index("x") < top.index("o")
+    assert bottom.index("o") < bottom.index("x")
 
 
-def test_first_line_of_ascii_curves_is_drawn_where_the_values_are() -> None:
-    lines = draw_lines({"a": [0.0, 1.0]}, width=30, height=6).splitlines()
-    field = [line.partition("|")[2] or line.partition("+")[2] for line in lines[:3]]
-    assert field[0].rstrip().endswith("o")
-    assert not field[0].startswith("o")
-    assert lines[0].startswith("1 +")
-    assert any(line.startswith("0 +o") for line in lines)
+def test_off_a_terminal_it_is_ascii_and_has_no_state() -> None:
+    first = draw_plot({"a": RISING}, io.StringIO(), title="t", x_title="epoch")
+    draw_plot({"b": ([1, 10], [2, 900])}, stream(), title="t", x_title="s", log_x=True, log_y=True)
+    assert draw_plot({"a": RISING}, io.StringIO(), title="t", x_title="epoch") == first
+    assert first.isascii()
+    assert max(map(len, first.splitlines())) == 80
 
 
-def test_axes_have_round_numbers() -> None:
-    text = draw_lines({"a": [0.013, 0.087]}, width=60, height=12)
-    assert all(name in text for name in ("0.1", "0.05"))
-    assert "0.013" not in text
+def test_what_cannot_be_drawn_is_left_out() -> None:
+    text = draw(math.nan, 1.0, math.inf, 2.0, -math.inf)
+    assert "o" in text.splitlines()[2]
+    assert "0.001" in draw(0.0, 1e-4, 1e-3, -1.0, log=True)
+    for nothing in (draw(), draw(math.nan), draw(0.0, -1.0, log=True)):
+        assert nothing == "loss\n(no values to draw)\no a"
 
 
-@pytest.mark.parametrize(
-    ("axis", "count", "names"),
-    [
-        (Axis(0, 10), 5, ["0", "2", "4", "6", "8", "10"]),
-        (Axis(0, 0.3), 3, ["0", "0.1", "0.2", "0.3"]),
-        (Axis(0, 3e-4), 3, ["0", "1e-4", "2e-4", "3e-4"]),
-        (Axis(0.9121, 0.9124), 3, ["0.9121", "0.9122", "0.9123", "0.9124"]),
-        (Axis(0, 40_000), 4, ["0", "10k", "20k", "30k", "40k"]),
-        (Axis(1, 3, whole=True), 9, ["1", "2", "3"]),
-        (Axis(1e-5, 1e-2, log=True), 4, ["1e-5", "1e-4", "0.001", "0.01"]),
-        (Axis(100, 3000, log=True), 4, ["100", "300", "1000", "3000"]),
-        (Axis(1e-9, 1e3, log=True), 4, ["1e-9", "1e-5", "0.1", "1000"]),
-    ],
-)
-def test_ticks(axis: Axis, count: int, names: list[str]) -> None:
-    found = [axis.name(tick, count) for tick in axis.ticks(count)]
-    assert found == names
-
-
-def test_gaps_are_left_where_there_is_no_value() -> None:
-    text = draw_lines({"a": [1.0, math.nan, 1.0, math.inf, 1.0]}, width=44, height=8)
-    row = next(line for line in text.splitlines() if "o" in line)
-    assert "o" in row
-    assert "oo" not in row
-
-
-def test_logarithmic_axis_leaves_out_what_is_not_positive() -> None:
-    text = draw_lines({"lr": [0.0, 1e-4, 1e-3, -1.0]}, width=50, height=12, log_y=True)
-    assert "1e-4" in text
-    with_zero = draw_lines({"lr": [0.0, 0.0]}, width=50, height=12, log_y=True)
-    assert with_zero == NOTHING
-
-
-@pytest.mark.parametrize("values", [[3.0, 3.0, 3.0], [0.0, 0.0], [7.0], [-2.0, -2.0]])
+@pytest.mark.parametrize("values", [[3.0, 3.0, 3.0], [0.0], [-2.0, -2.0], [1e-9], [1e-300, 1e300]])
 @pytest.mark.parametrize("log", [False, True])
-def test_constant_series_and_single_points(values: list[float], log: bool) -> None:
-    text = draw_lines({"a": values}, width=40, height=8, braille=True, log_y=log)
-    if log and values[0] <= 0:
-        assert text == NOTHING
-    else:
-        assert "o" in text
-        assert len(text.splitlines()) == 8
+def test_constant_and_extreme_values(values: list[float], log: bool) -> None:
+    if log and min(values) <= 0:
+        return
+    lines = draw(*values, log=log).splitlines()
+    assert any("o" in line for line in lines[1:-2])
+    assert max(map(len, lines)) == 80
 
 
-@pytest.mark.parametrize("series", [{}, {"a": []}, {"a": [math.nan]}])
-def test_nothing_to_draw_is_said(series: dict[str, list[float]]) -> None:
-    assert draw_lines(series, title="loss") == f"loss\n{NOTHING}"
-    assert draw_scatter([]) == NOTHING
+def test_starts_are_named_above() -> None:
+    starts = [(1.0, "probe"), (3.0, "finetune")]
+    text = draw_plot({"lr": RISING}, io.StringIO(), title="t", x_title="epochs", starts=starts)
+    assert text.splitlines()[1].split() == ["probe", "finetune"]
+    assert sum(":" in line for line in text.splitlines()) >= 4
 
 
-def test_sections_are_named_above_and_parted() -> None:
-    text = draw_lines(
-        {"lr": RISING * 2},
-        x=[0.5 * step for step in range(10)],
-        width=60,
-        height=12,
-        sections=[(0, "probe"), (2, "finetune")],
-    )
-    names, *lines = text.splitlines()
-    assert names.split() == ["probe", "finetune"]
-    assert sum(":" in line for line in lines) >= 4
-    narrow = draw_lines(
-        {"lr": RISING}, width=40, height=12, sections=[(1, "a long name"), (1.2, "b"), (5, "end")]
-    )
-    assert "a long name" not in narrow  # it would run into the next
+def test_points_on_a_logarithmic_axis() -> None:
+    points = {"small": ([700.0], [70.0]), "large": ([100.0], [80.0]), "odd": ([0.0], [90.0])}
+    text = draw_plot(points, stream(), title="accuracy", x_title="images/s", log_x=True)
+    lines = text.splitlines()
+    assert lines[-1] == "o small   x large   + odd"
+    assert lines[-3].split() == ["100", "200", "500", "1000"]
+    plot = lines[2:-4]
+    (large,) = [line for line in plot if "x" in line]
+    (small,) = [line for line in plot if "o" in line]
+    assert plot.index(large) < plot.index(small)
+    assert large.index("x") < small.index("o")
+    assert "+" not in "".join(plot)
 
 
-def test_own_positions_of_each_series() -> None:
-    text = draw_lines(
-        {"a": [1.0, 2.0], "b": [1.0, 2.0]}, x={"a": [0, 1], "b": [0, 10]}, width=40, height=10
-    )
-    assert "10" in text.splitlines()[-2]
-    assert "o" in text
-    assert "x" in text
-
-
-def test_names_from_outside_are_harmless_and_wide_ones_keep_the_columns() -> None:
-    text = draw_lines(
-        {"a\x1b[31m\n": RISING, "日本": FALLING}, width=40, title="t\x1b", braille=True
-    )
+def test_names_from_outside_are_harmless() -> None:
+    text = draw_plot({"a\x1b[31m\n\x07": RISING, "日本": FALLING}, stream(), title="t", x_title="x")
     assert "\x1b" not in text
+    assert "\x07" not in text
     assert text.splitlines()[-1].endswith("x 日本")
-    points = [Point("日本語", 1, 1), Point("e\u0301clair\x1b[0m", 2, 2), Point("b", 3, 1)]
-    drawn = draw_scatter(points, width=50, height=10)
-    assert "\x1b" not in drawn
-    assert "日本語" in drawn
-    assert max(map(cell_len, drawn.splitlines())) <= 50
-
-
-# --- points --------------------------------------------------------------------------------------
-
-
-def test_points_are_marked_and_named() -> None:
-    points = [
-        Point("resnet18", 700, 0.70, "*"),
-        Point("resnet50", 300, 0.80),
-        Point("vit", 100, 0.85, "*"),
-    ]
-    text = draw_scatter(
-        points, width=60, height=14, title="accuracy", x_title="images/s", log_x=True,
-        marks={"*": "no other is better in both", "o": "others"},
-    )  # fmt: skip
-    for part in ("resnet18 *", "o resnet50", "* vit", "100", "200", "images/s"):
-        assert part in text
-    assert text.splitlines()[-1] == "* no other is better in both   o others"
-
-
-def test_crowded_names_stand_below() -> None:
-    points = [Point(f"network_number_{index}", 1 + index / 500, 1.0) for index in range(6)]
-    points += [Point("far", 9, 2)]
-    text = draw_scatter(points, width=40, height=10)
-    for point in points:
-        assert text.count(point.label) == 1
-    assert max(map(len, text.splitlines())) <= 40
-
-
-def test_points_in_one_cell_share_a_mark() -> None:
-    text = draw_scatter([Point("one", 1, 1), Point("two", 1, 1)], width=50, height=10)
-    assert "o one, two" in text
-
-
-def test_points_that_cannot_be_shown_are_named() -> None:
-    points = [Point("fine", 2, 1), Point("zero", 0, 1), Point("none", math.nan, 1)]
-    text = draw_scatter(points, width=50, height=10, log_x=True)
-    assert text.splitlines()[-1] == "not shown: zero, none"
-    assert draw_scatter(points[1:], log_x=True) == f"{NOTHING}\nnot shown: zero, none"
-
-
-def test_braille_is_for_streams_that_can_hold_it() -> None:
-    for encoding, expected in (
-        ("utf-8", True),
-        ("UTF8", True),
-        ("ascii", False),
-        ("cp1252", False),
-    ):
-        stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-        assert takes_braille(stream) is expected
-    assert not takes_braille(io.StringIO())
+    many = {f"runs/with-a-long-name-{index}": RISING for index in range(70)}
+    text = draw_plot(many, stream(), title="t", x_title="x")
+    assert all(name in text for name in many)
+    assert max(map(len, text.splitlines())) == 80

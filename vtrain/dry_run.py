@@ -1,47 +1,49 @@
-"""A run tried out without a run folder: a few steps of each phase, and what the whole takes."""
+"""What a run will take: its plan, one step of each phase, and an estimate of the whole."""
 
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from vtrain.console import Console
-from vtrain.data.feature_store import StoredRows
-from vtrain.data.loaders import Batch, EpochBatchSampler
-from vtrain.distributed import ALONE
+from vtrain.config import LoadedConfig
+from vtrain.data.loaders import Batch, EpochBatchSampler, build_eval_loader, require_readable
+from vtrain.data.transforms import EvalTransform
+from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.files import require_space
-from vtrain.loop_builder import (
-    build_loop,
+from vtrain.fit import explained_errors, first_alone, make_plan
+from vtrain.models.freezing import HEAD, Phase
+from vtrain.models.splitting import UpperPart, find_frozen_boundary
+from vtrain.plan import FitPlan
+from vtrain.run_folder import choose_run_dir, count_needed_bytes
+from vtrain.runs.phases import PhaseWork, build_image_work
+from vtrain.runs.saved_state import count_saved_bytes
+from vtrain.runs.stored_features import StoredFeatures
+from vtrain.runs.trainer_setup import (
+    build_phase_run,
     build_sampler,
-    count_saved_bytes,
+    build_trainer,
     count_steps,
     find_schedule,
-    set_phase,
 )
-from vtrain.models.freezing import HEAD
-from vtrain.phase import PhaseBuilder, PhaseWork
-from vtrain.plan import FitPlan
-from vtrain.records import LabelledImages
-from vtrain.run_folder import count_needed_bytes
+from vtrain.runs.validation import Validation
+from vtrain.runtime import count_cores, find_device, keep_freed_memory
+from vtrain.signals import build_stop_error
+from vtrain.system.reporter import Reporter
 from vtrain.training.calibration import MAX_BANK
-from vtrain.training.feature_cache import FeatureCache, FrozenPart, Views
-from vtrain.training.loop import StepReport, TrainLoop, TrainState
+from vtrain.training.feature_cache import FrozenPart, Views
+from vtrain.training.inference import compute_outputs, prepare_for_inference
 from vtrain.training.memory import STATES_PER_WEIGHT, PeakMemory, saved_activations
+from vtrain.training.precision import Precision
+from vtrain.training.step import PhaseRun, Trainer
 from vtrain.training.stopwatch import Stopwatch
-from vtrain.training.streams import choose_streams
 
-# Each thing is measured for this long, and at least twice; what is slower, for so long at most.
-MEASURE_SECONDS = 1.5
-LIMIT_SECONDS = 20.0
-FIXED_STEPS = 4  # after the first, where several processes run side by side
 CURVE_POINTS = 400
-_MADE_UP_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,324 +170,273 @@ def build_rate_curve(plan: FitPlan, *, steps_per_epoch: int) -> RateCurve:
 
 
 def _peak_rate(plan: FitPlan, phase: int, *, head: bool) -> float:
-    rates = [group["peak_lrs"][phase] for group in plan.groups if (group["stage"] == HEAD) == head]
+    rates = (each.peak_lrs[phase] for each in plan.param_groups if (each.stage == HEAD) == head)
     return max(rates, default=0.0)
 
 
-class _EnoughError(Exception):
-    """Ends what is measured, out of the middle of it."""
+def dry_run(
+    loaded: LoadedConfig,
+    *,
+    reporter: Reporter,
+    on_plan: Callable[[Outline], None],
+    group: ProcessGroup = ALONE,
+) -> tuple[Outline, Forecast]:
+    """Plan a new run and time a step of each phase; writes no run folder and no features.
 
+    `on_plan` gets the plan before the first step. All processes of `group` call this together;
+    each measures by itself.
 
-@dataclass(slots=True)
-class _Pace:
-    """Moments at which one thing after the other was done, of which `together` come at a time.
-
-    `fixed` is how many to take after the first, whatever time they need.
+    Raises:
+        VtrainError: what would end the run before its first epoch does.
     """
-
-    device: torch.device
-    together: int
-    fixed: int | None = None
-    start: float = field(default_factory=time.perf_counter)
-    times: list[float] = field(default_factory=list)
-
-    def tick(self) -> None:
-        """One more is done.
-
-        Raises:
-            _EnoughError: the pace is known well enough.
-        """
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.times.append(time.perf_counter())
-        count, seconds = len(self.times) - 1, self.times[-1] - self.times[0]
-        if self.fixed is not None:
-            if count >= self.fixed:
-                raise _EnoughError
-            return
-        # Workers hand in their batches at about the same time: whole rounds alone tell the pace.
-        whole = count >= max(2, self.together) and count % max(1, self.together) == 0
-        if (whole and seconds >= MEASURE_SECONDS) or (count >= 2 and seconds >= LIMIT_SECONDS):
-            raise _EnoughError
-
-    @property
-    def first(self) -> float:
-        """Seconds before the pace begins: until the first was done, but for its own time."""
-        if not self.times:
-            return 0.0
-        return max(0.0, self.times[0] - self.start - self.each)
-
-    @property
-    def each(self) -> float:
-        """Seconds that each takes."""
-        if not self.times:
-            return 0.0
-        if len(self.times) == 1:
-            return self.times[0] - self.start
-        return (self.times[-1] - self.times[0]) / (len(self.times) - 1)
-
-    def total(self, count: float) -> float:
-        """Seconds that `count` take."""
-        return self.first + count * self.each
+    keep_freed_memory()
+    device = find_device(group.choose_device(loaded.config.train.device))
+    try:
+        with explained_errors(), group.joined(device), group.explained():
+            run_dir = first_alone(
+                group,
+                lambda: choose_run_dir(loaded.config.run_dir, loaded.name, resume=False),
+            )
+            plan = make_plan(loaded, reporter, group)
+            outline = build_outline(plan, run_dir)
+            on_plan(outline)
+            with group.together():
+                return outline, measure(plan, run_dir, reporter)
+    except KeyboardInterrupt as error:
+        raise build_stop_error(error, "stopped: nothing was written") from error
 
 
-@dataclass(slots=True)
-class _RehearsalBuilder(PhaseBuilder):
-    """Builds phases as a run does, but trains on made-up rows where that would store features.
-
-    What the run would compute for its store is counted, and timed on a few real images; nothing
-    is written. `processes` share that work.
-    """
-
-    processes: int = 1
-    feature_count: int = 0
-    feature_seconds: float = 0.0
-    on_features: bool = False
-    provided: float = 0.0  # when rows were last made up
-    known: set[tuple[str, str]] = field(default_factory=set)
-
-    def _provide(
-        self,
-        cache: FeatureCache,
-        part: FrozenPart,
-        images: LabelledImages,
-        views: Views,
-        *,
-        ahead: LabelledImages | None = None,
-        silent: bool = False,  # noqa: ARG002 (nothing is said of rows that are made up)
-    ) -> StoredRows | None:
-        self.on_features |= images is self.plan.splits.train
-        names = {id(each): name for name, each in self.plan.splits.named().items()}
-        kind = json.dumps([part.facts, views.facts()], sort_keys=True)
-        missing = 0
-        for split in filter(None, (images, ahead)):
-            key = (kind, names[id(split)])
-            if key not in self.known:
-                self.known.add(key)
-                missing += cache.count_missing(part, split.paths, views)
-        if missing:
-            pace = self._time_features(cache, part, images, views)
-            share = missing / self.processes
-            self.feature_count += missing
-            self.feature_seconds += pace.total(share / self.plan.batch_size)
-        rows = _make_rows(part, len(images), views.count)
-        self.provided = time.perf_counter()
-        return rows
-
-    def _time_features(
-        self, cache: FeatureCache, part: FrozenPart, images: LabelledImages, views: Views
-    ) -> _Pace:
-        plan = self.plan
-        pace = _Pace(plan.device, max(plan.workers, choose_streams(plan.device)))
-        numbers = np.zeros(len(images), dtype=np.int64)
-        label = "measuring features"
-        with suppress(_EnoughError), self.console.progress(len(images), label) as bar:
-            for batch, _ in cache.compute(part, images.paths, views, numbers):
-                bar.update(len(batch))
-                pace.tick()
-        return pace
-
-
-def _make_rows(part: FrozenPart, count: int, views: int) -> StoredRows:
-    """Rows `[count, views]` of random activations, of which a few are in memory again and again."""
-    dtype = getattr(torch, part.facts["dtype"])
-    generator = torch.Generator().manual_seed(0)
-    block = torch.rand(_MADE_UP_ROWS, *part.facts["shape"], generator=generator).to(dtype)
-    rows = np.arange(count * views, dtype=np.int64).reshape(count, views) % _MADE_UP_ROWS
-    return StoredRows([block], rows)
-
-
-@dataclass(slots=True)
-class Rehearsal:
-    """Tries the phases of a plan, one after the other, each from the weights that were loaded.
+def measure(plan: FitPlan, run_dir: Path, reporter: Reporter) -> Forecast:
+    """Estimate a run from one step of each phase; the weights are as before afterwards.
 
     Every process of a job does so by itself: the exchange between them is not measured.
+
+    Raises:
+        VtrainError: what the run itself would raise.
+    """
+    before = {key: each.to("cpu", copy=True) for key, each in plan.classifier.state_dict().items()}
+    sampler = build_sampler(plan)  # with this process's part of each batch
+    # One process that reads its images itself: two batches are not worth the start of workers.
+    alone = replace(plan, group=ALONE, workers=0)
+    read, infer = _time_images(alone)
+    trial = _Trial(alone, reporter, sampler, read, infer, plan.workers, plan.group.world_size)
+    phases: list[PhaseForecast] = []
+    with reporter.progress(len(plan.phases), "measuring", unit="phase") as bar:
+        for index in range(len(plan.phases)):
+            try:
+                phases.append(trial.measure_phase(index))
+            finally:
+                plan.classifier.load_state_dict(before)
+            bar.update(1)
+    checkpoint, model = count_saved_bytes(plan, build_trainer(plan, Stopwatch(), reporter))
+    # The last evaluation also sees the test images, and training images as examples of what is
+    # familiar; where the last phase was trained on features, those of the examples are stored.
+    unseen = 0 if plan.splits.test is None else len(plan.splits.test)
+    if not phases[-1].on_features:
+        unseen += min(len(plan.splits.train), MAX_BANK)
+    cuda = plan.device.type == "cuda"
+    return Forecast(
+        phases=tuple(phases),
+        final_seconds=phases[-1].validation_seconds + trial.evaluation_seconds(unseen),
+        disk_needed=count_needed_bytes(checkpoint_bytes=checkpoint, model_bytes=model),
+        disk_kept=checkpoint + model,
+        disk_free=_find_free(run_dir),
+        device_bytes=torch.cuda.get_device_properties(plan.device).total_memory if cuda else None,
+    )
+
+
+def _read_first(plan: FitPlan) -> Iterator[Batch]:
+    """The first two batches of training images as an evaluation sees them, or the only one."""
+    images = plan.splits.train.subset(range(min(2 * plan.batch_size, len(plan.splits.train))))
+    transform = EvalTransform(plan.preprocessing)
+    loader = build_eval_loader(
+        images.paths, images.labels, transform, batch_size=plan.batch_size, workers=0
+    )
+    return require_readable(loader, images.paths)
+
+
+def _time_images(plan: FitPlan) -> tuple[float, float]:
+    """Seconds that it takes to read an image, and to classify it."""
+    read, started = 0.0, time.perf_counter()
+    for batch in _read_first(plan):  # the last one counts: the first also warms up
+        read, started = (time.perf_counter() - started) / len(batch), time.perf_counter()
+    precision = Precision(plan.inference_precision, plan.device)
+    classifier = prepare_for_inference(plan.classifier, precision)
+
+    def infer() -> None:
+        compute_outputs(classifier, batch.inputs, plan.preprocessing, plan.device)
+
+    infer()
+    return read, _time(plan.device, infer) / len(batch)
+
+
+def _time(device: torch.device, call: Callable[[], object]) -> float:
+    """Seconds that a call takes, with the work that it leaves to the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+@dataclass(frozen=True, slots=True)
+class _Features:
+    """What a phase computes once: `missing` activations of its frozen `part` are not stored yet."""
+
+    part: FrozenPart
+    for_training: bool
+    for_validation: bool
+    missing: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A plan of one process without workers, and what is known of the run that it stands for.
+
+    `read` and `infer` are seconds per image; `workers` and `processes` those of the run. `stored`
+    are the kinds of features, with their split, that the phases so far will have stored.
     """
 
     plan: FitPlan
-    console: Console
-    sampler: EpochBatchSampler = field(init=False)
-    builder: _RehearsalBuilder = field(init=False)
+    reporter: Reporter
+    sampler: EpochBatchSampler
+    read: float
+    infer: float
+    workers: int
+    processes: int
+    stored: set[tuple[str, str]] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.sampler = build_sampler(self.plan)  # with this process's part of each batch
-        alone = replace(self.plan, group=ALONE)
-        processes = self.plan.group.world_size
-        self.builder = _RehearsalBuilder(alone, self.console, lambda: None, processes=processes)
-        self.plan = alone
-
-    def measure(self, run_dir: Path) -> Forecast:
-        """Take the steps; the weights are as before afterwards.
-
-        Raises:
-            VtrainError: what the run itself would raise.
-        """
-        plan = self.plan
-        before = {
-            name: tensor.to("cpu", copy=True)
-            for name, tensor in plan.classifier.state_dict().items()
-        }
-        phases = []
-        for index in range(len(plan.phases)):
-            try:
-                phases.append(self._measure_phase(index))
-            finally:
-                plan.classifier.load_state_dict(before)
-        final = self._forecast_familiar(phases[-1]) + self._measure_test()
-        loop = build_loop(plan, TrainState(), Stopwatch(plan.device), notify=self.console.warn)
-        checkpoint, model = count_saved_bytes(plan, loop)
-        return Forecast(
-            phases=tuple(phases),
-            final_seconds=final,
-            disk_needed=count_needed_bytes(checkpoint_bytes=checkpoint, model_bytes=model),
-            disk_kept=checkpoint + model,
-            disk_free=_find_free(run_dir),
-            device_bytes=_find_device_bytes(plan.device),
-        )
-
-    def _measure_phase(self, index: int) -> PhaseForecast:
-        plan, builder = self.plan, self.builder
-        phase, steps = plan.phases[index], count_steps(plan, self.sampler)
-        builder.feature_count, builder.feature_seconds, builder.on_features = 0, 0.0, False
-        peak = PeakMemory(plan.device)
-        loop = build_loop(plan, TrainState(), Stopwatch(plan.device), notify=self.console.warn)
-        set_phase(loop, plan, index, steps)
-        work = builder.enter(phase, self.sampler)
-        try:
-            activations = self._warm_up(loop, work, index)
-            step, waiting = self._time_steps(loop, work, index)
-        finally:
-            work.close()
-        validation = self._time_evaluation(
-            len(plan.splits.val), lambda: builder.validate(plan.classifier)
-        )
+    def measure_phase(self, index: int) -> PhaseForecast:
+        """Time one step of a phase, after one that warms up."""
+        plan, phase, peak = self.plan, self.plan.phases[index], PeakMemory(self.plan.device)
+        steps = count_steps(plan, self.sampler)
+        plan.apply_freeze(phase)
+        epoch = sum(each.epochs for each in plan.phases[:index])
+        self.sampler.set_epoch(epoch)
+        features = self._find_features(phase)
+        on_features = features is not None and features.for_training
+        work = self._build_work(phase, features)
+        trainer = replace(build_trainer(plan, Stopwatch(), self.reporter), accumulate=1)
+        trainer.state.epoch, trainer.state.step = epoch, epoch * steps
+        run = build_phase_run(plan, index, work, steps)
+        read, compute, activations = self._time_step(trainer, run, work)
+        seconds, waiting = (compute, 0.0) if on_features else self._overlap(read, compute)
+        missing = 0 if features is None else features.missing
         return PhaseForecast(
             name=phase.name,
             epochs=phase.epochs,
-            on_features=builder.on_features,
-            feature_count=builder.feature_count,
-            feature_seconds=builder.feature_seconds,
-            step_seconds=step.each,
-            waiting=waiting,
-            epoch_seconds=step.total(steps),
-            validation_seconds=validation,
-            memory=self._forecast_memory(loop, index, activations, peak.read()),
+            on_features=on_features,
+            feature_count=missing,
+            feature_seconds=self.evaluation_seconds(missing),
+            step_seconds=seconds * plan.accumulate,
+            waiting=waiting / seconds,
+            epoch_seconds=seconds * len(self.sampler),
+            validation_seconds=self._validation_seconds(features),
+            memory=self._forecast_memory(index, activations, peak.read()),
         )
 
-    def _warm_up(self, loop: TrainLoop, work: PhaseWork, index: int) -> int:
-        """A step that is not timed, on noise; the bytes that it keeps for its backward pass."""
+    def _build_work(self, phase: Phase, features: "_Features | None") -> PhaseWork:
+        """What the phase trains; on features of the first images where it will be on features."""
         plan = self.plan
-        self._start_epoch(loop, index)
-        batch = self._take_stored(work) if self.builder.on_features else self._make_batch()
-        accumulate, loop.accumulate = loop.accumulate, 1
-        self.sampler.set_epoch(loop.state.epoch)
-        with (
-            self.console.progress(1, f"warming up {plan.phases[index].name}", unit="step"),
-            saved_activations(plan.classifier) as total,
-        ):
-            loop.model, loop.prepare = work.model, work.prepare
-            loop.run_epoch([batch], [len(batch)], lambda _: None)
-        loop.accumulate = accumulate
-        return total[0]
+        stored = StoredFeatures(plan, self.reporter)
+        if features is None or not features.for_training:
+            part = None if features is None else features.part
+            return build_image_work(plan, phase, self.sampler, stored, part, self.reporter)
+        part = features.part
+        batches = (replace(each, inputs=part.compute(each.inputs)) for each in _read_first(plan))
+        upper = UpperPart(plan.classifier, part.boundary)
+        return PhaseWork(upper, batches, lambda inputs: inputs, Validation(plan, stored))
 
-    def _take_stored(self, work: PhaseWork) -> Batch:
-        return next(iter(work.batches))
+    def _time_step(
+        self, trainer: Trainer, run: PhaseRun, work: PhaseWork
+    ) -> tuple[float, float, int]:
+        """Seconds to read a batch and to train on it, and the bytes kept for its backward pass."""
 
-    def _make_batch(self) -> Batch:
-        plan = self.plan
-        size, edge = plan.batch_size, plan.preprocessing.crop
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(256, (size, edge, edge, 3), generator=generator, dtype=torch.uint8)
-        labels = torch.arange(size) % len(plan.splits.classes)
-        return Batch(pixels.permute(0, 3, 1, 2), labels, torch.arange(size))
+        def step(batch: Batch) -> None:
+            trainer.state.batch = 0
+            deque(trainer.train_epoch(run, [batch], [len(batch)]), maxlen=0)
 
-    def _start_epoch(self, loop: TrainLoop, index: int) -> None:
-        """Go to the first step of a phase."""
-        epoch = sum(phase.epochs for phase in self.plan.phases[:index])
-        splits = loop.state.splits
-        step = epoch * count_steps(self.plan, self.sampler)
-        loop.state = TrainState(epoch=epoch, step=step, splits=splits)
-        self.sampler.set_epoch(epoch)
+        try:
+            batches = iter(work.batches)
+            batch = next(batches)
+            with saved_activations(self.plan.classifier) as activations:
+                step(batch)
+            started = time.perf_counter()
+            batch = next(batches, batch)  # the only one again
+            read = max(time.perf_counter() - started, self.read * len(batch))
+            return read, _time(self.plan.device, lambda: step(batch)), activations[0]
+        finally:
+            work.close()
 
-    def _time_steps(self, loop: TrainLoop, work: PhaseWork, index: int) -> tuple[_Pace, float]:
-        """The pace of optimiser steps on real batches, and the share that is spent waiting."""
-        self._start_epoch(loop, index)
-        # Of stored rows none is waited for.
-        workers = 0 if self.builder.on_features else self.plan.workers
-        pace, waits = self._start_pace(workers), [0.0]
-        label = f"measuring {self.plan.phases[index].name}"
-        with self.console.progress(len(self.plan.splits.train), label) as bar:
+    def _overlap(self, read: float, compute: float) -> tuple[float, float]:
+        """Seconds that a batch takes while others are read, and those of them spent waiting."""
+        if not self.workers:
+            return read + compute, read
+        if self.plan.device.type == "cpu":  # shares its cores with the workers
+            compute += read / count_cores()
+        waiting = max(0.0, read / self.workers - compute)
+        return compute + waiting, waiting
 
-            def on_step(report: StepReport) -> None:
-                bar.update(report.images - bar.n)
-                waits.append(report.data_wait * (time.perf_counter() - pace.start))
-                pace.tick()
+    def evaluation_seconds(self, images: int) -> float:
+        """What the processes need to classify images, or for the frozen part of this."""
+        return images / self.processes * self._overlap(self.read, self.infer)[0]
 
-            with suppress(_EnoughError):
-                loop.run_epoch(work.batches, self.sampler.batch_sizes(), on_step)
-        if self.builder.on_features:
-            return pace, 0.0
-        if len(pace.times) < 2:
-            return pace, min(1.0, waits[-1] / max(pace.each, 1e-9))
-        return pace, min(1.0, (waits[-1] - waits[1]) / (pace.times[-1] - pace.times[0]))
+    def _validation_seconds(self, features: _Features | None) -> float:
+        plan, count = self.plan, len(self.plan.splits.val)
+        if features is None or not features.for_validation:
+            return self.evaluation_seconds(count)
+        batch = next(_read_first(plan))
+        activations = features.part.compute(batch.inputs)
+        upper = UpperPart(plan.classifier.eval(), features.part.boundary)
+        with torch.no_grad(), Precision(plan.inference_precision, plan.device).autocast():
+            seconds = _time(plan.device, lambda: upper(activations))
+        return count / self.processes * seconds / len(batch)
 
-    def _forecast_familiar(self, last: PhaseForecast) -> float:
-        """Seconds for the validation images at the end, and for a sample of the training images.
+    def _find_features(self, phase: Phase) -> _Features | None:
+        """What the phase will store; None where nothing is frozen."""
+        plan, splits = self.plan, self.plan.splits
+        stored = StoredFeatures(plan, self.reporter)
+        boundary = find_frozen_boundary(plan.classifier)
+        part = stored.build_part(plan.classifier, boundary, plan.precision)
+        if part is None:
+            return None
+        views, cache = stored.choose_training_views(phase, part), stored.open_cache()
+        wanted = [] if views is None else [("train", part, splits.train, views)]
+        if plan.config.train.cache != "off":
+            precision = plan.inference_precision
+            for_val = part
+            if precision != plan.precision:
+                for_val = stored.build_part(plan.classifier, boundary, precision) or part
+            count = 0 if views is None else len(splits.train) * views.count
+            if cache.fits(for_val, count + len(splits.val)):
+                seen = Views(EvalTransform(plan.preprocessing))
+                wanted.append(("val", for_val, splits.val, seen))
+        missing = 0
+        for split, each, images, seen in wanted:
+            kind = (json.dumps([each.facts, seen.facts()], sort_keys=True), split)
+            if kind not in self.stored:
+                self.stored.add(kind)
+                missing += cache.count_missing(each, images.paths, seen)
+        names = {split for split, *_ in wanted}
+        return _Features(part, "train" in names, "val" in names, missing)
 
-        Where the last phase was trained on features, those of the sample are stored.
-        """
-        splits = self.plan.splits
-        seconds = last.validation_seconds
-        if last.on_features:
-            return seconds
-        each = (seconds + last.feature_seconds) / len(splits.val)  # these may have been stored
-        return seconds + each * min(len(splits.train), MAX_BANK)
-
-    def _measure_test(self) -> float:
-        """Seconds that the test images take at the end, by the classifier of the last phase."""
-        plan, builder, test = self.plan, self.builder, self.plan.splits.test
-        if test is None:
-            return 0.0
-        builder.feature_seconds = 0.0
-        seconds = self._time_evaluation(
-            len(test), lambda: builder.evaluate(plan.classifier, test, "measuring the evaluation")
-        )
-        return builder.feature_seconds + seconds
-
-    def _time_evaluation(self, images: int, evaluate: Callable[[], object]) -> float:
-        """Seconds that an evaluation of so many images will take; it is not run to its end."""
-        plan, builder = self.plan, self.builder
-        pace = self._start_pace(max(plan.workers, choose_streams(plan.device)))
-        builder.on_batch = pace.tick
-        with suppress(_EnoughError):
-            try:
-                evaluate()
-            finally:
-                builder.on_batch = lambda: None
-        pace.start = max(pace.start, builder.provided)  # what was made up before is no part of it
-        return pace.total(-(-images // plan.batch_size) / builder.processes)
-
-    def _start_pace(self, together: int) -> _Pace:
-        # Processes that normalise over all their batches must take as many steps.
-        fixed = FIXED_STEPS if self.builder.processes > 1 else None
-        return _Pace(self.plan.device, together, fixed)
-
-    def _forecast_memory(
-        self, loop: TrainLoop, index: int, activations: int, peak: int | None
-    ) -> MemoryForecast:
+    def _forecast_memory(self, index: int, activations: int, peak: int | None) -> MemoryForecast:
         plan = self.plan
         trained = [p.nbytes for p in plan.classifier.parameters() if p.requires_grad]
         # What an earlier phase has stepped keeps its state.
+        parameters = dict(plan.classifier.named_parameters())
         stepped = [
-            parameter.nbytes
-            for group in plan.groups
-            for parameter in group["params"]
-            if any(group["peak_lrs"][: index + 1])
+            parameters[name].nbytes
+            for group in plan.param_groups
+            for name in group.names
+            if any(group.peak_lrs[: index + 1])
         ]
         copies = STATES_PER_WEIGHT if plan.config.optim.optimizer == "adamw" else 1
         model = sum(tensor.nbytes for tensor in plan.classifier.state_dict().values())
         return MemoryForecast(
-            model=model * (1 if loop.ema is None else 2),
+            model=model * (2 if plan.config.train.ema else 1),
             gradients=sum(trained),
             optimizer=copies * sum(stepped),
             activations=activations,
@@ -503,9 +454,3 @@ def _find_free(run_dir: Path) -> int | None:
     with suppress(OSError):
         return shutil.disk_usage(_find_existing(run_dir)).free
     return None
-
-
-def _find_device_bytes(device: torch.device) -> int | None:
-    if device.type != "cuda":
-        return None
-    return int(torch.cuda.get_device_properties(device).total_memory)

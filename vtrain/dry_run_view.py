@@ -1,24 +1,23 @@
 """What `--dry-run` shows of a run: classes, phases, rates over time, then time, memory and disk."""
 
 import math
-from typing import Any
+from itertools import accumulate
+from typing import Any, TextIO
 
-from vtrain.console import Console, find_width, format_bytes, one_line
+from vtrain.console import Console, format_bytes, one_line
 from vtrain.data.transforms import AUGMENT_PRESETS
-from vtrain.dry_run import Forecast, Outline, PhaseForecast, RateCurve, build_rate_curve
+from vtrain.dry_run import Forecast, Outline, PhaseForecast, build_rate_curve
 from vtrain.plan import FitPlan, show_facts, show_phases
 from vtrain.plan_record import build_plan_record
 from vtrain.records import to_plain
 from vtrain.run_folder import MODEL_NAME
-from vtrain.terminal_plot import draw_lines, takes_braille
+from vtrain.terminal_plot import draw_plot
 
 MOST_CLASSES = 20
 FEW_PHASES = 4  # that a sentence can name
-PLOT_HEIGHT = 14
-PLOT_WIDTH, WIDEST_PLOT = 80, 100  # off a terminal, and on one
 # Rates further apart than this need a logarithmic axis; it ends at a share of the lowest peak.
 LOG_FROM, LOG_FLOOR = 4.0, 0.02
-MUCH_WAITING = 0.05  # share of the time from which on it is worth a word
+MUCH = 0.05  # share of the time from which on it is worth a word
 
 
 def show_outline(outline: Outline, console: Console) -> None:
@@ -30,15 +29,7 @@ def show_outline(outline: Outline, console: Console) -> None:
         console.say(line)
     show_phases(plan, console, every=True)
     console.say(_describe_steps(outline))
-    console.say(draw_rates(outline, width=_plot_width(console), braille=_draws_dots(console)))
-
-
-def _plot_width(console: Console) -> int:
-    return min(find_width(console.stream) or PLOT_WIDTH, WIDEST_PLOT)
-
-
-def _draws_dots(console: Console) -> bool:
-    return takes_braille(console.stream)
+    console.say(draw_rates(outline, console.stream))
 
 
 def show_classes(plan: FitPlan, console: Console) -> None:
@@ -61,33 +52,26 @@ def show_classes(plan: FitPlan, console: Console) -> None:
 
 
 def _describe_images(plan: FitPlan) -> list[str]:
-    pre = plan.preprocessing
+    pre, data = plan.preprocessing, plan.config.data
     mean, std = (", ".join(f"{each:g}" for each in three) for three in (pre.mean, pre.std))
     lines = [
         f"images: turned as their EXIF says, transparent parts on rgb{pre.background}, "
         f"mean ({mean}), std ({std})"
     ]
-    lines += [
-        f"augmentation of phase {phase.name}: {_describe_augmentation(plan, plan.augment(phase))}"
-        for phase in plan.phases
-    ]
+    mixed = {"erasing": data.erasing, "mixup": data.mixup, "cutmix": data.cutmix}
+    for phase in plan.phases:
+        name = plan.augment(phase)
+        preset, parts = AUGMENT_PRESETS[name], [name]
+        if preset.crop_scale is not None:
+            low, high = preset.crop_scale
+            parts.append(f"random crop of {low:.0%} to {high:.0%} of the area")
+        if preset.flip:
+            parts.append(f"left-right flip of {preset.flip:.0%}")
+        if preset.policy:
+            parts.append(f"policy {preset.policy}")
+        parts += [f"{key} {value:g}" for key, value in mixed.items() if value]
+        lines.append(f"augmentation of phase {phase.name}: {', '.join(parts)}")
     return lines
-
-
-def _describe_augmentation(plan: FitPlan, name: str) -> str:
-    preset, data = AUGMENT_PRESETS[name], plan.config.data
-    parts = []
-    if preset.crop_scale is not None:
-        low, high = preset.crop_scale
-        parts.append(f"random crop of {low:.0%} to {high:.0%} of the area")
-    if preset.flip:
-        parts.append(f"left-right flip of {preset.flip:.0%}")
-    if preset.policy:
-        parts.append(f"policy {preset.policy}")
-    for key, value in (("erasing", data.erasing), ("mixup", data.mixup), ("cutmix", data.cutmix)):
-        if value:
-            parts.append(f"{key} {value:g}")
-    return f"{name}, {', '.join(parts)}" if parts else name
 
 
 def _describe_steps(outline: Outline) -> str:
@@ -104,75 +88,71 @@ def _describe_steps(outline: Outline) -> str:
     return f"steps: {steps:,} an epoch, {steps * epochs:,} in {epochs} epochs; {batch}{uneven}"
 
 
-def draw_rates(outline: Outline, *, width: int, braille: bool) -> str:
-    """The learning rates over the epochs as a plot."""
+def draw_rates(outline: Outline, stream: TextIO) -> str:
+    """The learning rates over the epochs as a plot, as wide as the terminal."""
     plan = outline.plan
     curve = build_rate_curve(plan, steps_per_epoch=outline.steps_per_epoch)
-    series = {"head": curve.head, "backbone": curve.backbone}
-    shown = {name: rates for name, rates in series.items() if any(map(math.isfinite, rates))}
-    floor = _find_floor(curve)
-    starts, first = [], 0
-    for phase in plan.phases:
-        starts.append((float(first), phase.name))
-        first += phase.epochs
-    return draw_lines(
-        {
-            name: [rate if floor is None or rate >= floor else math.nan for rate in rates]
-            for name, rates in shown.items()
-        },
-        x=curve.epochs,
-        width=width,
-        height=PLOT_HEIGHT,
-        braille=braille,
+    peaks = {
+        name: max(filter(math.isfinite, rates), default=0.0)
+        for name, rates in (("head", curve.head), ("backbone", curve.backbone))
+    }
+    shown = {name: peak for name, peak in peaks.items() if peak > 0}
+    log = max(shown.values()) > LOG_FROM * min(shown.values())
+    floor = LOG_FLOOR * min(shown.values()) if log else 0.0
+    series = {
+        name: (
+            curve.epochs,
+            [rate if rate >= floor else math.nan for rate in getattr(curve, name)],
+        )
+        for name in shown
+    }
+    starts = accumulate((phase.epochs for phase in plan.phases[:-1]), initial=0)
+    names = [(start, phase.name) for start, phase in zip(starts, plan.phases, strict=True)]
+    return draw_plot(
+        series,
+        stream,
         title="learning rate" if len(shown) > 1 else f"learning rate of the {next(iter(shown))}",
         x_title="epochs",
-        log_y=floor is not None,
-        whole_x=True,
-        sections=starts if len(starts) > 1 else (),
+        log_y=log,
+        starts=names if len(names) > 1 else (),
     )
-
-
-def _find_floor(curve: RateCurve) -> float | None:
-    """The lowest rate that a logarithmic axis shows; None for a linear one."""
-    peaks = [
-        max(filter(math.isfinite, rates), default=0.0) for rates in (curve.head, curve.backbone)
-    ]
-    peaks = [peak for peak in peaks if peak > 0]
-    return min(peaks) * LOG_FLOOR if max(peaks) > LOG_FROM * min(peaks) else None
 
 
 def show_forecast(outline: Outline, forecast: Forecast, console: Console) -> None:
     """What was measured, and what follows from it."""
-    plan = outline.plan
+    plan, phases = outline.plan, forecast.phases
     console.table(
         ("phase", "epochs", "step", "waiting", "epoch", "val", "in all"),
-        [_time_row(phase) for phase in forecast.phases],
-        title="time, from a few steps of each phase",
+        [
+            (
+                phase.name,
+                str(phase.epochs),
+                format_step(phase.step_seconds),
+                "-" if phase.on_features else f"{phase.waiting:.0%}",
+                *map(format_rough, (phase.epoch_seconds, phase.validation_seconds, phase.seconds)),
+            )
+            for phase in phases
+        ],
+        title="time, estimated from one step of each phase",
         right=range(1, 7),
     )
-    if len(forecast.phases) <= FEW_PHASES:
-        for phase in forecast.phases:
-            if phase.on_features or phase.feature_count:
-                console.say(_describe_features(phase))
+    for phase in phases if len(phases) <= FEW_PHASES else ():
+        if phase.on_features or phase.feature_count:
+            console.say(_describe_features(phase))
     console.say(describe_time(forecast))
     if plan.group.world_size > 1:
         console.say("time: the exchange of gradients between the processes is not in it")
     if plan.config.train.compile:
         console.say("time: measured without train.compile")
     _show_memory(plan, forecast, console)
-    _show_disk(outline, forecast, console)
-
-
-def _time_row(phase: PhaseForecast) -> tuple[str, ...]:
-    return (
-        phase.name,
-        str(phase.epochs),
-        format_step(phase.step_seconds),
-        "-" if phase.on_features else f"{phase.waiting:.0%}",
-        format_rough(phase.epoch_seconds),
-        format_rough(phase.validation_seconds),
-        format_rough(phase.seconds),
+    free = "" if forecast.disk_free is None else f"; {format_bytes(forecast.disk_free)} are free"
+    console.say(
+        f"disk: {format_bytes(forecast.disk_kept)} at the end, up to "
+        f"{format_bytes(forecast.disk_needed)} while it is written{free}"
     )
+    model = one_line(outline.run_dir / MODEL_NAME)
+    console.say(f"would write: {one_line(outline.run_dir)}, its model to {model}")
+    console.say("nothing has been written: leave out --dry-run to train")
 
 
 def _describe_features(phase: PhaseForecast) -> str:
@@ -187,63 +167,48 @@ def _describe_features(phase: PhaseForecast) -> str:
 
 def describe_time(forecast: Forecast) -> str:
     """One sentence: the whole time, its phases, and how much of it goes into images."""
+    phases = forecast.phases
     parts = [
         f"{phase.name} {phase.epochs} epoch{'s' if phase.epochs > 1 else ''} "
         f"{format_rough(phase.seconds)}"
-        for phase in forecast.phases
+        for phase in phases
     ]
     if len(parts) > FEW_PHASES:
-        parts = [f"{len(parts)} phases {format_rough(sum(p.seconds for p in forecast.phases))}"]
-    text = f"time: about {format_rough(forecast.seconds)}: {', '.join(parts)}, final evaluation "
-    text += format_rough(forecast.final_seconds)
-    features = sum(phase.feature_seconds for phase in forecast.phases)
-    if features > MUCH_WAITING * forecast.seconds:
-        text += f"; {format_rough(features)} of it for features that are computed once"
-    if forecast.waiting_seconds > MUCH_WAITING * forecast.seconds:
-        text += f"; {format_rough(forecast.waiting_seconds)} of it waiting for images"
+        parts = [f"{len(parts)} phases {format_rough(sum(phase.seconds for phase in phases))}"]
+    parts.append(f"final evaluation {format_rough(forecast.final_seconds)}")
+    text = f"time: about {format_rough(forecast.seconds)}: {', '.join(parts)}"
+    for seconds, what in (
+        (sum(phase.feature_seconds for phase in phases), "for features that are computed once"),
+        (forecast.waiting_seconds, "waiting for images"),
+    ):
+        if seconds > MUCH * forecast.seconds:
+            text += f"; {format_rough(seconds)} of it {what}"
     return text
 
 
 def _show_memory(plan: FitPlan, forecast: Forecast, console: Console) -> None:
-    on_cuda = forecast.device_bytes is not None
-    rows = [
-        (
-            phase.name,
-            *map(format_bytes, (m.model, m.gradients, m.optimizer, m.activations)),
-            "-" if m.peak is None else format_bytes(m.peak),
-        )
-        for phase in forecast.phases
-        for m in [phase.memory]
-    ]
+    total, memory = forecast.device_bytes, [phase.memory for phase in forecast.phases]
+    sizes = [(m.model, m.gradients, m.optimizer, m.activations) for m in memory]
+    peaks = ["-" if m.peak is None else format_bytes(m.peak) for m in memory]
     console.table(
         ("phase", "model", "gradients", "optimizer", "activations", "peak"),
-        rows,
-        title=f"memory of {plan.device}" if on_cuda else "memory",
+        [
+            (phase.name, *map(format_bytes, row), peak)
+            for phase, row, peak in zip(forecast.phases, sizes, peaks, strict=True)
+        ],
+        title="memory" if total is None else f"memory of {plan.device}",
         right=range(1, 6),
     )
-    peaks = [phase.memory.peak for phase in forecast.phases if phase.memory.peak is not None]
-    if not peaks:
+    peak = max((m.peak for m in memory if m.peak is not None), default=None)
+    if peak is None:
         return
-    if forecast.device_bytes is not None:
-        console.say(
-            f"memory: up to {format_bytes(max(peaks))} of the {format_bytes(forecast.device_bytes)}"
-            f" of {plan.device} were in use"
-        )
-        return
-    workers = f"{plan.workers} loader worker{'s' if plan.workers > 1 else ''}"
-    beside = f", besides {workers}" if plan.workers else ""
-    console.say(f"memory: up to {format_bytes(max(peaks))} in the whole process{beside}")
-
-
-def _show_disk(outline: Outline, forecast: Forecast, console: Console) -> None:
-    run_dir = one_line(outline.run_dir)
-    free = "" if forecast.disk_free is None else f"; {format_bytes(forecast.disk_free)} are free"
-    console.say(
-        f"disk: {format_bytes(forecast.disk_kept)} at the end, up to "
-        f"{format_bytes(forecast.disk_needed)} while it is written{free}"
-    )
-    console.say(f"would write: {run_dir}, its model to {one_line(outline.run_dir / MODEL_NAME)}")
-    console.say("nothing has been written: leave out --dry-run to train")
+    if total is not None:
+        where = f"of the {format_bytes(total)} of {plan.device} were in use"
+    else:
+        where = "in the whole process"
+        if plan.workers:
+            where += f", besides {plan.workers} loader worker{'s' if plan.workers > 1 else ''}"
+    console.say(f"memory: up to {format_bytes(peak)} {where}")
 
 
 def format_step(seconds: float) -> str:

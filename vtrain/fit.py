@@ -131,6 +131,11 @@ def make_plan(
     group: ProcessGroup,
     checkpoint: Checkpoint | None = None,
 ) -> FitPlan:
+    """The plan that all processes follow; a `checkpoint` fixes its phases and its batch size.
+
+    Raises:
+        VtrainError: what the config asks for cannot be had.
+    """
     # The first alone: it may have to download weights, and what it finds out of the images is kept.
     with group.together(main_first=True):
         plan = build_plan(

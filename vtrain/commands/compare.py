@@ -28,7 +28,6 @@ from vtrain.console import (
 if TYPE_CHECKING:
     from vtrain.compare import ComparedRun, Comparison, RunDifference
 
-WIDEST_PLOT, NARROWEST_PLOT = 100, 40
 FEWEST_COLUMNS = 5  # of the table of runs: with the intervals
 CLASSES_SHOWN, IMAGES_SHOWN = 5, 3  # on each side
 
@@ -195,19 +194,14 @@ def _show_images(difference: "RunDifference", comparison: "Comparison") -> None:
 
 
 def _show_curves(runs: Sequence["ComparedRun"]) -> None:
-    from vtrain.terminal_plot import draw_lines, takes_braille
+    from vtrain.terminal_plot import draw_plot
 
     if max(len(run.curve) for run in runs) < 2:
         return
-    width = find_width(data_stream()) or WIDEST_PLOT
+    curves = {
+        str(run.run_dir): (range(1, len(run.curve) + 1), [100 * value for value in run.curve])
+        for run in runs
+    }
     print_line("")
-    print_text(
-        draw_lines(
-            {str(run.run_dir): [100 * value for value in run.curve] for run in runs},
-            width=max(NARROWEST_PLOT, min(width, WIDEST_PLOT)),
-            braille=takes_braille(data_stream()),
-            title="top-1 on the validation images, %",
-            x_title="epoch",
-            whole_x=True,
-        )
-    )
+    title = "top-1 on the validation images, %"
+    print_text(draw_plot(curves, data_stream(), title=title, x_title="epoch"))

@@ -35,7 +35,7 @@ def fit(
         bool,
         typer.Option(
             "--dry-run",
-            help="Show the whole plan, with time and memory from a few steps, and stop.",
+            help="Show the whole plan, with time and memory from a step of each phase, and stop.",
         ),
     ] = False,
     profile: Annotated[
@@ -115,9 +115,8 @@ def _require_sense(*, resume: bool, dry_run: bool, as_json: bool, profile: bool)
 def _show_plan(
     loaded: "LoadedConfig", console: Console, group: "ProcessGroup", *, as_json: bool
 ) -> None:
-    from vtrain.dry_run import require_room
+    from vtrain.dry_run import dry_run, require_room
     from vtrain.dry_run_view import build_dry_run_record, show_forecast, show_outline
-    from vtrain.fit import dry_run
 
     outline, forecast = dry_run(
         loaded,

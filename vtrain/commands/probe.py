@@ -26,8 +26,6 @@ from vtrain.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from vtrain.probe import ProbeResult
 
-PLOT_WIDTH = 80  # columns, off a terminal
-MAX_PLOT_WIDTH = 100
 UNITS = {"": 60.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -169,21 +167,13 @@ def _print_fitting_table(
 
 def _draw_plot(result: "ProbeResult") -> str:
     from vtrain.probe_report import label_backbones
-    from vtrain.terminal_plot import Point, draw_scatter, takes_braille
+    from vtrain.terminal_plot import draw_plot
 
-    points = [
-        Point(name, each.images_per_second, 100 * each.accuracy, "*" if each.pareto else "o")
-        for name, each in zip(label_backbones(result), result.backbones, strict=True)
-    ]
-    return draw_scatter(
-        points,
-        width=min(find_width(data_stream()) or PLOT_WIDTH, MAX_PLOT_WIDTH),
-        braille=takes_braille(data_stream()),
-        title="linear probe, %",
-        x_title="images/s",
-        log_x=True,
-        marks={"*": "front", "o": "others"},
-    )
+    points = {}
+    for name, each in zip(label_backbones(result), result.backbones, strict=True):
+        label = f"{name} (front)" if each.pareto else name
+        points[label] = ([each.images_per_second], [100 * each.accuracy])
+    return draw_plot(points, data_stream(), title="linear probe, %", x_title="images/s", log_x=True)
 
 
 def _require_complete(result: "ProbeResult") -> None:
