@@ -226,6 +226,7 @@ def _inspect(
             images.paths,
             images.root,
             count=total,
+            with_facts=True,
             choose_workers=choose_workers,
             progress=progress,
             notify=notify,
@@ -233,9 +234,10 @@ def _inspect(
         for images in source.splits.values()
     ]
     whole = Inspection(
-        facts=np.concatenate([each.facts for each in parts]),
         readable=np.concatenate([each.readable for each in parts]),
         bad=[bad for each in parts for bad in each.bad],
+        sizes=np.concatenate([each.sizes for each in parts]),
+        facts=np.concatenate([each.facts for each in parts]),
         read=sum(each.read for each in parts),
         known=sum(each.known for each in parts),
     )
