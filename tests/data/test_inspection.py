@@ -53,7 +53,7 @@ def with_facts(request: pytest.FixtureRequest) -> bool:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that are truly read."""
     names: list[str] = []
-    truly_map = inspection.map_images
+    truly_map = images.map_images
 
     def map_images(read: Any, paths: Sequence[Path], **named: Any) -> list[Any]:
         names.extend(path.name for path in paths)
@@ -201,7 +201,7 @@ def test_a_killed_look_goes_on_where_it_was(
     root: Path, monkeypatch: pytest.MonkeyPatch, with_facts: bool
 ) -> None:
     monkeypatch.setattr(inspection, "_PIECE_FILES", 1)
-    truly_map = inspection.map_images
+    truly_map = images.map_images
     calls: list[object] = []
 
     def die(*arguments: Any, **named: Any) -> Any:
