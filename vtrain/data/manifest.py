@@ -105,8 +105,8 @@ class ScanFile:
         checksums = _checksum(keys), _checksum(values)
         piece = _PIECE_HEAD.pack(len(keys), len(values), *checksums) + keys + values
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             if self._end == 0:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(self.path) as stream:
                     stream.write(self._head + piece)
             else:
