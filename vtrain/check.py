@@ -15,7 +15,6 @@ from vtrain.check_findings import (
     SEVERITIES,
     DataSet,
     Finding,
-    FoundGroup,
     choose_exclusions,
     find_class_troubles,
     find_duplicates,
@@ -34,11 +33,12 @@ from vtrain.data.folders import find_splits, is_source, scan_images, scan_labell
 from vtrain.data.inspection import Inspection, hash_all_pixels, inspect_images
 from vtrain.data.loaders import resolve_workers
 from vtrain.data.manifest import Notify
+from vtrain.data.naming import HIDDEN_PREFIXES
 from vtrain.data.splits import describe_unmatched, scan_splits
 from vtrain.errors import DataError, UsageError
 from vtrain.features import Features
 from vtrain.models.weights import describe_weights
-from vtrain.records import LabelledImages
+from vtrain.records import LabelledImages, to_plain
 from vtrain.zoo import find_backbone
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
@@ -159,8 +159,8 @@ def _open_folder(path: Path, image_size: int, notify: Notify) -> Source:
 def _class_folders(path: Path) -> list[str]:
     if not path.is_dir():
         return []
-    hidden = (".", "__MACOSX")
-    return sorted(e.name for e in path.iterdir() if e.is_dir() and not e.name.startswith(hidden))
+    names = [each.name for each in path.iterdir() if each.is_dir()]
+    return sorted(name for name in names if not name.startswith(HIDDEN_PREFIXES))
 
 
 def check(
@@ -226,6 +226,7 @@ def _inspect(
             images.paths,
             images.root,
             count=total,
+            with_facts=True,
             choose_workers=choose_workers,
             progress=progress,
             notify=notify,
@@ -233,9 +234,10 @@ def _inspect(
         for images in source.splits.values()
     ]
     whole = Inspection(
-        facts=np.concatenate([each.facts for each in parts]),
         readable=np.concatenate([each.readable for each in parts]),
         bad=[bad for each in parts for bad in each.bad],
+        sizes=np.concatenate([each.sizes for each in parts]),
+        facts=np.concatenate([each.facts for each in parts]),
         read=sum(each.read for each in parts),
         known=sum(each.known for each in parts),
     )
@@ -330,11 +332,7 @@ def write_list(path: Path, result: CheckResult) -> int:
     Raises:
         ResourceError, UsageError: it cannot be written.
     """
-    sections = [
-        (LIST_TITLE, ()),
-        *result.exclude,
-    ]
-    write_exclusion(path, sections)
+    write_exclusion(path, [(LIST_TITLE, ()), *result.exclude])
     return sum(len(paths) for _, paths in result.exclude)
 
 
@@ -366,24 +364,14 @@ def _describe_split(data: DataSet, name: str) -> dict[str, Any]:
 
 
 def _describe_finding(finding: Finding) -> dict[str, Any]:
-    return {
-        "kind": finding.kind,
-        "severity": finding.severity,
-        "count": finding.count,
-        "message": finding.message,
-        "advice": finding.advice,
-        "paths": list(map(str, finding.paths)),
-        "reasons": list(finding.reasons),
-        "classes": list(finding.classes),
-        "groups": [_describe_group(each) for each in finding.groups],
-    }
-
-
-def _describe_group(group: FoundGroup) -> dict[str, Any]:
-    return {
-        "same": group.same,
-        "images": [
-            {"path": str(each.path), "split": each.split, "class": each.label}
-            for each in group.members
-        ],
-    }
+    groups = [
+        {
+            "same": group.same,
+            "images": [
+                {"path": str(each.path), "split": each.split, "class": each.label}
+                for each in group.members
+            ],
+        }
+        for group in finding.groups
+    ]
+    return {**to_plain(finding), "groups": groups}

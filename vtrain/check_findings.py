@@ -1,7 +1,7 @@
 """What can be wrong with a data set: each kind of finding, how bad it is, and what to do then."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -108,8 +108,8 @@ class Finding:
     advice: str
     paths: tuple[Path, ...] = ()
     reasons: tuple[str, ...] = ()
-    groups: tuple[FoundGroup, ...] = ()
     classes: tuple[str, ...] = ()
+    groups: tuple[FoundGroup, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,7 @@ def find_unreadable(bad: Sequence[SkippedFile], total: int, *, skipped: bool) ->
         yield found
         return
     advice = "repair them: training leaves them out (data.on_bad_image: skip)"
-    yield Finding("unreadable", "warning", found.count, found.message, advice, found.paths,
-                  found.reasons)  # fmt: skip
+    yield replace(found, severity="warning", advice=advice)
 
 
 def find_duplicates(data: DataSet, groups: Iterable[Group]) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from tests.pictures import (
     two_colours,
 )
 from vtrain.data import images
-from vtrain.data.images import MAX_FILE_BYTES, check_image, check_images, read_image
+from vtrain.data.images import MAX_FILE_BYTES, check_image, map_images, read_image
 from vtrain.errors import ImageError
 from vtrain.records import SkippedFile
 
@@ -165,20 +165,29 @@ def test_reduced_decoding_turns_the_image_upright_too(tmp_path: Path) -> None:
     np.testing.assert_allclose(corners(image), (RED, BLUE), atol=6)
 
 
+def find_bad(
+    paths: Sequence[Path], *, workers: int, progress: Callable[[int], object] | None = None
+) -> list[SkippedFile]:
+    """The images that cannot be read, and why."""
+    reasons = map_images(check_image, paths, workers=workers, progress=progress)
+    found = zip(paths, reasons, strict=True)
+    return [SkippedFile(path, reason) for path, reason in found if reason is not None]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_check_images_lists_the_bad_ones_in_order(tmp_path: Path, workers: int) -> None:
+def test_bad_images_are_found_in_order(tmp_path: Path, workers: int) -> None:
     good = write(tmp_path / "good.png", save(two_colours(), format="PNG"))
     cut = write(tmp_path / "cut.jpg", save(noise(), format="JPEG")[:3000])
     os.mkfifo(tmp_path / "fifo.jpg")
     paths = [tmp_path / "fifo.jpg", *[good] * 40, cut, good, tmp_path / "gone.jpg"]
     done: list[int] = []
-    assert check_images(paths, workers=workers, progress=done.append) == [
+    assert find_bad(paths, workers=workers, progress=done.append) == [
         SkippedFile(tmp_path / "fifo.jpg", "is a named pipe, not a file"),
         SkippedFile(cut, "is truncated"),
         SkippedFile(tmp_path / "gone.jpg", "does not exist"),
     ]
     assert sum(done) == len(paths)
-    assert check_images([], workers=workers) == []
+    assert find_bad([], workers=workers) == []
 
 
 @pytest.mark.parametrize(
@@ -193,17 +202,17 @@ def test_a_file_that_is_the_end_of_its_process_is_listed(
 ) -> None:
     good = write(tmp_path / "good.png", save(two_colours(), format="PNG"))
     killer = write(tmp_path / "killer.png", save(two_colours(), format="PNG"))
-    truly_check = images.check_image
+    truly_read = images.read_image
 
-    def check(path: Path) -> None:
+    def read(path: Path) -> Image.Image:
         if path == killer:
             act()
-        truly_check(path)
+        return truly_read(path)
 
-    monkeypatch.setattr(images, "check_image", check)  # forked workers inherit it
+    monkeypatch.setattr(images, "read_image", read)  # forked workers inherit it
     for name in ("_CHECK_SECONDS", "_APART_SECONDS"):
         monkeypatch.setattr(images, name, 1.0)
-    found = check_images([*[good] * 20, killer, *[good] * 20], workers=2)
+    found = find_bad([*[good] * 20, killer, *[good] * 20], workers=2)
     assert found == [SkippedFile(killer, reason)]
 
 
@@ -212,7 +221,7 @@ def test_spawned_processes_check_the_same(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(images, "ProcessPoolExecutor", spawning)
     good = write(tmp_path / "good.png", save(two_colours(), format="PNG"))
     bad = write(tmp_path / "bad.jpg", b"no image")
-    found = check_images([good] * 3 + [bad], workers=1)
+    found = find_bad([good] * 3 + [bad], workers=1)
     assert found == [SkippedFile(bad, "is not an image in a supported format")]
 
 

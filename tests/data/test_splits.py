@@ -52,8 +52,8 @@ def test_splits_share_classes_by_name() -> None:
     assert splits.val.labels == (1, 2)
     assert splits.test is not None
     assert splits.test.labels == (0,)
-    assert "data.val has no images of ant" in said.getvalue()
-    assert "data.test has no images of bee, cow" in said.getvalue()
+    assert "data.val has no images of 'ant'" in said.getvalue()
+    assert "data.test has no images of 'bee', 'cow'" in said.getvalue()
     assert "data.train" not in said.getvalue()
 
 
@@ -63,7 +63,7 @@ def test_a_long_list_of_missing_classes_is_cut_and_counted() -> None:
     said = io.StringIO()
     load(said=said)
     text = " ".join(said.getvalue().split())  # lines are wrapped
-    assert "no images of class0, class1, class2, class3, class4 and 3 more classes" in text
+    assert "no images of 'class0', 'class1', 'class2', 'class3', 'class4' and 3 more" in text
     assert "class5" not in text
 
 

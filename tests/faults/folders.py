@@ -22,7 +22,7 @@ from tests.cli.program import Outcome
 from tests.faults.case import Case, NotPossible
 from tests.faults.commands import draw_png, place, run, write_config, write_model
 from vtrain import embed, evaluate, predict
-from vtrain.data import checked, walk
+from vtrain.data import inspection, walk
 from vtrain.data.folders import scan_images, scan_labelled
 from vtrain.data.manifest import Listing
 from vtrain.runs.epochs import FitRun
@@ -272,13 +272,13 @@ SURPRISES = (
         "class missing in val",
         remove("val/ant"),
         val={"ant": 0, "bee": 2},
-        said=("data.val has no images of ant",),
+        said=("data.val has no images of 'ant'",),
     ),
     Surprise(
         "class empty in val",
         steps(remove("val/ant"), put("val/ant/")),
         val={"ant": 0, "bee": 2},
-        said=("data.val has no images of ant",),
+        said=("data.val has no images of 'ant'",),
     ),
     Surprise(
         "class only in val",
@@ -382,7 +382,7 @@ SURPRISES = (
         settings=("data.val={data}/train/val",),
         train={"ant": 4, "bee": 4, "val": 4},
         val={"ant": 2, "bee": 2, "val": 0},
-        said=("data.val has no images of val",),
+        said=("data.val has no images of 'val'",),
     ),
     Surprise(
         "the same image in train and val",
@@ -809,13 +809,13 @@ def vanish_before_check(folder: Path) -> None:
     make_plain(data)
     gone = data / "train/ant/0.png"
     config = write_config(folder, {"train": str(data / "train"), "val": str(data / "val")})
-    truly_check = checked.check_unknown
+    truly_inspect = inspection.inspect_images
 
-    def check(*arguments: Any, **named: Any) -> Any:
+    def inspect(*arguments: Any, **named: Any) -> Any:
         gone.unlink(missing_ok=True)
-        return truly_check(*arguments, **named)
+        return truly_inspect(*arguments, **named)
 
-    with mock.patch("vtrain.data.splits.check_unknown", check):
+    with mock.patch("vtrain.data.splits.inspect_images", inspect):
         done = run(folder, "fit", config, "--dry-run")
         check_words(done, 3, ("1 of 12 images cannot be read", f"  {gone}: does not exist"))
         place(gone)
@@ -969,7 +969,7 @@ def scan_many_classes(count: int, folder: Path) -> None:
     assert f"classes: {count}, 1 training" in run(folder, "init", data, "-o", folder / "i.yaml").err
     shutil.rmtree(data / "val" / "class 00007")
     done = run(folder, "fit", config, "--dry-run")
-    check_words(done, 0, ("data.val has no images of class 00007\n",))
+    check_words(done, 0, ("data.val has no images of 'class 00007'\n",))
     for number in range(count // 2):
         (data / "train" / f"empty {number:05}").mkdir()
     done = run(folder, "fit", config, "--dry-run")

@@ -125,7 +125,7 @@ def scan_labelled(
 
 
 def scan_images(
-    root: Path, *, name: str = "folder", notify: Notify | None = None
+    root: Path, *, notify: Notify | None = None
 ) -> tuple[PackedPaths, list[SkippedFile]]:
     """List images without their classes, and what is not used.
 
@@ -136,10 +136,10 @@ def scan_images(
         DataError: `root` cannot be read, or is neither a folder nor a tar nor a list.
     """
     notify = notify or _say_nothing
-    if _is_list(root, name):
+    if _is_list(root, "folder"):
         listed = read_list(root, labelled=False)
         return PackedPaths(root.parent, listed.names, mixed=True), listed.skipped
-    source = _open_source(root, name, notify)
+    source = _open_source(root, "folder", notify)
     if isinstance(source, TarScan):
         return PackedPaths(root, sorted(source.names)), sorted(source.skipped, key=path_text)
     files = source.scan.walk((), entries=source.entries)[""]

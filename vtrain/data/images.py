@@ -29,7 +29,6 @@ from PIL.TiffImagePlugin import TiffImageFile
 from vtrain.data.shards import read_member
 from vtrain.data.worker_troubles import run_apart
 from vtrain.errors import ImageError
-from vtrain.records import SkippedFile
 from vtrain.signals import shield_worker, stop_signals_blocked
 
 # Only these decoders ever see a file: an EPS named .jpg must not start Ghostscript.
@@ -177,30 +176,6 @@ def _is_animated(image: ImageFile.ImageFile) -> bool:
         return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
     except Exception:  # of a second frame that is damaged
         return True
-
-
-def check_images(
-    paths: Sequence[Path],
-    *,
-    workers: int,
-    progress: Callable[[int], object] | None = None,
-) -> list[SkippedFile]:
-    """Check every image with `check_image`; the unusable ones, in the order of `paths`.
-
-    Args:
-        paths: files to check.
-        workers: processes to use; 0 checks in this process.
-        progress: called with the number of files done since its last call.
-
-    A file whose decoder kills its process (or makes the kernel do so) is listed like any other.
-    """
-    reasons = map_images(_check, paths, workers=workers, progress=progress)
-    found = zip(paths, reasons, strict=True)
-    return [SkippedFile(path, reason) for path, reason in found if reason is not None]
-
-
-def _check(path: Path) -> None:
-    check_image(path)
 
 
 def map_images(

@@ -1,11 +1,16 @@
-"""The facts of each image that a check of a data set needs, kept so that none is read twice."""
+"""Reads every image of a data set once: whether it can be read, and where asked for its facts."""
 
 import hashlib
 import os
 import struct
+import time
+from array import array
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import IntFlag
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,20 +19,26 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from vtrain.data.checked import CheckedFiles, read_facts
-from vtrain.data.images import CHECK_RULES, map_images, read_image, read_whole
-from vtrain.data.kept_records import KeptRecords
-from vtrain.data.manifest import Notify, kept_file
-from vtrain.records import SkippedFile
+from vtrain.data.images import CHECK_RULES, check_image, map_images, read_image, read_whole
+from vtrain.data.manifest import Notify, ScanFile, is_settled
+from vtrain.data.shards import FileStatus, find_status
+from vtrain.records import PackedPaths, SkippedFile
+from vtrain.signals import shield_worker, stop_signals_blocked
 
 THUMB_EDGE = 32  # pixels; 1 kB an image tells photographs of one kind apart
 # Reduced in whole steps before it is resized: as good, and three times as fast.
 _REDUCED_EDGE = 2 * THUMB_EDGE
-# Images that are read before what was found is written: what a kill loses.
+# Images that each process reads before what was found is written: what a kill loses.
 _PIECE_FILES = 1_024
+# A file of so many times as many images as there are, but no fewer than so many, starts anew.
+_MAX_GROWTH = 4
 _MIN_LIMIT = 100_000
-_MAX_GROWTH = 4  # a file of so many times as many records as there are images starts anew
-_RULES = 1  # to be raised when the facts change
+_FACT_RULES = 1  # to be raised when the facts change
+_NO_KEY = 0
+_NO_SIZE = 2**64 - 1  # -1 as a signed number
+# So many files are asked about by several processes; fewer take less time than starting those.
+_MIN_PARALLEL = 100_000
+_BLOCK_FILES = 16_384
 
 # Pillow's name of each format that is read, and the suffixes that go with it.
 FORMATS = {
@@ -69,24 +80,155 @@ FACTS = np.dtype(
     ]
 )
 _NUMBERS = struct.Struct("<IIBB")  # those of FACTS
-_KEPT = np.dtype([("key", "<u8"), ("facts", FACTS)])
 
 Facts: TypeAlias = NDArray[Any]  # [N] of FACTS
+Keys: TypeAlias = NDArray[np.uint64]  # [N], hashes of what `os.stat` tells of files
+Sizes: TypeAlias = NDArray[np.int64]  # [N], bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Facts of images, `[N]` of `FACTS`, and which of them could be read.
+    """Which images can be read, and what is known of them.
 
-    `readable` is bool `[N]`; the facts of the others are zeros. `bad` are those with their reasons,
-    in order. `read` images were read for this, `known` ones were unchanged since they were.
+    `readable` is bool `[N]`, and `bad` are the others with their reasons, in order. `sizes` `[N]`
+    are those of the files in bytes, -1 for one that is not there. `facts` are `[N]` of `FACTS`,
+    zeros for images that cannot be read, or `[0]` if they were not asked for. `read` images were
+    read for this, `known` ones are unchanged since they were.
     """
 
-    facts: Facts
     readable: NDArray[np.bool_]
     bad: list[SkippedFile]
+    sizes: Sizes
+    facts: Facts
     read: int
     known: int
+
+
+def inspect_images(
+    paths: Sequence[Path],
+    root: Path,
+    *,
+    count: int,
+    with_facts: bool,
+    choose_workers: Callable[[int], int],
+    progress: Callable[[int], object],
+    notify: Notify,
+) -> Inspection:
+    """Read every image once, or not at all if it was read before and has not changed since.
+
+    An image is known by device, inode, size and times of its file (and its place in an archive),
+    and only to the Pillow that read it.
+
+    Args:
+        paths: images below `root`.
+        root: the folder, archive or list that they come from.
+        count: images of this root in all, of which `paths` may be a part.
+        with_facts: whether more is asked than that an image can be read.
+        choose_workers: processes for a number of images to be read.
+        progress: called with the number of images done since its last call.
+        notify: is told once if nothing can be kept.
+    """
+    keys, sizes = stat_images(paths, workers=choose_workers(len(paths)))
+    kept = ScanFile("images", root, (CHECK_RULES, _FACT_RULES, PIL.__version__))
+    readable, facts = _find_known(kept, keys, with_facts, max(_MIN_LIMIT, _MAX_GROWTH * count))
+    unknown = np.flatnonzero(~readable)
+    progress(len(paths) - len(unknown))
+    workers = choose_workers(len(unknown))
+    step = max(workers, 1) * _PIECE_FILES
+    read: Callable[[Path], bytes | None] = inspect_image if with_facts else check_image
+    bad: list[SkippedFile] = []
+    for first in range(0, len(unknown), step):
+        piece = unknown[first : first + step]
+        some = [paths[position] for position in piece.tolist()]
+        found = map_images(read, some, workers=workers, progress=progress)
+        for position, path, each in zip(piece.tolist(), some, found, strict=True):
+            if isinstance(each, str):
+                bad.append(SkippedFile(path, each))
+                continue
+            readable[position] = True
+            if each is not None:
+                facts[position] = np.frombuffer(each, FACTS)[0]
+        new = piece[readable[piece] & (keys[piece] != _NO_KEY)]
+        if len(new):
+            values = facts[new].tobytes() if with_facts else b""
+            kept.add(keys[new].tobytes(), values, notify=notify)
+    return Inspection(readable, bad, sizes, facts, len(unknown), len(paths) - len(unknown))
+
+
+def _find_known(
+    kept: ScanFile, keys: Keys, with_facts: bool, limit: int
+) -> tuple[NDArray[np.bool_], Facts]:
+    """Which of the images with these keys are known to be readable, and their facts."""
+    pieces = kept.read(values=with_facts)
+    if sum(len(part) for part, _ in pieces) > limit * keys.itemsize:
+        kept.restart()
+        pieces = []
+    if with_facts:
+        pieces = [piece for piece in pieces if piece[1]]
+    stored = np.frombuffer(b"".join(part for part, _ in pieces), np.uint64)
+    known, first = np.unique(stored, return_index=True)
+    facts = np.zeros(len(keys) if with_facts else 0, FACTS)
+    if not len(known):
+        return np.zeros(len(keys), np.bool_), facts
+    places = np.searchsorted(known, keys).clip(max=len(known) - 1)
+    readable: NDArray[np.bool_] = (known[places] == keys) & (keys != _NO_KEY)
+    if with_facts:
+        values = np.frombuffer(b"".join(part for _, part in pieces), FACTS)
+        del pieces  # facts are 1 kB an image: no second copy of them
+        facts[readable] = values[first[places[readable]]]
+    return readable, facts
+
+
+def stat_images(paths: Sequence[Path], *, workers: int) -> tuple[Keys, Sizes]:
+    """Key and size of each image as it is now, asked for by several processes if there are many.
+
+    A key is 0 where the file is not there, or may change without a trace in this moment.
+    """
+    started = time.time_ns()
+    texts = paths.texts() if isinstance(paths, PackedPaths) else map(str, paths)
+    blocks = ("\0".join(block) for block in iter(lambda: list(islice(texts, _BLOCK_FILES)), []))
+    read = partial(_stat_block, started_ns=started)
+    if workers and len(paths) >= _MIN_PARALLEL:
+        with ProcessPoolExecutor(workers, initializer=shield_worker) as pool:
+            with stop_signals_blocked():
+                contents = pool.map(read, blocks)
+            content = b"".join(contents)
+    else:
+        content = b"".join(map(read, blocks))
+    columns = np.frombuffer(content, np.uint64).reshape(-1, 2)
+    return columns[:, 0], columns[:, 1].astype(np.int64)
+
+
+def _stat_block(texts: str, *, started_ns: int) -> bytes:
+    """Key and size, 8 bytes each, of every path in a text; the separator is in no path."""
+    columns = array("Q")
+    for text in texts.split("\0"):
+        columns.extend(_stat_image(text, started_ns))
+    return columns.tobytes()
+
+
+def _stat_image(path: str, started_ns: int) -> tuple[int, int]:
+    try:
+        status: os.stat_result | FileStatus = os.stat(path)  # noqa: PTH116  # one of many
+    except NotADirectoryError:
+        try:
+            status = find_status(path)
+        except OSError:
+            return _NO_KEY, _NO_SIZE
+    except (OSError, ValueError):
+        return _NO_KEY, _NO_SIZE
+    if not is_settled(status, started_ns):
+        return _NO_KEY, status.st_size
+    facts = b"%d %d %d %d %d %d" % (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        status.offset if isinstance(status, FileStatus) else 0,
+    )
+    key = int.from_bytes(hashlib.blake2b(facts, digest_size=8).digest(), "little")
+    return key, status.st_size
 
 
 def inspect_image(path: Path) -> bytes:
@@ -131,83 +273,6 @@ def hash_pixels(path: Path) -> bytes:
 def format_name(number: int) -> str:
     """The name of a format in the facts."""
     return _FORMAT_NAMES[number] if number < len(_FORMAT_NAMES) else "other"
-
-
-def inspect_images(
-    paths: Sequence[Path],
-    root: Path,
-    *,
-    count: int,
-    choose_workers: Callable[[int], int],
-    progress: Callable[[int], object],
-    notify: Notify,
-) -> Inspection:
-    """Read every image once, or not at all if it was read before and has not changed since.
-
-    Images that turn out to be good need no check before training either.
-
-    Args:
-        paths: images below `root`.
-        root: the folder, archive or list that they come from.
-        count: images of this root in all, of which `paths` may be a part.
-        choose_workers: processes for a number of images to be read.
-        progress: called with the number of images done since its last call.
-        notify: is told once if nothing can be kept.
-    """
-    files = read_facts(paths, workers=choose_workers(len(paths)))
-    records = _open_records(root, count, notify)
-    facts, readable = _look_up(records.load(), files.keys)
-    unknown = np.flatnonzero(~readable)
-    progress(len(paths) - len(unknown))
-    good = CheckedFiles(root, count=count, notify=lambda _: None)
-    workers = choose_workers(len(unknown))
-    step = max(workers, 1) * _PIECE_FILES
-    bad: list[SkippedFile] = []
-    for first in range(0, len(unknown), step):
-        piece = unknown[first : first + step]
-        some = [paths[position] for position in piece.tolist()]
-        found = map_images(inspect_image, some, workers=workers, progress=progress)
-        for position, path, each in zip(piece.tolist(), some, found, strict=True):
-            if isinstance(each, str):
-                bad.append(SkippedFile(path, each))
-            else:
-                facts[position] = np.frombuffer(each, FACTS)[0]
-                readable[position] = True
-        new = piece[readable[piece] & (files.keys[piece] != 0)]
-        _keep(records, good, files.keys[new], facts[new])
-    return Inspection(facts, readable, bad, len(unknown), len(paths) - len(unknown))
-
-
-def _open_records(root: Path, count: int, notify: Notify) -> KeptRecords:
-    place = os.fsencode(root.resolve())
-    rules = f"{_RULES} {CHECK_RULES} {PIL.__version__} ".encode()
-    return KeptRecords(
-        kept_file("inspected", root),
-        head=b"vtrain facts 1 " + hashlib.sha256(rules + place).digest(),
-        dtype=_KEPT,
-        limit=max(_MIN_LIMIT, _MAX_GROWTH * count),
-        what="what was found out of the images",
-        notify=notify,
-    )
-
-
-def _look_up(kept: NDArray[Any], keys: NDArray[np.uint64]) -> tuple[Facts, NDArray[np.bool_]]:
-    """The facts of the files with these keys, and for which of them there are any."""
-    facts = np.zeros(len(keys), FACTS)
-    if not len(kept):
-        return facts, np.zeros(len(keys), np.bool_)
-    known, first = np.unique(kept["key"], return_index=True)
-    places = np.searchsorted(known, keys).clip(max=len(known) - 1)
-    found: NDArray[np.bool_] = (known[places] == keys) & (keys != 0)
-    facts[found] = kept["facts"][first[places[found]]]
-    return facts, found
-
-
-def _keep(records: KeptRecords, good: CheckedFiles, keys: NDArray[np.uint64], facts: Facts) -> None:
-    rows = np.zeros(len(keys), _KEPT)
-    rows["key"], rows["facts"] = keys, facts
-    records.add(rows)
-    good.add(keys[good.find_unknown(keys)])
 
 
 def find_wrong_suffixes(paths: Sequence[Path], inspection: Inspection) -> list[int]:

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+import struct
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from vtrain.cache_folder import find_cache_folder
+from vtrain.cache_folder import SCANS, find_cache_folder
 from vtrain.data.naming import HIDDEN_PREFIXES, IMAGE_SUFFIXES
 from vtrain.errors import VtrainError
 from vtrain.files import atomic_write
@@ -22,17 +24,10 @@ CLOCK_TICK_NS = 2_000_000_000
 # Listing so few files takes less time than keeping what was found.
 MIN_ENTRIES = 1_000
 # Other versions may take other files for images.
-RULES = [*IMAGE_SUFFIXES, *HIDDEN_PREFIXES]
-_MAGIC = b"vtrain scan 1 "
-_CHECKSUM_BYTES = 16
+RULES = (*IMAGE_SUFFIXES, *HIDDEN_PREFIXES)
+_MAGIC = b"vtrain scan 2 "
+_PIECE_HEAD = struct.Struct("<QQ16s16s")  # bytes of keys and values, and their checksums
 _SEPARATOR = "/"  # no name of a directory entry contains it
-
-
-def kept_file(kind: str, source: Path) -> Path:
-    """Where a scan of `source` is kept; the file need not exist."""
-    place = os.fsencode(source.resolve())
-    name = hashlib.blake2b(place, digest_size=16).hexdigest()
-    return find_cache_folder() / "scans" / f"{kind}-{name}"
 
 
 class Times(Protocol):
@@ -56,81 +51,122 @@ def is_settled(status: Times, now_ns: int) -> bool:
     )
 
 
-def read_kept(path: Path) -> Any:
-    """What `write_kept` wrote; None if there is nothing, or it is damaged or something else."""
-    try:
-        content = path.read_bytes()
-    except (OSError, ValueError):
-        return None
-    start = len(_MAGIC) + 2 * _CHECKSUM_BYTES + 1
-    body = memoryview(content)[start:]
-    if content[:start] != _MAGIC + _checksum(body) + b"\n":
-        return None
-    try:
-        return json.loads(content[start:])
-    except (ValueError, RecursionError):
-        return None
+class ScanFile:
+    """What was found in one source, in the cache folder: pieces of keys and values with checksums.
+
+    What is damaged, cut off by a kill, or was written for another source or by other rules counts
+    as nothing. Several processes may use one file: at worst something is scanned again.
+
+    Args:
+        kind: what is looked for; each kind has its own file for a source.
+        source: the folder, archive or list that is scanned.
+        rules: plain data on which depends what is found.
+    """
+
+    def __init__(self, kind: str, source: Path, rules: object) -> None:
+        place = os.fsencode(source.resolve())
+        name = hashlib.blake2b(place, digest_size=16).hexdigest()
+        self.path = find_cache_folder() / SCANS / f"{kind}-{name}"
+        self._head = _MAGIC + hashlib.sha256(repr(rules).encode() + place).digest()
+        self._end: int | None = 0  # of the whole pieces, if more follows; 0: the file begins anew
+        self._failed = False
+
+    def read(self, *, values: bool = True) -> list[tuple[bytes, bytes]]:
+        """Keys and values of each piece, in the order in which they were added.
+
+        `values` that are not asked for are not read, and come empty.
+        """
+        pieces: list[tuple[bytes, bytes]] = []
+        with suppress(OSError), self.path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if stream.read(len(self._head)) != self._head:
+                return []
+            end = len(self._head)
+            while len(head := stream.read(_PIECE_HEAD.size)) == _PIECE_HEAD.size:
+                key_bytes, value_bytes, *checksums = _PIECE_HEAD.unpack(head)
+                stop = end + len(head) + key_bytes + value_bytes
+                if stop > size:
+                    break
+                piece = (stream.read(key_bytes), stream.read(value_bytes) if values else b"")
+                if [_checksum(part) for part in piece[: 1 + values]] != checksums[: 1 + values]:
+                    break
+                pieces.append(piece)
+                end = stream.seek(stop)
+            self._end = None if end == size else end
+        return pieces
+
+    def add(self, keys: bytes, values: bytes = b"", *, notify: Notify) -> None:
+        """Add a piece behind those that were read: a kill right after does not lose it.
+
+        Where that cannot be, `notify` is told once, and nothing more is kept.
+        """
+        if self._failed:
+            return
+        checksums = _checksum(keys), _checksum(values)
+        piece = _PIECE_HEAD.pack(len(keys), len(values), *checksums) + keys + values
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if self._end == 0:
+                with atomic_write(self.path) as stream:
+                    stream.write(self._head + piece)
+            else:
+                if self._end is not None:
+                    os.truncate(self.path, self._end)
+                with self.path.open("ab", buffering=0) as stream:  # at once: pieces do not mix
+                    stream.write(piece)
+            self._end = None
+        except (OSError, VtrainError) as error:
+            self._failed = True
+            reason = str(error)
+            if isinstance(error, OSError):
+                reason = f"{self.path.parent}: {error.strerror}"
+            notify(f"the scan is not kept for next time: {reason}")
+
+    def restart(self) -> None:
+        """Let the next piece take the place of all others."""
+        self._end = 0
+
+    def load(self) -> Any:
+        """What `save` was given; None if there is nothing."""
+        pieces = self.read()
+        return json.loads(pieces[0][0]) if pieces else None
+
+    def save(self, content: Any, *, notify: Notify) -> None:
+        """Keep plain data in place of all that the file holds, whole or not at all."""
+        self.restart()
+        self.add(json.dumps(content, separators=(",", ":")).encode(), notify=notify)
 
 
-def write_kept(path: Path, value: Any, notify: Notify) -> None:
-    """Keep plain data, whole or not at all; where that cannot be, say so and go on."""
-    body = json.dumps(value, separators=(",", ":")).encode()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as stream:
-            stream.write(_MAGIC + _checksum(body) + b"\n")
-            stream.write(body)
-    except (OSError, VtrainError) as error:
-        say_not_kept("the scan", path, error, notify)
-
-
-def say_not_kept(what: str, path: Path, error: Exception, notify: Notify) -> None:
-    """Say that something will have to be done again next time, and why."""
-    reason = f"{path.parent}: {error.strerror}" if isinstance(error, OSError) else str(error)
-    notify(f"{what} is not kept for next time: {reason}")
-
-
-def _checksum(body: bytes | memoryview) -> bytes:
-    return hashlib.blake2b(body, digest_size=_CHECKSUM_BYTES).hexdigest().encode()
+def _checksum(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
     """Visible entries of one folder, sorted; links are told apart from what they lead to later.
 
-    `skipped` are names and reasons. A listing that is not `whole` met errors, and is not kept.
+    `skipped` are names and reasons.
     """
 
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
-    whole: bool = True
+
+    def __len__(self) -> int:
+        return len(self.images) + len(self.folders) + len(self.links) + len(self.skipped)
 
     def pack(self) -> list[Any]:
-        """Plain data for `unpack`: few long strings instead of many short ones."""
-        names = [_SEPARATOR.join(part) for part in (self.images, self.folders, self.links)]
-        reasons: dict[str, list[str]] = {}
-        for name, reason in self.skipped:
-            reasons.setdefault(reason, []).append(name)
-        return [*names, {reason: _SEPARATOR.join(each) for reason, each in reasons.items()}]
+        """Plain data for `unpack`: few long strings take a third of the memory of many short."""
+        names = (self.images, self.folders, self.links)
+        return [*map(_SEPARATOR.join, names), self.skipped]
 
     @classmethod
     def unpack(cls, packed: list[Any]) -> "Listing":
-        """What `pack` was given.
-
-        Raises:
-            ValueError, TypeError, AttributeError: this is something else.
-        """
-        images, folders, links, reasons = packed
-        skipped = [
-            (name, str(reason)) for reason, names in reasons.items() for name in _split(names)
-        ]
-        return cls(_split(images), _split(folders), _split(links), skipped)
-
-
-def _split(names: str) -> list[str]:
-    return names.split(_SEPARATOR) if names else []
+        """What was packed."""
+        *names, skipped = packed
+        images, folders, links = (each.split(_SEPARATOR) if each else [] for each in names)
+        return cls(images, folders, links, skipped)
 
 
 class FolderMemory:
@@ -141,28 +177,19 @@ class FolderMemory:
     """
 
     def __init__(self, root: Path) -> None:
-        self._file = kept_file("folder", root)
-        self._root = os.fsencode(root.resolve()).hex()
-        self._known: dict[Identity, list[Any]] = {}
+        self._file = ScanFile("folder", root, RULES)
+        kept = self._file.load() or ()
+        self._known: dict[Identity, list[Any]] = {tuple(key): packed for key, packed in kept}
         self._current: dict[Identity, list[Any]] = {}
         self._entries = 0
-        value = read_kept(self._file)
-        own = {"rules": RULES, "root": self._root}
-        if isinstance(value, dict) and own.items() <= value.items():
-            self._known = dict(_identified(value.get("folders")))
 
     def find(self, status: os.stat_result) -> Listing | None:
         """What a folder of this status holds, if that is known."""
-        identity = _identify(status)
-        packed = self._known.get(identity)
+        packed = self._known.get(_identify(status))
         if packed is None:
             return None
-        try:
-            listing = Listing.unpack(packed)
-        except (ValueError, TypeError, AttributeError):
-            del self._known[identity]
-            return None
-        self._remember(identity, packed, listing)
+        listing = Listing.unpack(packed)
+        self._remember(_identify(status), packed, listing)
         return listing
 
     def keep(self, folder: str, before: os.stat_result, listing: Listing, started_ns: int) -> None:
@@ -171,28 +198,18 @@ class FolderMemory:
             after = os.stat(folder)  # noqa: PTH116  # one of possibly many
         except OSError:
             return
-        unchanged = _identify(before) == _identify(after)
-        if listing.whole and unchanged and is_settled(after, started_ns):
+        if _identify(before) == _identify(after) and is_settled(after, started_ns):
             self._remember(_identify(after), listing.pack(), listing)
 
     def save(self, notify: Notify) -> None:
         """Write what is remembered, if it differs from what is kept and is worth it."""
-        if self._entries < MIN_ENTRIES or self._current.keys() == self._known.keys():
-            return
-        folders = [[*identity, packed] for identity, packed in self._current.items()]
-        write_kept(self._file, {"rules": RULES, "root": self._root, "folders": folders}, notify)
+        if self._entries >= MIN_ENTRIES and self._current.keys() != self._known.keys():
+            self._file.save(list(self._current.items()), notify=notify)
 
     def _remember(self, identity: Identity, packed: list[Any], listing: Listing) -> None:
         self._current[identity] = packed
-        names = len(listing.images) + len(listing.folders) + len(listing.links)
-        self._entries += names + len(listing.skipped)
+        self._entries += len(listing)
 
 
 def _identify(status: os.stat_result) -> Identity:
     return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _identified(rows: Any) -> Iterable[tuple[Identity, list[Any]]]:
-    for row in rows if isinstance(rows, list) else ():
-        if isinstance(row, list) and len(row) == 5 and all(type(each) is int for each in row[:4]):
-            yield (row[0], row[1], row[2], row[3]), row[4]

@@ -9,22 +9,14 @@ import stat
 import time
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
-from vtrain.data.manifest import (
-    MIN_ENTRIES,
-    RULES,
-    Notify,
-    is_settled,
-    kept_file,
-    read_kept,
-    write_kept,
-)
+from vtrain.data.manifest import MIN_ENTRIES, RULES, Notify, ScanFile, is_settled
 from vtrain.data.naming import HIDDEN_PREFIXES, NOT_AN_IMAGE, OUTSIDE, is_image_name
 from vtrain.data.tar_headers import Header, TarError, read_headers
 from vtrain.errors import DataError
@@ -210,7 +202,7 @@ def _index_for_scan(path: Path, notify: Notify) -> TarIndex:
         raise DataError(f"{path} cannot be read ({reason})") from error
     count = len(index.images) + len(index.skipped)
     if not index.kept and count >= MIN_ENTRIES and is_settled(status, started):
-        write_kept(kept_file("tar", path), _pack_index(index, _identify(status)), notify)
+        _index_file(path, _identify(status)).save(_pack_index(index), notify=notify)
     return index
 
 
@@ -223,10 +215,9 @@ def _load_index(archive: str, identity: Archive) -> TarIndex:
         OSError: it cannot be read.
     """
     path = Path(archive)
-    value = read_kept(kept_file("tar", path))
-    if isinstance(value, dict) and value.get("rules") == RULES:
-        with suppress(KeyError, TypeError, ValueError, AttributeError, OverflowError):
-            return _unpack_index(path, identity, value)
+    packed = _index_file(path, identity).load()
+    if packed is not None:
+        return _unpack_index(path, packed)
     with path.open("rb", buffering=0) as file:
         if _identify(os.fstat(file.fileno())) != identity:
             raise DataError(f"{path} changes while it is read")
@@ -319,33 +310,25 @@ def _find_class(index: TarIndex, number: int, name: str, *, from_labels: bool) -
     return folder if slash else ""
 
 
-def _pack_index(index: TarIndex, identity: Archive) -> dict[str, Any]:
+def _index_file(path: Path, identity: Archive) -> ScanFile:
+    """Where the index of an archive is kept: one that has changed is not what was indexed."""
+    return ScanFile("tar", path, (RULES, identity))
+
+
+def _pack_index(index: TarIndex) -> list[Any]:
     """Plain data; no name or label holds a line end."""
-    return {
-        "rules": RULES,
-        "archive": list(identity),
-        "names": _join(index.images.names()),
-        "offsets": index.offsets.tolist(),
-        "sizes": index.sizes.tolist(),
-        "labels": None if index.labels is None else _join(index.labels),
-        "skipped": index.skipped,
-    }
+    labels = None if index.labels is None else "\n".join(index.labels)
+    names = "\n".join(index.images.names())
+    return [names, index.offsets.tolist(), index.sizes.tolist(), labels, index.skipped]
 
 
-def _unpack_index(path: Path, identity: Archive, value: dict[str, Any]) -> TarIndex:
-    names = _split(value["names"])
-    offsets, sizes = array("Q", value["offsets"]), array("Q", value["sizes"])
-    labels = None if value["labels"] is None else _split(value["labels"])
-    lengths = {len(offsets), len(sizes), len(names if labels is None else labels)}
-    if tuple(value["archive"]) != identity or lengths != {len(names)}:
-        raise ValueError("the index of another archive")
-    skipped = [(str(name), str(reason)) for name, reason in value["skipped"]]
-    return TarIndex(PackedPaths(path, names), offsets, sizes, labels, skipped, kept=True)
-
-
-def _join(names: Sequence[str] | Iterator[str]) -> str:
-    return "".join(f"{name}\n" for name in names)
-
-
-def _split(names: str) -> list[str]:
-    return names.split("\n")[:-1]
+def _unpack_index(path: Path, packed: list[Any]) -> TarIndex:
+    names, offsets, sizes, labels, skipped = packed
+    return TarIndex(
+        PackedPaths(path, names.split("\n") if offsets else ()),
+        array("Q", offsets),
+        array("Q", sizes),
+        None if labels is None else labels.split("\n"),
+        skipped,
+        kept=True,
+    )

@@ -8,17 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vtrain.config import DataConfig
 from vtrain.console import Console, one_line
-from vtrain.data.checked import CheckedFiles, CheckResult, Sizes, check_unknown
 from vtrain.data.exclusion import Exclusion, exclude_images
 from vtrain.data.folders import scan_labelled, split_stratified
+from vtrain.data.inspection import Sizes, inspect_images
 from vtrain.data.loaders import resolve_workers
+from vtrain.data.naming import enumerate_names
 from vtrain.data.shards import find_status
 from vtrain.errors import DataError
 from vtrain.records import LabelledImages, SkippedFile
-
-_CLASSES_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +120,7 @@ def _say_surprises(splits: Splits, console: Console) -> None:
         counts = zip(images.classes, images.class_counts(), strict=True)
         missing = [label for label, count in counts if count == 0]
         if missing:
-            named = ", ".join(map(one_line, missing[:_CLASSES_NAMED]))
-            if len(missing) > _CLASSES_NAMED:
-                named += f" and {len(missing) - _CLASSES_NAMED} more classes"
-            console.warn(f"data.{name} has no images of {named}")
+            console.warn(f"data.{name} has no images of {enumerate_names(missing)}")
         if images.skipped:
             first = images.skipped[0]
             console.warn(
@@ -148,40 +146,35 @@ def check_splits(splits: Splits, config: DataConfig, *, console: Console) -> Spl
     known_before = 0
     with console.progress(total, "checking images") as bar:
         for name, images in named.items():
-            result = check_unknown(
+            found = inspect_images(
                 images.paths,
-                CheckedFiles(images.root, count=total, notify=say_once),
+                images.root,
+                count=total,
+                with_facts=False,
                 choose_workers=partial(resolve_workers, config.workers),
                 progress=bar.update,
+                notify=say_once,
             )
-            bad += result.bad
-            known_before += result.known
-            kept[name], sizes[name] = _drop(images, result)
+            bad += found.bad
+            known_before += found.known
+            good = np.flatnonzero(found.readable)
+            kept[name] = images.subset(good.tolist()) if found.bad else images
+            sizes[name] = found.sizes[good]
     if bad and config.on_bad_image == "error":
         raise _bad_images_error(bad, total)
     for each in bad:
         console.warn(f"skipped {one_line(each.path)}: {each.reason}")
     _require_images(kept)
-    checked = total - known_before
     return replace(
         splits,
         train=kept["train"],
         val=kept["val"],
         test=kept.get("test"),
         bad_images=tuple(bad),
-        checked=checked,
+        checked=total - known_before,
         known=known_before,
         sizes=sizes,
     )
-
-
-def _drop(images: LabelledImages, result: CheckResult) -> tuple[LabelledImages, Sizes]:
-    """The good images and their sizes."""
-    if not result.bad:
-        return images, result.sizes
-    bad = {str(each.path) for each in result.bad}
-    good = [i for i, text in enumerate(images.texts()) if text not in bad]
-    return images.subset(good), result.sizes[good]
 
 
 def _bad_images_error(bad: list[SkippedFile], total: int) -> DataError:

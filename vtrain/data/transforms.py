@@ -163,19 +163,17 @@ def normalize_images(
     preprocessing: Preprocessing,
     *,
     device: torch.device | str,
-    channels_last: bool = True,
 ) -> Tensor:
     """Uint8 [B, 3, H, W] to float32 `(value / 255 - mean) / std` on `device`.
 
-    The bytes travel, the device computes. `channels_last` is the memory format of the result.
+    The bytes travel, the device computes. The memory format of the result is `channels_last`.
     """
     batch, channels, height, width = images.shape
     images = images.to(device, non_blocking=True)
     shift, scale = _normalization_rows(preprocessing.mean, preprocessing.std, width, str(device))
     rows = images.permute(0, 2, 3, 1).reshape(batch, height, width * channels).float()
     torch.addcmul(shift, rows, scale, out=rows)
-    normalized = rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
-    return normalized if channels_last else normalized.contiguous()
+    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=16)

@@ -154,7 +154,7 @@ class FolderScan:
 
 
 def _read_folder(folder: str) -> Listing:
-    """List a folder; a listing that met errors is not whole.
+    """List a folder.
 
     Raises:
         OSError: the folder cannot be read.
