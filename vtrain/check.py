@@ -26,7 +26,7 @@ from vtrain.check_findings import (
     find_unreadable,
 )
 from vtrain.config import FitConfig, load_config
-from vtrain.console import Console, one_line
+from vtrain.console import one_line
 from vtrain.data.duplicates import Group, find_similar_pairs, group_images, join_pairs
 from vtrain.data.exclusion import Exclusion, write_exclusion
 from vtrain.data.folders import find_splits, is_source, scan_images, scan_labelled
@@ -39,6 +39,7 @@ from vtrain.errors import DataError, UsageError
 from vtrain.features import Features
 from vtrain.models.weights import describe_weights
 from vtrain.records import LabelledImages, to_plain
+from vtrain.system.reporter import SILENT
 from vtrain.zoo import find_backbone
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
@@ -125,7 +126,7 @@ def _open_config(path: Path, config: FitConfig) -> Source:
     spec = find_backbone(config.model.backbone)
     preprocessing = describe_weights(config.model.weights, spec).preprocessing
     # What scanning would say is among the findings.
-    splits = scan_splits(config.data, seed=config.seed, console=Console(quiet=True))
+    splits = scan_splits(config.data, seed=config.seed, reporter=SILENT)
     return Source(
         path,
         splits.named(),

@@ -47,12 +47,13 @@ def compute_features(
     workers: int | Literal["auto"] = "auto",
     cache_limit_gb: float = CACHE_LIMIT_GB,
     reporter: Reporter,
+    label: str = "computing features",
 ) -> Features:
     """What the last layer of a model sees of each image: `Classifier.forward_features`.
 
     They are stored in the cache folder, so that those of an image that has not changed since are
     only read. Where the store cannot be written they are computed all the same, after a warning;
-    where they exceed `cache_limit_gb` (10⁹ bytes), after a word.
+    where they exceed `cache_limit_gb` (10⁹ bytes), after a word. `label` names the progress.
 
     Raises:
         ResourceError: a loader worker died or hung.
@@ -71,6 +72,7 @@ def compute_features(
         batch_size=batch_size,
         workers=resolve_workers(workers, len(paths)),
         reporter=reporter,
+        label=label,
     )
     if not cache.fits(part, len(paths)):
         reporter.say(
@@ -114,7 +116,7 @@ def _compute(
         notify=cache.reporter.warn,
     )
     blocks = [np.empty((0, *part.facts["shape"]), dtype=np.float32)]
-    with cache.reporter.progress(len(paths), "computing features") as bar:
+    with cache.reporter.progress(len(paths), cache.label) as bar:
         for batch, rows in compute_in_order(
             _leave_out(loader, failures, bar),
             lambda batch: part.compute(batch.inputs).float().cpu(),

@@ -130,11 +130,11 @@ def build_plan(
     if config.train.tensorboard:
         require_tensorboard()
     precision = choose_precision(config.train.precision, device, depthwise=spec.depthwise)
-    splits = scan_splits(config.data, seed=config.seed, console=reporter)
+    splits = scan_splits(config.data, seed=config.seed, reporter=reporter)
     # Before the images are read, which can take long: nobody should wait for a wrong file name.
     notify = reporter.say if planned_epochs is None else None
     classifier, preprocessing, pretrained_input = _build_model(config, spec, splits, notify)
-    splits = check_splits(splits, config.data, console=reporter)
+    splits = check_splits(splits, config.data, reporter=reporter)
     _require_batch(config, len(splits.train), group.world_size)
     phases, groups = _lay_out(config, spec, classifier, planned_epochs)
     place_model(classifier, device)

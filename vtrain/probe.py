@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -20,6 +21,7 @@ from vtrain.models.weights import find_weights_kind, has_pretrained_weights
 from vtrain.probe_candidates import Candidate
 from vtrain.records import LabelledImages, SkippedFile
 from vtrain.runtime import explain_torch_error
+from vtrain.system.reporter import Forwarding, Progress
 from vtrain.training.cross_validation import (
     CrossValidation,
     assign_folds,
@@ -365,30 +367,36 @@ def _cross_validate(features: Tensor, work: _Work, place: str) -> CrossValidatio
     return result
 
 
+class _Budgeted(Forwarding):
+    """Gives up, when it is known how many features are missing, where these would take too long."""
+
+    def __init__(self, work: _Work, rate: float) -> None:
+        super().__init__(work.console)
+        self.work, self.rate, self.computes = work, rate, False
+
+    def progress(
+        self, total: int, label: str, *, unit: str = "img", data: bool = False
+    ) -> AbstractContextManager[Progress]:
+        """With a look at the time that is left."""
+        if total and not self.computes:
+            self.computes = True
+            self.work.require_time(total / self.rate + self.work.probe_seconds)
+        return super().progress(total, label, unit=unit, data=data)
+
+
 def _compute_features(
     model: LoadedModel, rate: float, work: _Work, place: str
 ) -> tuple[Tensor, bool]:
     """Features `[N, D]` of the images, and whether all of them were stored before."""
-    computed = 0
-
-    with work.console.counter(f"{place} features") as show:
-
-        def progress(done: int, total: int) -> None:
-            nonlocal computed
-            if not computed:  # here it is known how many are not stored
-                work.require_time((total - done) / rate + work.probe_seconds)
-            computed = done
-            show(done, total)
-
-        features = compute_features(
-            work.images.paths,
-            model,
-            batch_size=work.settings.batch_size,
-            workers=work.settings.workers,
-            notify=work.console.say,
-            warn=work.console.warn,
-            progress=progress,
-        )
+    reporter = _Budgeted(work, rate)
+    features = compute_features(
+        work.images.paths,
+        model,
+        batch_size=work.settings.batch_size,
+        workers=work.settings.workers,
+        reporter=reporter,
+        label=f"{place} features",
+    )
     if broken := [position for position, why in features.failures if why == NOT_FINITE]:
         raise ModelError(f"its features are not finite for {len(broken)} images")
     values = torch.from_numpy(features.values)
@@ -398,7 +406,7 @@ def _compute_features(
         place_, reason = features.failures[0]
         path = one_line(work.images.paths[place_])
         raise DataError(f"{path} was readable for the backbones before and is not now: {reason}")
-    return values, not computed
+    return values, not reporter.computes
 
 
 def _settle(work: _Work, failures: Sequence[tuple[int, str]]) -> None:

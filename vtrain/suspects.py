@@ -162,7 +162,7 @@ class _Images:
     @classmethod
     def scan(cls, record: RunRecord, config: FitConfig, console: Console) -> "_Images":
         try:
-            found = scan_splits(config.data, seed=config.seed, console=console)
+            found = scan_splits(config.data, seed=config.seed, reporter=console)
         except DataError as error:
             raise DataError(
                 f"the images of {one_line(record.run_dir)} are not where they were: "
@@ -220,16 +220,14 @@ class _Setting:
     console: Console
 
     def compute(self, paths: Sequence[Path], model: LoadedModel, label: str) -> Features:
-        with self.console.counter(label) as progress:
-            return compute_features(
-                paths,
-                model,
-                batch_size=self.batch_size,
-                workers=self.workers,
-                notify=self.console.say,
-                warn=self.console.warn,
-                progress=progress,
-            )
+        return compute_features(
+            paths,
+            model,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            reporter=self.console,
+            label=label,
+        )
 
 
 def _can_have_learnt_labels(config: FitConfig) -> bool:

@@ -47,7 +47,7 @@ def scan(said: io.StringIO | None = None, **settings: object) -> Splits:
         settings.setdefault("val", "val")
     config = DataConfig.model_validate({"workers": 0, **settings})
     console = Console(stream=said or io.StringIO())
-    return check_splits(scan_splits(config, seed=0, console=console), config, console=console)
+    return check_splits(scan_splits(config, seed=0, reporter=console), config, reporter=console)
 
 
 def draw() -> None:

@@ -274,8 +274,8 @@ def test_a_split_is_what_it_is_in_a_folder() -> None:
     for train in ("set", "set.tar"):
         config = DataConfig(train=train, val_fraction=0.4, workers=0)
         console = Console(quiet=True)
-        splits = scan_splits(config, seed=3, console=console)
-        checked = check_splits(splits, config, console=console)
+        splits = scan_splits(config, seed=3, reporter=console)
+        checked = check_splits(splits, config, reporter=console)
         described = describe_splits(checked)
         facts.append([described[name]["sha256"] for name in ("train", "val")])
     assert facts[0] == facts[1]

@@ -39,7 +39,7 @@ def load(*, seed: int = 0, said: io.StringIO | None = None, **settings: Any) -> 
         settings.setdefault("val", "val")
     config = DataConfig(train="train", **{"workers": 0, **settings})
     console = Console(stream=said or io.StringIO())
-    return check_splits(scan_splits(config, seed=seed, console=console), config, console=console)
+    return check_splits(scan_splits(config, seed=seed, reporter=console), config, reporter=console)
 
 
 def test_splits_share_classes_by_name() -> None:
@@ -220,7 +220,7 @@ def test_digest_does_not_depend_on_where_the_folder_lies() -> None:
     Path("elsewhere").mkdir()
     Path("train").rename("elsewhere/photos")
     config = DataConfig(train="elsewhere/photos", val_fraction=0.5, workers=0)
-    moved = scan_splits(config, seed=0, console=Console(quiet=True))
+    moved = scan_splits(config, seed=0, reporter=Console(quiet=True))
     assert split_digest(moved.train) == before
 
 

@@ -107,8 +107,7 @@ def _build_embed(model: str | None, device: str, workers: int | None, console: C
         paths,
         loaded,
         workers=choose_workers(workers),
-        notify=console.say,
-        warn=console.warn,
+        reporter=console,
     )
 
 

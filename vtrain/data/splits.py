@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vtrain.config import DataConfig
-from vtrain.console import Console, one_line
+from vtrain.console import one_line
 from vtrain.data.exclusion import Exclusion, exclude_images
 from vtrain.data.folders import scan_labelled, split_stratified
 from vtrain.data.inspection import Sizes, inspect_images
@@ -20,6 +20,7 @@ from vtrain.data.naming import enumerate_names
 from vtrain.data.shards import find_status
 from vtrain.errors import DataError
 from vtrain.records import LabelledImages, SkippedFile
+from vtrain.system.reporter import Reporter
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +57,13 @@ class Splits:
         return splits if self.test is None else {**splits, "test": self.test}
 
 
-def scan_splits(config: DataConfig, *, seed: int, console: Console) -> Splits:
+def scan_splits(config: DataConfig, *, seed: int, reporter: Reporter) -> Splits:
     """Scan the folders of a config and hold out validation images if asked to; opens no image.
 
     Raises:
         DataError: a folder, or the list of `data.exclude`, cannot be used.
     """
-    say_once = _OnceOnly(console.warn)
+    say_once = _OnceOnly(reporter.warn)
     train = scan_labelled(Path(config.train), name="data.train", notify=say_once)
     if config.val is not None:
         val = scan_labelled(
@@ -82,8 +83,8 @@ def scan_splits(config: DataConfig, *, seed: int, console: Console) -> Splits:
         # After the split: a held-out image stays held out, whatever else is left out.
         kept, exclusion = exclude_images(splits.named(), Path(config.exclude))
         splits = Splits(kept["train"], kept["val"], kept.get("test"), exclusion=exclusion)
-        _say_excluded(exclusion, console)
-    _say_surprises(splits, console)
+        _say_excluded(exclusion, reporter)
+    _say_surprises(splits, reporter)
     return splits
 
 
@@ -100,11 +101,11 @@ class _OnceOnly:
             self.say(message)
 
 
-def _say_excluded(exclusion: Exclusion, console: Console) -> None:
+def _say_excluded(exclusion: Exclusion, reporter: Reporter) -> None:
     counts = ", ".join(f"{count} {name}" for name, count in exclusion.counts.items())
-    console.say(f"data.exclude: {one_line(exclusion.path)} leaves out {counts} images")
+    reporter.say(f"data.exclude: {one_line(exclusion.path)} leaves out {counts} images")
     if exclusion.unmatched:
-        console.warn(describe_unmatched(exclusion))
+        reporter.warn(describe_unmatched(exclusion))
 
 
 def describe_unmatched(exclusion: Exclusion) -> str:
@@ -115,21 +116,21 @@ def describe_unmatched(exclusion: Exclusion) -> str:
     return f"data.exclude: {entries} no image; the first is {first}"
 
 
-def _say_surprises(splits: Splits, console: Console) -> None:
+def _say_surprises(splits: Splits, reporter: Reporter) -> None:
     for name, images in splits.named().items():
         counts = zip(images.classes, images.class_counts(), strict=True)
         missing = [label for label, count in counts if count == 0]
         if missing:
-            console.warn(f"data.{name} has no images of {enumerate_names(missing)}")
+            reporter.warn(f"data.{name} has no images of {enumerate_names(missing)}")
         if images.skipped:
             first = images.skipped[0]
-            console.warn(
+            reporter.warn(
                 f"data.{name}: {len(images.skipped)} files are not used, such as "
                 f"{one_line(first.path)} ({first.reason}); data.json in the run folder lists them"
             )
 
 
-def check_splits(splits: Splits, config: DataConfig, *, console: Console) -> Splits:
+def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> Splits:
     """Read every image once, before training starts; returns the splits without bad ones.
 
     Images that were found good before and have not changed since are not read again.
@@ -137,14 +138,14 @@ def check_splits(splits: Splits, config: DataConfig, *, console: Console) -> Spl
     Raises:
         DataError: images cannot be read and `on_bad_image` is `error`, or none is left.
     """
-    say_once = _OnceOnly(console.warn)
+    say_once = _OnceOnly(reporter.warn)
     bad: list[SkippedFile] = []
     kept: dict[str, LabelledImages] = {}
     named = splits.named()
     total = sum(map(len, named.values()))
     sizes: dict[str, Sizes] = {}
     known_before = 0
-    with console.progress(total, "checking images") as bar:
+    with reporter.progress(total, "checking images") as bar:
         for name, images in named.items():
             found = inspect_images(
                 images.paths,
@@ -163,7 +164,7 @@ def check_splits(splits: Splits, config: DataConfig, *, console: Console) -> Spl
     if bad and config.on_bad_image == "error":
         raise _bad_images_error(bad, total)
     for each in bad:
-        console.warn(f"skipped {one_line(each.path)}: {each.reason}")
+        reporter.warn(f"skipped {one_line(each.path)}: {each.reason}")
     _require_images(kept)
     return replace(
         splits,

@@ -150,6 +150,7 @@ class FeatureCache:
     batch_size: int
     workers: int
     reporter: Reporter
+    label: str = "computing features"
     group: ProcessGroup = ALONE
     used: set[Path] = field(default_factory=set)
 
@@ -313,7 +314,7 @@ class FeatureCache:
             leave_out = partial(_leave_out, names=names, unreadable=unreadable)
         batches = self.compute(part, wanted, views, missing[:, 1], leave_out=leave_out)
         writer = BlockWriter(store)
-        with self.reporter.progress(len(wanted), "computing features") as bar:
+        with self.reporter.progress(len(wanted), self.label) as bar:
             try:
                 for batch, rows in batches:
                     writer.add(names[batch.positions.numpy()], rows)
