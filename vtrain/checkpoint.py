@@ -114,12 +114,11 @@ def load_model(
     *,
     device: torch.device,
     precision: str = "auto",
-    runs: Path = RUNS,
     notify: Callable[[str], None],
 ) -> LoadedModel:
     """The model that `-m MODEL` names, ready to use: a run folder, a model file, or a backbone.
 
-    None is the newest finished run below `runs`. The classifier comes from
+    None is the newest finished run below `runs/`. The classifier comes from
     `prepare_for_inference`; `precision` is `auto` (see `choose_inference_precision`), `fp32`,
     `bf16` or `fp16`. `notify` gets the model and what it computes in.
 
@@ -131,7 +130,7 @@ def load_model(
     keep_freed_memory()
     choose_inference_precision(precision, device)  # what cannot run shall not wait for a download
     if model is None:
-        loaded = _load_own(find_newest_run(runs) / MODEL_NAME, device, precision)
+        loaded = _load_own(find_newest_run(RUNS) / MODEL_NAME, device, precision)
     elif _exists(model):
         loaded = _load_own(find_model_file(Path(model)), device, precision)
     else:
