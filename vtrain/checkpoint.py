@@ -162,9 +162,9 @@ def _suggest(model: str) -> str:
 
 def _load_own(path: Path, device: torch.device, precision: str) -> LoadedModel:
     classifier, description, bank = load_scoring_model(path)
-    novelty = None
-    if description.novelty is not None and bank is not None:
-        novelty = Novelty(bank, **description.novelty).to(device)
+    novelty, stored = None, description.novelty
+    if stored is not None and bank is not None:
+        novelty = Novelty(bank, stored.neighbors, stored.threshold).to(device)
     trained = _find_trained_precision(description.config)
     chosen = choose_inference_precision(precision, device, trained=trained)
     return LoadedModel(
