@@ -110,7 +110,7 @@ def test_lines_without_any_value() -> None:
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 1e12])
 def test_a_line_of_one_point_or_one_height(value: float) -> None:
     parse(line_chart("x", [Series("a", [(1, value)])]))
-    parse(line_chart("x", [Series("a", [(1, value), (2, value)])], log=True))
+    parse(line_chart("x", [Series("a", [(1, value), (2, value)])]))
 
 
 def test_many_columns_are_drawn_as_means() -> None:
@@ -238,7 +238,7 @@ def test_no_name_is_markup(name: str) -> None:
         histogram(name, [(name, 1)], x_label=name, y_label=name),
         reliability_chart(name, []),
         scatter_map(name, [Dot(0, 0, 0)], [name]),
-        pareto_chart(name, [ParetoPoint(name, 1, 1)], x_label=name, y_label=name),
+        pareto_chart(name, [ParetoPoint(name, 1, 1)], x_label=name),
         matrix_chart(name, [name, "b"], [[1, 1], [0, 1]]),
     ):
         root = parse(chart)

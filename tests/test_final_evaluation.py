@@ -117,7 +117,7 @@ def test_model_file_holds_temperature_and_bank() -> None:
     described, bank = read_model_file(A / "model.safetensors"), read_model(A)[BANK]
     assert described.temperature == read_evaluation()["calibration"]["temperature"] != 1
     assert described.novelty is not None
-    assert described.novelty["threshold"] > 0
+    assert described.novelty.threshold > 0
     assert (len(bank), bank.dtype) == (18, torch.float16)
     assert torch.allclose(bank.float().norm(dim=1), torch.ones(18), atol=2e-3)
 

@@ -174,7 +174,6 @@ def test_values_that_are_not_finite_are_refused(
     save_tensors(path, {"good": torch.ones(2), "bn.weight": bad}, {})
     with pytest.raises(ModelError, match=r"holds NaN or infinity in bn\.weight$"):
         load_tensors(path)
-    assert set(load_tensors(path, check_finite=False)[0]) == {"good", "bn.weight"}
 
 
 FOREIGN_TENSOR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}

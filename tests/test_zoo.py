@@ -15,7 +15,6 @@ from vtrain.zoo import (
     check_options,
     find_backbone,
     find_weights,
-    stage_names,
 )
 
 OWN = ("simple_cnn", "separable_cnn", "preact_resnet18", "preact_resnet50")
@@ -59,7 +58,7 @@ def test_figures_and_weights_are_those_that_torchvision_publishes(name: str) -> 
 @pytest.mark.parametrize("name", backbone_names())
 def test_every_line_has_stages_and_a_short_note(name: str) -> None:
     spec = find_backbone(name)
-    names = stage_names(name)
+    names = find_backbone(name).stage_names
     assert names[0] == {"alexnet": "conv1", "vgg": "block1"}.get(spec.family, "stem")
     assert len(set(names)) == len(names)
     assert {"head", "penultimate", "pooled", "logits"}.isdisjoint(names)
@@ -71,11 +70,14 @@ def test_every_line_has_stages_and_a_short_note(name: str) -> None:
 
 
 def test_stage_names_of_some_families() -> None:
-    assert stage_names("resnet50") == ("stem", "layer1", "layer2", "layer3", "layer4")
-    assert stage_names("vgg16")[-3:] == ("block5", "fc6", "fc7")
-    assert stage_names("vit_h_14")[::32] == ("stem", "block32")
-    assert stage_names("squeezenet1_1") == ("stem", *(f"fire{i}" for i in range(2, 10)))
-    assert stage_names("mobilenet_v3_small")[-2:] == ("last_conv", "pre_logits")
+    assert find_backbone("resnet50").stage_names == ("stem", "layer1", "layer2", "layer3", "layer4")
+    assert find_backbone("vgg16").stage_names[-3:] == ("block5", "fc6", "fc7")
+    assert find_backbone("vit_h_14").stage_names[::32] == ("stem", "block32")
+    assert find_backbone("squeezenet1_1").stage_names == (
+        "stem",
+        *(f"fire{i}" for i in range(2, 10)),
+    )
+    assert find_backbone("mobilenet_v3_small").stage_names[-2:] == ("last_conv", "pre_logits")
 
 
 def test_an_unknown_backbone_is_refused_with_a_suggestion() -> None:

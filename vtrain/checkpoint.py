@@ -114,12 +114,11 @@ def load_model(
     *,
     device: torch.device,
     precision: str = "auto",
-    runs: Path = RUNS,
     notify: Callable[[str], None],
 ) -> LoadedModel:
     """The model that `-m MODEL` names, ready to use: a run folder, a model file, or a backbone.
 
-    None is the newest finished run below `runs`. The classifier comes from
+    None is the newest finished run below `runs/`. The classifier comes from
     `prepare_for_inference`; `precision` is `auto` (see `choose_inference_precision`), `fp32`,
     `bf16` or `fp16`. `notify` gets the model and what it computes in.
 
@@ -131,7 +130,7 @@ def load_model(
     keep_freed_memory()
     choose_inference_precision(precision, device)  # what cannot run shall not wait for a download
     if model is None:
-        loaded = _load_own(find_newest_run(runs) / MODEL_NAME, device, precision)
+        loaded = _load_own(find_newest_run(RUNS) / MODEL_NAME, device, precision)
     elif _exists(model):
         loaded = _load_own(find_model_file(Path(model)), device, precision)
     else:
@@ -163,9 +162,9 @@ def _suggest(model: str) -> str:
 
 def _load_own(path: Path, device: torch.device, precision: str) -> LoadedModel:
     classifier, description, bank = load_scoring_model(path)
-    novelty = None
-    if description.novelty is not None and bank is not None:
-        novelty = Novelty(bank, **description.novelty).to(device)
+    novelty, stored = None, description.novelty
+    if stored is not None and bank is not None:
+        novelty = Novelty(bank, stored.neighbors, stored.threshold).to(device)
     trained = _find_trained_precision(description.config)
     chosen = choose_inference_precision(precision, device, trained=trained)
     return LoadedModel(

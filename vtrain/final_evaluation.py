@@ -19,7 +19,13 @@ from vtrain.evaluate import (
 )
 from vtrain.files import write_json
 from vtrain.models.classifier import Classifier
-from vtrain.models.model_file import BANK, ModelFile, load_model_file, save_model
+from vtrain.models.model_file import (
+    BANK,
+    ModelFile,
+    StoredNovelty,
+    load_model_file,
+    save_model,
+)
 from vtrain.plan import FitPlan
 from vtrain.records import EvaluationResult, LabelledImages
 from vtrain.run_folder import MODEL_NAME
@@ -122,9 +128,9 @@ class FinalEvaluation:
         assert self.scoring is not None
         novelty = self.scoring.novelty
         assert novelty is not None
-        facts = {"neighbors": novelty.neighbors, "threshold": novelty.threshold}
+        stored = StoredNovelty(novelty.neighbors, novelty.threshold)
         state = {**self.classifier.state_dict(), BANK: novelty.bank.half().cpu()}
-        described = replace(description, temperature=self.scoring.temperature, novelty=facts)
+        described = replace(description, temperature=self.scoring.temperature, novelty=stored)
         save_model(self.run_dir / MODEL_NAME, state, described)
 
     def _run(

@@ -84,21 +84,19 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
             stream.write(_byte_view(plain[name]))
 
 
-def load_tensors(
-    path: Path, *, check_finite: bool = True
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; the tensors do not depend on the file any more.
 
     A file with digests must match them. A foreign file without is taken as it is.
 
     Raises:
-        ModelError: missing, damaged, no safetensors file, or NaN or infinity with `check_finite`.
+        ModelError: missing, damaged, no safetensors file, or one with NaN or infinity.
     """
     mapped, metadata = _map(path)  # of one file, also when another takes its place meanwhile
     tensors = {name: _copy_bytes(tensor) for name, tensor in mapped.items()}
     _check_tensors(path, tensors, metadata)
     try:
-        names = find_non_finite(tensors) if check_finite else []
+        names = find_non_finite(tensors)
     except NotImplementedError as error:  # numbers of four bits, for one
         raise ModelError(f"{path} holds numbers of a type that is not known: {error}") from error
     if names:

@@ -81,6 +81,11 @@ class BackboneSpec:
     own: bool = False
 
     @property
+    def stage_names(self) -> tuple[str, ...]:
+        """Names of the stages from the input to the last block; the head is none of them."""
+        return tuple(stage.name for stage in self.stages)
+
+    @property
     def depthwise(self) -> bool:
         """Whether most of the work is in depthwise convolutions, which bf16 slows on a CPU."""
         return self.family in DEPTHWISE_FAMILIES
@@ -648,11 +653,6 @@ def find_backbone(name: str) -> BackboneSpec:
         message = f"unknown backbone {name!r}{_did_you_mean(name, _ZOO)}"
         raise UsageError(message, hint="vtrain backbones lists all names")
     return _ZOO[name]
-
-
-def stage_names(name: str) -> tuple[str, ...]:
-    """Stages of a backbone from the input to the last block, without the head."""
-    return tuple(stage.name for stage in find_backbone(name).stages)
 
 
 def find_weights(spec: BackboneSpec, weights: str | None) -> str:

@@ -435,9 +435,9 @@ def test_a_copy_holds_its_own_modules() -> None:
 
 
 def test_squeezenets_own_head_works_on_the_map_only() -> None:
-    native = build_pretrained_classifier(find_backbone("squeezenet1_0"), num_classes=7).eval()
+    native = build_pretrained_classifier(find_backbone("squeezenet1_0")).eval()
     images = torch.randn(2, 3, 64, 64)
-    assert native(images).shape == (2, 7)
+    assert native(images).shape == (2, 1000)
     features = native.forward_layer(images, "penultimate")
     assert features.shape == (2, 512)
     assert torch.equal(native.forward_layer(images, "logits"), native(images))

@@ -32,7 +32,7 @@ from vtrain.models.freezing import (
     tensor_digest,
     verify_frozen,
 )
-from vtrain.zoo import OptionValue, backbone_names, find_backbone, stage_names
+from vtrain.zoo import OptionValue, backbone_names, find_backbone
 
 # One small member of each family, with every random layer that its options can switch on.
 FAMILIES: dict[str, dict[str, OptionValue]] = {
@@ -108,12 +108,14 @@ def config(
 
 
 def phases_of(policy: str, name: str, *, epochs: int = 10) -> list[Phase]:
-    return build_phases(config(policy, epochs=epochs), stage_names(name), epochs=epochs)
+    return build_phases(
+        config(policy, epochs=epochs), find_backbone(name).stage_names, epochs=epochs
+    )
 
 
 def policies_of(name: str) -> Iterator[tuple[str, Phase, set[str]]]:
     """Every policy's every phase with the stages that it trains by its definition."""
-    stages = [*stage_names(name), HEAD]
+    stages = [*find_backbone(name).stage_names, HEAD]
     for policy in ("none", "head", "lp-ft", *(f"until:{stage}" for stage in stages[:-1])):
         for phase in phases_of(policy, name):
             first = 0
@@ -237,7 +239,7 @@ def test_frozen_stages_depend_on_the_images_alone(name: str, image_size: int, un
     size = image_size if find_backbone(name).family == "vit" else None
     classifier = build_small(name, image_size=size)
     images = torch.rand(2, 3, image_size, image_size)
-    stages = list(stage_names(name))
+    stages = list(find_backbone(name).stage_names)
     cut = stages.index(until) + 1
     apply_freeze(classifier, freeze_to(name, [*stages[cut:], HEAD]))
     classifier.train()
@@ -265,7 +267,8 @@ def test_the_same_stages_are_random_where_they_train(name: str, image_size: int)
     classifier.train()
     images = torch.rand(2, 3, image_size, image_size)
     first, again = (stage_outputs(classifier, images, seed) for seed in (1, 2))
-    assert not torch.equal(first[stage_names(name)[-1]], again[stage_names(name)[-1]])
+    last = find_backbone(name).stage_names[-1]
+    assert not torch.equal(first[last], again[last])
 
 
 # --- rules ---------------------------------------------------------------------------------------
@@ -376,7 +379,7 @@ def test_a_new_table_replaces_the_old_one() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "simple_cnn", "vit_b_32", "squeezenet1_1"])
 @pytest.mark.parametrize("epochs", range(1, 13))
 def test_gradual_starts_with_the_head_and_ends_with_everything(name: str, epochs: int) -> None:
-    stages = stage_names(name)
+    stages = find_backbone(name).stage_names
     phases = phases_of("gradual", name, epochs=epochs)
     assert sum(phase.epochs for phase in phases) == epochs
     assert all(phase.epochs >= 1 for phase in phases)
@@ -405,7 +408,9 @@ def test_lp_ft_probes_a_third_of_the_epochs(epochs: int) -> None:
 
 
 def test_lp_ft_with_given_probe_epochs() -> None:
-    phases = build_phases(config("lp-ft", probe_epochs=7), stage_names("resnet18"), epochs=10)
+    phases = build_phases(
+        config("lp-ft", probe_epochs=7), find_backbone("resnet18").stage_names, epochs=10
+    )
     assert [(phase.name, phase.epochs) for phase in phases] == [("probe", 7), ("finetune", 3)]
 
 
@@ -422,7 +427,7 @@ def test_other_policies_have_one_phase(policy: str) -> None:
 
 def test_rules_of_the_config_become_one_phase() -> None:
     given = (FreezeRule(pattern="layer4", lr_scale=0.5), FreezeRule(pattern="*", lr_scale=None))
-    (phase,) = build_phases(config(given), stage_names("resnet18"), epochs=10)
+    (phase,) = build_phases(config(given), find_backbone("resnet18").stage_names, epochs=10)
     assert phase == Phase("train", 10, (ParamRule("layer4", 0.5), ParamRule("*", None)))
 
 
@@ -472,7 +477,7 @@ def test_decay_is_for_weights_of_linear_layers_and_convolutions_alone(name: str)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_groups_hold_every_trained_parameter_once(name: str) -> None:
     classifier = meta_classifier(name)
-    last = stage_names(name)[-1]
+    last = find_backbone(name).stage_names[-1]
     groups = groups_of(classifier, freeze_to(name, [HEAD]), freeze_to(name, [last, HEAD]))
     held = [id(parameter) for group in groups for parameter in group["params"]]
     wanted = [id(p) for n, p in classifier.named_parameters()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import select
 from dataclasses import replace
 from pathlib import Path
@@ -24,11 +25,11 @@ from vtrain.models.model_file import (
     BANK,
     MODEL_FORMAT,
     ModelFile,
+    StoredNovelty,
     find_model_file,
     load_model_file,
     load_scoring_model,
     read_model_file,
-    read_preprocessing,
     save_model,
 )
 from vtrain.records import Preprocessing, to_plain
@@ -126,7 +127,7 @@ def test_architecture_is_rebuilt_from_the_description(
 
 # --- temperature and novelty ---------------------------------------------------------------------
 
-NOVELTY = {"neighbors": 5, "threshold": 0.4}
+NOVELTY = StoredNovelty(neighbors=5, threshold=0.4)
 
 
 def make_bank(classifier: Classifier) -> torch.Tensor:
@@ -220,12 +221,6 @@ def test_input_conversion_of_pretrained_inception_is_kept(path: Path) -> None:
         assert vars(loaded.backbone)["transform_input"] == pretrained
 
 
-def test_preprocessing_survives_json() -> None:
-    preprocessing = DESCRIPTION.preprocessing
-    text = json.dumps(to_plain(preprocessing))
-    assert read_preprocessing(json.loads(text)) == preprocessing
-
-
 # --- files that cannot be used -------------------------------------------------------------------
 
 
@@ -303,7 +298,7 @@ def test_preprocessing_that_cannot_be_followed(path: Path, name: str, value: obj
     save_changed(path, preprocessing={**to_plain(DESCRIPTION.preprocessing), name: value})
     with pytest.raises(ModelError, match="description is damaged: preprocessing") as caught:
         load_model_file(path)
-    assert f"preprocessing.{name} is" in caught.value.message
+    assert re.search(rf"preprocessing\.{name}|, {name} is", caught.value.message)
     assert caught.value.exit_code == ExitCode.MODEL
 
 

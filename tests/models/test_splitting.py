@@ -13,7 +13,7 @@ from vtrain.config import FitConfig, HeadConfig
 from vtrain.models.classifier import PENULTIMATE, Classifier, build_classifier
 from vtrain.models.freezing import FROZEN, TRAINED, ParamRule, apply_freeze, build_phases
 from vtrain.models.splitting import BoundaryError, LowerPart, UpperPart, find_frozen_boundary
-from vtrain.zoo import backbone_names, find_backbone, stage_names
+from vtrain.zoo import backbone_names, find_backbone
 
 CHEAP = (
     "simple_cnn", "preact_resnet18", "resnet18", "mobilenet_v3_small", "densenet121", "swin_t",
@@ -42,7 +42,7 @@ def build(name: str, **options: Any) -> Classifier:
 
 
 def freeze_until(classifier: Classifier, stage: str) -> None:
-    names = stage_names(classifier.spec.name)
+    names = classifier.spec.stage_names
     frozen = names[: names.index(stage) + 1]
     apply_freeze(classifier, [*(ParamRule(name, None) for name in frozen), TRAINED])
 
@@ -59,14 +59,14 @@ def apply_both(lower: nn.Module, upper: nn.Module, images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", CHEAP)
 def test_both_parts_together_equal_the_whole_bit_for_bit(name: str) -> None:
-    stages = stage_names(name)
+    stages = find_backbone(name).stage_names
     compare_parts(name, stages if len(stages) <= 8 else stages[::6])
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", backbone_names())
 def test_both_parts_equal_the_whole_at_every_stage_of_every_backbone(name: str) -> None:
-    compare_parts(name, stage_names(name))
+    compare_parts(name, find_backbone(name).stage_names)
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def test_the_lower_part_computes_no_further_than_its_stage() -> None:
 @pytest.mark.parametrize("name", ["simple_cnn", "vit_b_32", "densenet121"])
 def test_modules_are_shared_and_not_copied(name: str) -> None:
     classifier = build(name)
-    middle = stage_names(name)[len(stage_names(name)) // 2]
+    middle = find_backbone(name).stage_names[len(find_backbone(name).stage_names) // 2]
     own = {id(each) for each in (*classifier.parameters(), *classifier.buffers())}
     for part in (LowerPart(classifier, middle), UpperPart(classifier, middle)):
         tensors = [*part.parameters(), *part.buffers()]
@@ -138,7 +138,7 @@ def run_twice(
 @pytest.mark.parametrize("name", ["simple_cnn", "preact_resnet18", "mobilenet_v3_small"])
 def test_statistics_of_the_upper_part_move_and_those_below_stand_still(name: str) -> None:
     classifier = build(name)
-    middle = stage_names(name)[len(stage_names(name)) // 2]
+    middle = find_backbone(name).stage_names[len(find_backbone(name).stage_names) // 2]
     freeze_until(classifier, middle)
     start = {key: value.clone() for key, value in classifier.named_buffers()}
     got, expected, whole = run_twice(classifier, middle, make_images(classifier.spec))
@@ -150,7 +150,7 @@ def test_statistics_of_the_upper_part_move_and_those_below_stand_still(name: str
         assert torch.equal(value, other), key
         if not torch.equal(value, start[key]):
             moved.add(classifier.stage_of(key))
-    trained = stage_names(name)[stage_names(name).index(middle) + 1 :]
+    trained = find_backbone(name).stage_names[find_backbone(name).stage_names.index(middle) + 1 :]
     with_norms = {classifier.stage_of(key) for key in start}
     assert moved == with_norms.intersection(trained) != set()
 
@@ -236,7 +236,7 @@ def test_boundary_of_each_policy(policy: Any, boundaries: list[str | None]) -> N
     )
     classifier = build("simple_cnn", width_mult=0.25)
     found = []
-    for phase in build_phases(config, stage_names("simple_cnn"), epochs=5):
+    for phase in build_phases(config, find_backbone("simple_cnn").stage_names, epochs=5):
         apply_freeze(classifier, phase.rules)
         found.append(find_frozen_boundary(classifier))
     assert found == boundaries

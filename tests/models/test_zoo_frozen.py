@@ -14,7 +14,7 @@ from vtrain.models.freezing import (
     frozen_digests,
     verify_frozen,
 )
-from vtrain.zoo import backbone_names, find_backbone, stage_names
+from vtrain.zoo import backbone_names, find_backbone
 
 FAST = ("squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5", "simple_cnn")
 
@@ -27,7 +27,7 @@ def _no_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def phases_of_every_policy(name: str) -> list[Phase]:
-    stages = stage_names(name)
+    stages = find_backbone(name).stage_names
     middle = stages[len(stages) // 2]
     phases = []
     for freeze in ("none", "head", f"until:{middle}", "lp-ft", "gradual"):

@@ -38,7 +38,7 @@ def build(name: str = "simple_cnn") -> Classifier:
     torch.manual_seed(0)
     spec = find_backbone(name)
     size = spec.image_size_multiple if spec.image_size_multiple > 1 else None
-    classifier = build_pretrained_classifier(spec, num_classes=7, image_size=size).eval()
+    classifier = build_pretrained_classifier(spec, image_size=size).eval()
     for parameter in classifier.head.parameters():  # ViT's starts with zeros
         nn.init.normal_(parameter, std=0.1)
     return classifier.to(memory_format=torch.channels_last)

@@ -43,12 +43,10 @@ def small_size(spec: BackboneSpec) -> int:
     return max(96, spec.min_image_size + 64)
 
 
-def build_random(name: str, *, num_classes: int = 5) -> Classifier:
+def build_random(name: str) -> Classifier:
     """A classifier with its own kind of head and random weights, in evaluation mode."""
     spec = find_backbone(name)
-    classifier = build_pretrained_classifier(
-        spec, image_size=small_size(spec), num_classes=num_classes, pretrained=False
-    )
+    classifier = build_pretrained_classifier(spec, image_size=small_size(spec), pretrained=False)
     fill(classifier)
     return classifier.eval()
 

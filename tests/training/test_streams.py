@@ -110,7 +110,7 @@ def test_threads_that_share_a_model_get_their_own_outputs(layer: str, name: str)
     size = 32 if name == "vit_b_32" else 64
     spec = find_backbone(name)
     torch.manual_seed(0)
-    model = build_pretrained_classifier(spec, num_classes=3, image_size=size).eval()
+    model = build_pretrained_classifier(spec, image_size=size).eval()
     batches = make_batches(12, edge=size)
 
     @torch.inference_mode()

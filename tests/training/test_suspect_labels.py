@@ -81,7 +81,7 @@ def test_out_of_fold_probabilities_are_those_of_scikit_learn() -> None:
     parts = assign_folds(labels.tolist())
     tensors = torch.from_numpy(features), torch.from_numpy(labels)
     penalty = choose_penalty(*tensors, 3, seed=0)
-    found = suspect_labels._predict_out_of_fold(*tensors, parts, 3, 0, lambda: None).numpy()
+    found = suspect_labels._predict_out_of_fold(*tensors, parts, 3, lambda: None).numpy()
     for part in range(5):
         asked = parts.numpy() == part
         known = features[~asked].astype(np.float64)

@@ -273,22 +273,17 @@ def build_meta_backbone(
     return model.to("meta").eval()
 
 
-def describe_stages(
-    spec: BackboneSpec,
-    *,
-    image_size: int | None = None,
-    options: Mapping[str, OptionValue] = NO_OPTIONS,
-) -> list[StageInfo]:
+def describe_stages(spec: BackboneSpec, *, image_size: int | None = None) -> list[StageInfo]:
     """Output shape, parameters and multiply-adds of each stage for one image; no weights needed.
 
     Multiply-adds are half the operations that torch.utils.flop_counter counts: convolutions,
     matrix products and attention.
 
     Raises:
-        UsageError: Unknown option or an image size that the backbone cannot take.
+        UsageError: An image size that the backbone cannot take.
     """
     size = spec.image_size if image_size is None else image_size
-    model = build_meta_backbone(spec, image_size=size, options=options)
+    model = build_meta_backbone(spec, image_size=size)
     shapes: dict[str, tuple[int, ...]] = {}
 
     def record(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:

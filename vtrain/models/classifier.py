@@ -145,7 +145,7 @@ class Classifier(nn.Module):
         for stage in self.spec.stages:
             if stage.name == layer:
                 return stage.output, stage.is_map
-        names = [PENULTIMATE, POOLED, LOGITS, *(stage.name for stage in self.spec.stages)]
+        names = [PENULTIMATE, POOLED, LOGITS, *self.spec.stage_names]
         close = difflib.get_close_matches(layer, names, n=1)
         message = f"unknown layer {layer!r} of {self.spec.name}"
         message += f", did you mean {close[0]}?" if close else ""
@@ -251,24 +251,16 @@ def build_pretrained_classifier(
     spec: BackboneSpec,
     *,
     image_size: int | None = None,
-    options: Mapping[str, OptionValue] = NO_OPTIONS,
-    num_classes: int = 1000,
     pretrained: bool = True,
 ) -> Classifier:
     """A classifier with the model's own head, whose logits equal torchvision's bit for bit.
 
-    The weights are random until `load_torchvision_state`.
+    The weights are random until `load_torchvision_state`, and the classes 1,000.
 
     Raises:
-        UsageError: Unknown option, value out of range, or image size the backbone cannot take.
+        UsageError: An image size that the backbone cannot take.
     """
-    backbone = build_backbone(
-        spec,
-        num_classes=num_classes,
-        pretrained=pretrained,
-        image_size=image_size,
-        options=options,
-    )
+    backbone = build_backbone(spec, pretrained=pretrained, image_size=image_size)
     head = _cut_head(spec, backbone)
     feature_dim = _input_dim(head)
     head_on_map = spec.family == "squeezenet"
@@ -279,7 +271,7 @@ def build_pretrained_classifier(
         head,
         spec=spec,
         feature_dim=feature_dim,
-        num_classes=num_classes,
+        num_classes=1000,
         head_on_map=head_on_map,
     )
 

@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import torch
 from torch import fx, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 FoldedPair = tuple[str, str]
 
@@ -20,9 +20,8 @@ def apply_folding(module: nn.Module, *, keep: Collection[str] = ()) -> list[Fold
         conv, norm = module.get_submodule(conv_path), module.get_submodule(norm_path)
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
-        _absorb(conv, norm)
-        parent_path, _, name = norm_path.rpartition(".")
-        setattr(module.get_submodule(parent_path), name, nn.Identity())
+        module.set_submodule(conv_path, fuse_conv_bn_eval(conv, norm))
+        module.set_submodule(norm_path, nn.Identity())
     return pairs
 
 
@@ -89,28 +88,3 @@ def _may_fold(conv: str, norm: str, keep: Collection[str]) -> bool:
 
 def _lies_in(path: str, module: str) -> bool:
     return not module or f"{path}.".startswith(f"{module}.")
-
-
-@torch.no_grad()
-def _absorb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
-    """Give `conv` the weights with which it computes what `norm` made of its output."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    # In float64 what is per channel: every rounding there shifts a whole channel.
-    scale = (_as_float64(norm.running_var) + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale *= _as_float64(norm.weight)
-    bias = -_as_float64(norm.running_mean)
-    if conv.bias is not None:
-        bias += _as_float64(conv.bias)
-    bias *= scale
-    if norm.bias is not None:
-        bias += _as_float64(norm.bias)
-    weight = conv.weight * scale.to(conv.weight).view(-1, 1, 1, 1)
-    conv.weight = nn.Parameter(weight, requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(weight), requires_grad=False)
-
-
-def _as_float64(tensor: torch.Tensor) -> torch.Tensor:
-    # MPS has no float64.
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

@@ -187,7 +187,7 @@ def match_rules(classifier: Classifier, rules: Sequence[ParamRule]) -> dict[str,
         if rule in unused and rule.pattern != "*":
             raise ConfigError(
                 f"freeze: pattern {rule.pattern!r} matches no parameter of {classifier.spec.name}",
-                f"stages are: {', '.join([s.name for s in classifier.spec.stages] + [HEAD])}; "
+                f"stages are: {', '.join([*classifier.spec.stage_names, HEAD])}; "
                 f"parameter names look like {next(iter(scales))}",
             )
     return scales
@@ -244,7 +244,7 @@ def summarize_stages(
     `rates` are the peak learning rates in each stage that is trained.
     """
     rows = []
-    for stage in [*(each.name for each in classifier.spec.stages), HEAD]:
+    for stage in [*classifier.spec.stage_names, HEAD]:
         parameters = [
             p for n, p in classifier.named_parameters() if classifier.stage_of(n) == stage
         ]

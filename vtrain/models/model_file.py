@@ -1,20 +1,20 @@
 """The model file: one safetensors file with everything that using a trained model needs."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator, ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from vtrain.config import HeadConfig
 from vtrain.errors import ModelError, NewerFormatError, UsageError
 from vtrain.models.classifier import Classifier, build_classifier
-from vtrain.records import Interpolation, Preprocessing, to_plain
+from vtrain.records import Preprocessing, to_plain
 from vtrain.run_folder import CHECKPOINT_NAME, MODEL_NAME
 from vtrain.tensor_files import (
     is_safetensors,
@@ -30,7 +30,34 @@ BANK = "novelty.bank"  # the one tensor that is none of the classifier's
 MAX_BANK_ROWS = 100_000
 METADATA_KEY = "vtrain"
 MAX_EDGE = 4096  # pixels
-_LONGEST_NAME = 100  # of a backbone; to find one that is near to a name takes long for a long one
+
+
+def _check_classes(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        name.encode("utf-8", "surrogateescape")  # as every output writes it
+    if "" in names or len(set(names)) < len(names):
+        raise ValueError("an empty name, or the same name twice")
+    return names
+
+
+def _check_ranges(preprocessing: Preprocessing) -> Preprocessing:
+    limits = {"resize": (1, MAX_EDGE), "crop": (1, MAX_EDGE), "background": (0, 255)}
+    for name, (low, high) in (limits | {"mean": (0, 1), "std": (1e-6, 1e6)}).items():
+        value = getattr(preprocessing, name)
+        if not all(low <= each <= high for each in (value if type(value) is tuple else [value])):
+            raise ValueError(f"{name} is {value!r:.80}, expected {low:g} to {high:g}")
+    return preprocessing
+
+
+@dataclass(frozen=True, slots=True)
+class StoredNovelty:
+    """What belongs to the features `novelty.bank` `[M, D]` of training images.
+
+    Unlike them is an image whose distance to the `neighbors`-th nearest is above `threshold`.
+    """
+
+    neighbors: Annotated[int, Field(ge=1, le=MAX_BANK_ROWS)]
+    threshold: Annotated[float, Field(ge=1e-9, le=1e9)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +66,29 @@ class ModelFile:
 
     `pretrained_input`: the backbone was built as torchvision builds it for pretrained weights
     (Inception and GoogLeNet then normalise their input a second time). `temperature` divides the
-    logits. `novelty` has `neighbors` and `threshold` of the distance from training images, whose
-    features are the tensor `novelty.bank` `[M, D]`; None where there is none.
+    logits. `novelty` is None where the file has no features of training images.
     """
 
-    backbone: str
+    __pydantic_config__ = ConfigDict(strict=True, revalidate_instances="always")
+
+    # To find a backbone that is near to a name takes long for a long one.
+    backbone: Annotated[str, Field(max_length=100)]
     options: dict[str, Any]
     pretrained_input: bool
     head: dict[str, Any]
-    classes: tuple[str, ...]
-    preprocessing: Preprocessing
+    # Names of folders may hold bytes that are no text, which pydantic's own check refuses.
+    classes: Annotated[
+        tuple[InstanceOf[str], ...], Field(min_length=1), AfterValidator(_check_classes)
+    ]
+    preprocessing: Annotated[Preprocessing, AfterValidator(_check_ranges)]
     config: dict[str, Any]
     metrics: dict[str, Any]
     versions: dict[str, Any]
-    temperature: float = 1.0
-    novelty: dict[str, Any] | None = None
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
+    novelty: StoredNovelty | None = None
+
+
+_CHECKER = TypeAdapter(ModelFile)
 
 
 def save_model(path: Path, state: Mapping[str, Tensor], model_file: ModelFile) -> None:
@@ -96,7 +131,7 @@ def _parse_description(path: Path, stored: Mapping[str, str]) -> ModelFile:
     try:
         metadata = json.loads(text)
         found = metadata.pop("format")
-        if not _is_whole(found, 1):
+        if type(found) is not int or found < 1:
             raise ValueError(f"format is {found!r:.80}")
         if found > MODEL_FORMAT:
             raise NewerFormatError(
@@ -105,98 +140,28 @@ def _parse_description(path: Path, stored: Mapping[str, str]) -> ModelFile:
             )
         if found < 2:
             metadata |= {"temperature": 1.0, "novelty": None}
-        _check_types(metadata)
-        metadata["classes"] = tuple(metadata["classes"])
-        metadata["preprocessing"] = read_preprocessing(metadata["preprocessing"])
-        return ModelFile(**metadata)
+        if missing := ModelFile.__dataclass_fields__.keys() - metadata.keys():
+            raise KeyError(", ".join(sorted(missing)))
+        for name, record in (("preprocessing", Preprocessing), ("novelty", StoredNovelty)):
+            if isinstance(metadata[name], dict):
+                metadata[name] = record(**_with_tuples(metadata[name]))
+        return _CHECKER.validate_python(ModelFile(**_with_tuples(metadata)))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        reason = f"{place} is {first['input']!r:.80}: {first['msg']}"
+        raise ModelError(f"{path}: the model's description is damaged: {reason}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path}: the model's description is damaged: {error}") from error
 
 
+def _with_tuples(table: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON knows no tuples."""
+    return {key: tuple(each) if isinstance(each, list) else each for key, each in table.items()}
+
+
 def _hint_at_weights(path: Path) -> str:
     return f"for plain weights type: -m BACKBONE:{path}"
-
-
-def _check_types(metadata: Mapping[str, Any]) -> None:
-    """Refuse entries that another part of the program would stumble over."""
-    kinds = {
-        "backbone": str,
-        "pretrained_input": bool,
-        "classes": list,
-        "options": dict,
-        "head": dict,
-        "preprocessing": dict,
-        "config": dict,
-        "metrics": dict,
-        "versions": dict,
-    }
-    for name, kind in kinds.items():
-        if not isinstance(metadata[name], kind):
-            raise TypeError(f"{name} is {metadata[name]!r:.80}")
-    classes = metadata["classes"]
-    if not classes or not all(isinstance(name, str) and name for name in classes):
-        raise ValueError("classes are not a list of names")
-    if len(set(classes)) < len(classes):
-        raise ValueError("classes hold the same name twice")
-    _check_scores(metadata)
-    for name in classes:
-        name.encode("utf-8", "surrogateescape")  # as every output writes it
-    if len(metadata["backbone"]) > _LONGEST_NAME:
-        raise ValueError(f"backbone is {metadata['backbone']!r:.80}")
-
-
-def _check_scores(metadata: Mapping[str, Any]) -> None:
-    if not _is_number(metadata["temperature"], 1e-3, 1e3):
-        raise ValueError(f"temperature is {metadata['temperature']!r:.80}")
-    novelty = metadata["novelty"]
-    if novelty is None:
-        return
-    fits = isinstance(novelty, dict) and set(novelty) == {"neighbors", "threshold"}
-    if not (
-        fits
-        and _is_whole(novelty["neighbors"], 1, MAX_BANK_ROWS)
-        and _is_number(novelty["threshold"], 1e-9, 1e9)
-    ):
-        raise ValueError(f"novelty is {novelty!r:.80}")
-
-
-def read_preprocessing(data: Mapping[str, Any]) -> Preprocessing:
-    """A `Preprocessing` from its JSON form, every value of it checked.
-
-    Raises:
-        TypeError, ValueError: an entry is unknown, or of the wrong type, or out of range.
-    """
-    fields: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
-    }
-    found = Preprocessing(**fields)
-    fits = {
-        "resize": _is_whole(found.resize, 1, MAX_EDGE),
-        "crop": _is_whole(found.crop, 1, MAX_EDGE),
-        "interpolation": found.interpolation in get_args(Interpolation),
-        "mean": _are_three(found.mean) and all(_is_number(each, 0, 1) for each in found.mean),
-        "std": _are_three(found.std) and all(_is_number(each, 1e-6, 1e6) for each in found.std),
-        "background": _are_three(found.background)
-        and all(_is_whole(each, 0, 255) for each in found.background),
-        "exif": found.exif == "applied",
-        "alpha": found.alpha == "composited",
-    }
-    for name, fitting in fits.items():
-        if not fitting:
-            raise ValueError(f"preprocessing.{name} is {getattr(found, name)!r:.80}")
-    return found
-
-
-def _are_three(values: object) -> bool:
-    return isinstance(values, tuple) and len(values) == 3
-
-
-def _is_whole(value: object, low: int, high: float = math.inf) -> bool:
-    return type(value) is int and low <= value <= high
-
-
-def _is_number(value: object, low: float, high: float) -> bool:
-    return type(value) in (int, float) and low <= value <= high  # type: ignore[operator]
 
 
 def load_model_file(path: Path) -> tuple[Classifier, ModelFile]:

@@ -18,6 +18,7 @@ from vtrain.pages.svg import (
     draw_path,
     draw_rect,
     draw_text,
+    draw_whisker,
     draw_x_axis,
     draw_y_axis,
     find_log_ticks,
@@ -101,14 +102,12 @@ def line_chart(
     *,
     spans: Sequence[Span] = (),
     mark: tuple[float, str] | None = None,
-    log: bool = False,
-    x_label: str = "epoch",
     format_y: Callable[[float], str] = format_tick,
     note: str = "",
 ) -> Markup:
-    """Several series over x; `spans` are shaded by turns and named, `mark` is a vertical line.
+    """Several series over epochs; `spans` are shaded by turns and named, `mark` is a vertical line.
 
-    With `log` the y axis is logarithmic where all values are positive.
+    An axis has room for a single epoch, and for values that are all the same.
     """
     points = [point for each in series for point in each.finite]
     if not points:
@@ -117,14 +116,18 @@ def line_chart(
             title=title, text="There are no finite values to draw.", height=70, note=note,
         )  # fmt: skip
     frame = Frame(top=26 if spans or mark else 10)
-    x, y, ticks = _line_scales(points, frame, log)
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+    y = Scale(low - margin if low != 0 else 0.0, high + margin, frame.bottom, frame.top)
+    first, last = min(x for x, _ in points), max(x for x, _ in points)
+    half = 0.5 if first == last else 0.0
+    x = Scale(first - half, last + half, frame.left + 6, frame.right - 6)
     parts = [_draw_span(span, index, x, frame) for index, span in enumerate(spans)]
-    parts.append(draw_y_axis(frame, y, ticks, format_y))
-    parts.append(draw_x_axis(frame, x, _whole_ticks(x), x_label))
+    parts.append(draw_y_axis(frame, y, find_ticks(y.low, y.high), format_y))
+    parts.append(draw_x_axis(frame, x, _whole_ticks(x), "epoch"))
     if mark is not None:
-        place = x(mark[0])
+        place, half = x(mark[0]), len(mark[1]) * CHAR_WIDTH / 2
         parts.append(draw_line(place, frame.top, place, frame.bottom, "guide"))
-        half = len(mark[1]) * CHAR_WIDTH / 2
         inside = min(max(place, frame.left + half), frame.right - half)
         parts.append(draw_text(inside, frame.top - 14, mark[1], anchor="middle", kind="tick"))
     legend = []
@@ -137,24 +140,8 @@ def line_chart(
     return build_figure(parts, title=title, text=text, height=236, legend=legend, note=note)
 
 
-def _line_scales(
-    points: Sequence[tuple[float, float]], frame: Frame, log: bool
-) -> tuple[Scale, Scale, list[float]]:
-    low, high = min(y for _, y in points), max(y for _, y in points)
-    log = log and low > 0 and high > 1.5 * low
-    if not log:
-        margin = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
-        low, high = low - margin if low != 0 else 0.0, high + margin
-    y = Scale(low, high, frame.bottom, frame.top, log)
-    ticks = find_log_ticks(low, high) if log else find_ticks(low, high)
-    first, last = min(x for x, _ in points), max(x for x, _ in points)
-    if first == last:
-        first, last = first - 0.5, last + 0.5
-    return Scale(first, last, frame.left + 6, frame.right - 6), y, ticks
-
-
-def _whole_ticks(x: Scale) -> list[float]:
-    return [tick for tick in find_ticks(x.low, x.high, 6) if tick == int(tick)]
+def _whole_ticks(scale: Scale, count: int = 6) -> list[float]:
+    return [tick for tick in find_ticks(scale.low, scale.high, count) if tick == int(tick)]
 
 
 def _draw_span(span: Span, index: int, x: Scale, frame: Frame) -> Markup:
@@ -190,11 +177,9 @@ def stacked_bars(
     names: Sequence[str],
     columns: Sequence[tuple[float, Sequence[float]]],
     *,
-    x_label: str = "epoch",
-    y_label: str = "seconds",
     note: str = "",
 ) -> Markup:
-    """One column for each (x, parts); many columns are drawn as means of neighbours."""
+    """One column of seconds for each (epoch, parts); many are drawn as means of neighbours."""
     columns = [
         (x, [part if math.isfinite(part) and part > 0 else 0.0 for part in parts])
         for x, parts in columns
@@ -217,12 +202,12 @@ def stacked_bars(
                 kind = f"fill {series_class(index)}"
                 parts.append(draw_rect(x(place) - width / 2, y(base + value), width, height, kind))
             base += value
-    parts.append(draw_x_axis(frame, x, _whole_ticks(x), x_label))
+    parts.append(draw_x_axis(frame, x, _whole_ticks(x), "epoch"))
     totals = [sum(values[index] for _, values in columns) for index in range(len(names))]
     pairs = zip(names, totals, strict=True)
     shares = [f"{name} {100 * t / (sum(totals) or 1):.0f} %" for name, t in pairs]
     legend = [(name, area_mark(f"fill {series_class(i)}")) for i, name in enumerate(shares)]
-    text = f"{y_label} for each {x_label}; together: {', '.join(shares)}"
+    text = f"seconds for each epoch; together: {', '.join(shares)}"
     return build_figure(parts, title=title, text=text, height=236, legend=legend, note=note)
 
 
@@ -240,16 +225,10 @@ def _merge_columns(
     return merged
 
 
-def interval_bars(
-    title: str,
-    bars: Sequence[Bar],
-    *,
-    note: str = "",
-    format_x: Callable[[float], str] = format_share,
-) -> Markup:
+def interval_bars(title: str, bars: Sequence[Bar], *, note: str = "") -> Markup:
     """Horizontal bars of shares between 0 and 1, with whiskers where intervals are known."""
     longest = max((len(shorten(bar.label, LABEL)) for bar in bars), default=0)
-    shown = [f"{format_x(bar.value)} {shorten(bar.detail, 10)}".strip() for bar in bars]
+    shown = [f"{format_share(bar.value)} {shorten(bar.detail, 10)}".strip() for bar in bars]
     room = max(map(len, shown), default=0) * DIGIT_WIDTH + 12
     frame = Frame(
         left=longest * (CHAR_WIDTH + 0.6) + 10,
@@ -258,9 +237,7 @@ def interval_bars(
         bottom=6 + ROW * len(bars),
     )
     x = Scale(0.0, 1.0, frame.left, frame.right)
-    parts = [
-        draw_x_axis(frame, x, [0.0, 0.5, 1.0], "", format_x, grid=True),
-    ]
+    parts = [draw_x_axis(frame, x, [0.0, 0.5, 1.0], "", format_share, grid=True)]
     for index, bar in enumerate(bars):
         middle = frame.top + ROW * index + ROW / 2
         parts.append(
@@ -273,38 +250,28 @@ def interval_bars(
         width = x(bar.value) - frame.left
         parts.append(draw_rect(frame.left, middle - 6, width, 12, "fill s1", opacity=0.55))
         if bar.interval is not None:
-            parts.append(_draw_whisker(x(bar.interval[0]), x(bar.interval[1]), middle))
+            parts.append(draw_whisker(x(bar.interval[0]), x(bar.interval[1]), middle, 3))
         parts.append(draw_text(frame.right + 8, middle + 4, shown[index], kind="tick"))
     text = "; ".join(
-        f"{shorten(bar.label, 40)} {format_x(bar.value)}"
+        f"{shorten(bar.label, 40)} {format_share(bar.value)}"
         for bar in bars
         if math.isfinite(bar.value)
     )
     return build_figure(parts, title=title, text=text, height=frame.bottom + 20, note=note)
 
 
-def _draw_whisker(left: float, right: float, middle: float) -> Markup:
-    return Markup("").join(
-        [
-            draw_line(left, middle, right, middle, "whisker"),
-            draw_line(left, middle - 3, left, middle + 3, "whisker"),
-            draw_line(right, middle - 3, right, middle + 3, "whisker"),
-        ]
-    )
-
-
 def histogram(
-    title: str, columns: Sequence[tuple[str, int]], *, x_label: str, y_label: str, note: str = ""
+    title: str, columns: Sequence[tuple[str, int]], *, x_label: str, y_label: str
 ) -> Markup:
     """Counts of named bins side by side."""
     frame = Frame()
     top = max((count for _, count in columns), default=0) or 1
+    x = Scale(0, max(len(columns), 1), frame.left, frame.right)
     y = Scale(0.0, top * 1.1, frame.bottom, frame.top)
-    ticks = [tick for tick in find_ticks(0.0, top * 1.1) if tick == int(tick)]
-    parts = [draw_y_axis(frame, y, ticks)]
-    width = (frame.right - frame.left) / max(len(columns), 1)
+    parts = [draw_y_axis(frame, y, _whole_ticks(y, 5))]
+    width = x(1) - x(0)
     for index, (name, count) in enumerate(columns):
-        left = frame.left + index * width
+        left = x(index)
         parts.append(
             draw_rect(left + 1, y(count), width - 2, frame.bottom - y(count), "fill s1",
                       title=f"{name}: {count}")
@@ -312,11 +279,9 @@ def histogram(
         if len(columns) <= 12:
             middle = left + width / 2
             parts.append(draw_text(middle, frame.bottom + 15, name, anchor="middle", kind="tick"))
-    parts.append(draw_line(frame.left, frame.bottom, frame.right, frame.bottom, "axis"))
-    middle = (frame.left + frame.right) / 2
-    parts.append(draw_text(middle, frame.bottom + 31, x_label, anchor="middle", kind="tick"))
+    parts.append(draw_x_axis(frame, x, [], x_label))
     text = f"{y_label} by {x_label}: " + ", ".join(f"{name}: {count}" for name, count in columns)
-    return build_figure(parts, title=title, text=text, height=236, note=note)
+    return build_figure(parts, title=title, text=text, height=236)
 
 
 def reliability_chart(
@@ -416,8 +381,6 @@ def pareto_chart(
     points: Sequence[ParetoPoint],
     *,
     x_label: str = "images per second",
-    y_label: str = "accuracy",
-    format_y: Callable[[float], str] = format_share,
     note: str = "",
 ) -> Markup:
     """Models by speed (logarithmic) and accuracy; a line joins those that none beats in both."""
@@ -430,9 +393,9 @@ def pareto_chart(
     xs = [each.x for each in points] or [1.0]
     x = Scale(min(xs) / 1.25, max(xs) * 1.25, frame.left, frame.right, log=True)
     front = find_front(points)
-    parts = [draw_y_axis(frame, y, find_ticks(y.low, y.high), format_y)]
+    parts = [draw_y_axis(frame, y, find_ticks(y.low, y.high), format_share)]
     parts.append(draw_x_axis(frame, x, find_log_ticks(x.low, x.high), f"{x_label} (logarithmic)"))
-    parts.append(draw_text(2, 10, y_label, kind="tick"))
+    parts.append(draw_text(2, 10, "accuracy", kind="tick"))
     parts.append(draw_path([(x(each.x), y(each.y)) for each in front], "line s1"))
     placer = _Placer(frame, [(x(p.x) - 5, y(p.y) - 5, x(p.x) + 5, y(p.y) + 5) for p in points])
     best_first = sorted(points, key=lambda each: -each.y)

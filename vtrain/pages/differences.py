@@ -13,6 +13,7 @@ from vtrain.pages.svg import (
     draw_line,
     draw_path,
     draw_text,
+    draw_whisker,
     draw_x_axis,
     find_ticks,
     shorten,
@@ -52,9 +53,7 @@ def difference_chart(
         middle = top + 24
         name = shorten(each.label, LONGEST_NAME)
         parts.append(draw_text(frame.left, top + 13, name, kind="over", full=each.label))
-        parts.append(draw_line(x(each.low), middle, x(each.high), middle, "whisker"))
-        ends = (x(each.low), x(each.high))
-        parts.extend(draw_line(end, middle - 4, end, middle + 4, "whisker") for end in ends)
+        parts.append(draw_whisker(x(each.low), x(each.high), middle, 4))
         kind = "dots quiet" if not each.shown else f"dots {'right' if each.value > 0 else 'wrong'}"
         parts.append(draw_path([(x(each.value), middle)], kind))
     text = "; ".join(

@@ -46,9 +46,7 @@ def list_confusions(
     return sorted(found, key=lambda each: (-each.count, each.support))[:limit]
 
 
-def matrix_chart(
-    title: str, classes: Sequence[str], matrix: Sequence[Sequence[int]], *, note: str = ""
-) -> Markup:
+def matrix_chart(title: str, classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Markup:
     """Rows are true classes, columns predicted ones; colour is the share of the row.
 
     Up to `MOST_COUNTS` classes have their counts in the cells. Beyond `MOST_CELLS` neighbouring
@@ -78,11 +76,8 @@ def matrix_chart(
     )
     if not numbered:
         parts.insert(0, draw_rect(left, TOP, side, side, "phase"))
-        if size > 1:
-            note = f"{note} Each cell stands for {size} × {size} neighbouring classes.".strip()
-    wrong = sum(sum(counts) for counts in matrix) - sum(
-        counts[index] for index, counts in enumerate(matrix)
-    )
+    note = f"Each cell stands for {size} × {size} neighbouring classes." if size > 1 else ""
+    wrong = sum(sum(counts) - counts[index] for index, counts in enumerate(matrix))
     text = f"{len(classes)} classes; {wrong} images are off the diagonal"
     below = 20.0 if numbered else 6.0
     if numbered and _are_upright(classes, edge):
@@ -96,8 +91,6 @@ def matrix_chart(
 
 def _merge_cells(matrix: Sequence[Sequence[int]], size: int) -> list[list[int]]:
     """Sums of `size` x `size` neighbouring cells."""
-    if size <= 1:
-        return [list(row) for row in matrix]
     count = -(-len(matrix) // size)
     merged = [[0] * count for _ in range(count)]
     for row, counts in enumerate(matrix):

@@ -112,6 +112,12 @@ def draw_line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
     return Markup('<line x1="{}" y1="{}" x2="{}" y2="{}" class="{}"/>').format(*places, kind)
 
 
+def draw_whisker(low: float, high: float, y: float, half: float) -> Markup:
+    """An interval from `low` to `high`, its ends twice `half` high."""
+    ends = (draw_line(end, y - half, end, y + half, "whisker") for end in (low, high))
+    return Markup("").join([draw_line(low, y, high, y, "whisker"), *ends])
+
+
 def draw_rect(
     x: float, y: float, width: float, height: float, kind: str, *, opacity: float | None = None,
     title: str = "",

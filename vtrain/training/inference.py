@@ -25,26 +25,26 @@ NOT_FINITE = "the model's output for this image is not finite"
 LOW_PRECISION_LAYERS = (nn.Conv2d, nn.Linear)
 
 
-def prepare_module(
-    module: nn.Module, precision: Precision, *, keep: Collection[str] = ()
-) -> nn.Module:
+def prepare_module(module: nn.Module, precision: Precision) -> nn.Module:
     """A frozen copy of a network, or of a part of it, that computes the same as fast as it can.
 
     In evaluation mode on the precision's device, channels last, batch norms folded, weights of
-    convolutions and linear layers in the precision. All paths stay; `keep` are those of submodules
-    whose outputs are looked at (see `find_foldable`). Call it under `precision.autocast()`, which
-    casts what is left; the output has the type that autocast gives it: the precision's behind a
-    convolution, float32 behind a ViT's last norm.
+    convolutions and linear layers in the precision. All paths stay. Call it under
+    `precision.autocast()`, which casts what is left; the output has the type that autocast gives
+    it: the precision's behind a convolution, float32 behind a ViT's last norm.
     """
     prepared = copy.deepcopy(module)
-    apply_preparation(prepared, precision, keep=keep)
+    apply_preparation(prepared, precision)
     return prepared
 
 
 def apply_preparation(
     module: nn.Module, precision: Precision, *, keep: Collection[str] = ()
 ) -> None:
-    """What `prepare_module` does, in place: no second copy of the weights is needed."""
+    """What `prepare_module` does, in place: no second copy of the weights is needed.
+
+    `keep` are the paths of submodules whose outputs are looked at (see `find_foldable`).
+    """
     module.eval().requires_grad_(False)
     apply_folding(module, keep=keep)
     for layer in module.modules():

@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,7 +41,6 @@ class ConfusionIntervals:
 
     accuracy: Interval
     macro_f1: Interval
-    weighted_f1: Interval
     precision: tuple[Interval | None, ...]
     recall: tuple[Interval | None, ...]
     level: float
@@ -84,16 +82,12 @@ def bootstrap_confusion(
     samples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-    shares: Literal["wilson", "bootstrap"] = "wilson",
 ) -> ConfusionIntervals:
     """Intervals of everything that a confusion matrix `[C, C]` of whole numbers gives.
 
     Rows are true classes, columns predicted ones. Macro F1 is that of
     `ConfusionMatrix.macro_f1`: over the classes that occur in a resample. Where no image is wrong,
-    resampling knows of no error: both F1 get the accuracy's interval then.
-
-    With `shares="bootstrap"` accuracy, precision and recall get percentile intervals as well; the
-    first paragraph of this module tells why that is not the default.
+    resampling knows of no error: it gets the accuracy's interval then.
 
     Raises:
         ValueError: the matrix is not square, or has no image.
@@ -102,20 +96,17 @@ def bootstrap_confusion(
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.sum() < 1:
         raise ValueError(f"expected a square matrix with images, got shape {matrix.shape}")
     hits, labelled, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
-    total = int(matrix.sum())
-    draws = _resample_confusion(matrix, samples, seed, classes=shares == "bootstrap")
-    accuracy = wilson_interval(int(hits.sum()), total, level=level)
-    macro, weighted = (_percentiles(draws[name], level) for name in ("macro_f1", "weighted_f1"))
-    if hits.sum() == total:
-        macro = weighted = accuracy
-    if shares == "bootstrap":
-        accuracy = _percentiles(draws["accuracy"], level)
-        precision = _class_percentiles(draws["precision"], predicted, level)
-        recall = _class_percentiles(draws["recall"], labelled, level)
-    else:
-        precision = _class_intervals(_wilson(hits, predicted, level), predicted)
-        recall = _class_intervals(_wilson(hits, labelled, level), labelled)
-    return ConfusionIntervals(accuracy, macro, weighted, precision, recall, level)
+    accuracy = wilson_interval(int(hits.sum()), int(matrix.sum()), level=level)
+    macro = accuracy
+    if hits.sum() < matrix.sum():
+        rows, columns = (index.astype(np.int64) for index in np.nonzero(matrix))
+        cells, scores = matrix[rows, columns], _Scores(rows, columns)
+        width = len(cells) + 3 * scores.num_classes
+        drawn = [scores.macro_f1(block) for block in _draw(cells, samples, seed, width=width)]
+        macro = _percentiles(np.concatenate(drawn), level)
+    precision = _class_intervals(hits, predicted, level)
+    recall = _class_intervals(hits, labelled, level)
+    return ConfusionIntervals(accuracy, macro, precision, recall, level)
 
 
 def paired_bootstrap(
@@ -183,23 +174,19 @@ def paired_bootstrap_macro_f1(
     return PairedDifference(float(differences(counts[None])[0]), low, high, level)
 
 
-def mcnemar(
-    correct_a: ArrayLike, correct_b: ArrayLike, *, mid_p: bool = False
-) -> tuple[int, int, float]:
+def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, float]:
     """Images that A alone has right, images that B alone has right, exact two-sided p.
 
     Under the hypothesis that both are equally good, those on which exactly one is right fall to
     either side like a fair coin: p is the binomial probability of a split as uneven as this one
-    (McNemar 1947, Psychometrika 12, in its exact form). `mid_p` counts half of the probability of
-    the split itself, which makes the test less cautious (Fagerland, Lydersen and Laake 2013, BMC
-    Medical Research Methodology 13:91).
+    (McNemar 1947, Psychometrika 12, in its exact form).
 
     Raises:
         ValueError: no images, or not as many for both.
     """
     a, b = _paired(correct_a, correct_b)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return only_a, only_b, _coin_probability(only_a, only_b, mid_p)
+    return only_a, only_b, _coin_probability(only_a, only_b)
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -294,18 +281,9 @@ def _wilson(hits: Counts, counts: Counts, level: float) -> Shares:
     return np.stack([low, high], axis=1)
 
 
-def _class_intervals(intervals: Shares, counts: Counts) -> tuple[Interval | None, ...]:
-    rows = zip(intervals.tolist(), counts.tolist(), strict=True)
+def _class_intervals(hits: Counts, counts: Counts, level: float) -> tuple[Interval | None, ...]:
+    rows = zip(_wilson(hits, counts, level).tolist(), counts.tolist(), strict=True)
     return tuple((low, high) if count else None for (low, high), count in rows)
-
-
-def _class_percentiles(drawn: Shares, counts: Counts, level: float) -> tuple[Interval | None, ...]:
-    """Percentile intervals of columns `[S, C]`; NaN is a resample without the class."""
-    used = np.flatnonzero(counts)
-    intervals = np.zeros((len(counts), 2))
-    tails = [50 * (1 - level), 50 * (1 + level)]
-    intervals[used] = np.nanpercentile(drawn[:, used], tails, axis=0).T
-    return _class_intervals(intervals, counts)
 
 
 def _percentiles(values: Shares, level: float) -> Interval:
@@ -344,8 +322,8 @@ class _Scores:
     """
 
     def __init__(self, labels: Counts, predictions: Counts) -> None:
-        self.classes, places = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
-        self.num_classes = len(self.classes)
+        classes, places = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
+        self.num_classes = len(classes)
         rows, columns = np.split(places.reshape(-1), 2)
         right = np.flatnonzero(rows == columns)
         self._labelled = _group_sum(rows, self.num_classes)
@@ -353,23 +331,17 @@ class _Scores:
         self._right = right
         self._hits = _group_sum(rows[right], self.num_classes)
 
-    def count(self, drawn: Counts) -> tuple[Counts, Counts, Counts]:
-        """Images right, labelled and predicted by class, each `[S, C]`, of cells `[S, K]`."""
-        return self._hits(drawn[:, self._right]), self._labelled(drawn), self._predicted(drawn)
-
     def macro_f1(self, drawn: Counts) -> Shares:
         """Macro F1 `[S]` of cells `[S, K]`."""
-        return _macro_f1(*self.count(drawn))
-
-
-def _f1(hits: Counts, labelled: Counts, predicted: Counts) -> Shares:
-    f1: Shares = 2 * hits / np.maximum(labelled + predicted, 1)
-    return f1
+        hits = self._hits(drawn[:, self._right])
+        return _macro_f1(hits, self._labelled(drawn), self._predicted(drawn))
 
 
 def _macro_f1(hits: Counts, labelled: Counts, predicted: Counts) -> Shares:
-    occurs = (labelled + predicted > 0).sum(axis=1)
-    mean: Shares = _f1(hits, labelled, predicted).sum(axis=1) / occurs
+    """Macro F1 `[S]` of images right, labelled and predicted by class, each `[S, C]`."""
+    met = labelled + predicted
+    f1 = 2 * hits / np.maximum(met, 1)
+    mean: Shares = f1.sum(axis=1) / (met > 0).sum(axis=1)
     return mean
 
 
@@ -387,31 +359,6 @@ def _group_sum(groups: NDArray[np.intp], num_groups: int) -> Callable[[Counts], 
     return add
 
 
-def _resample_confusion(
-    matrix: Counts, samples: int, seed: int, *, classes: bool
-) -> dict[str, Any]:
-    """Scores `[S]` of resampled matrices; with `classes` also precision and recall `[S, C]`."""
-    labels, predictions = (index.astype(np.int64) for index in np.nonzero(matrix))
-    counts = matrix[labels, predictions]
-    scores, total = _Scores(labels, predictions), int(counts.sum())
-    found: dict[str, list[Any]] = {"accuracy": [], "macro_f1": [], "weighted_f1": []}
-    if classes:
-        found |= {"precision": [], "recall": []}
-    for block in _draw(counts, samples, seed, width=len(counts) + 3 * scores.num_classes):
-        hits, labelled, predicted = scores.count(block)
-        found["accuracy"].append(hits.sum(axis=1) / total)
-        found["macro_f1"].append(_macro_f1(hits, labelled, predicted))
-        f1 = _f1(hits, labelled, predicted)
-        found["weighted_f1"].append((f1 * labelled).sum(axis=1) / total)
-        for name, divisor in (("precision", predicted), ("recall", labelled)) if classes else ():
-            # Float32 halves what a table of thousands of classes takes.
-            share = np.full((len(block), len(matrix)), np.nan, dtype=np.float32)
-            defined = np.where(divisor > 0, hits / np.maximum(divisor, 1), np.nan)
-            share[:, scores.classes] = defined
-            found[name].append(share)
-    return {name: np.concatenate(parts) for name, parts in found.items()}
-
-
 def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     a, b = np.asarray(first, dtype=np.bool_), np.asarray(second, dtype=np.bool_)
     if a.shape != b.shape or a.ndim != 1 or not len(a):
@@ -419,7 +366,7 @@ def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.bool_], NDA
     return a, b
 
 
-def _coin_probability(heads: int, tails: int, mid_p: bool) -> float:
+def _coin_probability(heads: int, tails: int) -> float:
     """Two-sided binomial probability of a split at least as uneven, for a fair coin."""
     n, few = heads + tails, min(heads, tails)
     if n <= EXACT_BINOMIAL:
@@ -434,6 +381,4 @@ def _coin_probability(heads: int, tails: int, mid_p: bool) -> float:
         tail += term
         if term < NEGLIGIBLE * tail:
             break
-    if mid_p:
-        return 1.0 if heads == tails else 2 * tail - own
     return min(1.0, 2 * tail)

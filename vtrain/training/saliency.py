@@ -108,7 +108,7 @@ def find_map_stage(spec: BackboneSpec, name: str | None) -> Stage:
             return stage
     names = [stage.name for stage in stages]
     hint = f"stages with maps, from input to output: {', '.join(names)}"
-    if name in (stage.name for stage in spec.stages):
+    if name in spec.stage_names:
         why = "nothing reads its patches" if spec.family == "vit" else "it gives vectors"
         raise UsageError(f"stage {name!r} of {spec.name} has no map: {why}", hint)
     close = difflib.get_close_matches(name, names, n=1)

@@ -57,9 +57,7 @@ def rank_suspects(
     labels: ArrayLike,
     *,
     also: Sequence[ArrayLike] = (),
-    neighbors: int = NEIGHBOURS,
     folds: int = FOLDS,
-    seed: int = 0,
     on_step: Callable[[], object] | None = None,
 ) -> SuspectRanking:
     """Rank labels by disagreement with predictions that were made without them.
@@ -76,9 +74,7 @@ def rank_suspects(
         also: features `[N, D']` of the same images by other models, which judge as well. A model
             that was trained on these labels may have learnt the wrong ones by heart; its backbone
             before that has not.
-        neighbors: how many similar images are asked, at most.
         folds: parts that the images are split into, at most.
-        seed: of the folds; the same seed gives the same ranking.
         on_step: called after each of the steps that `count_steps` counts.
 
     Raises:
@@ -86,15 +82,15 @@ def rank_suspects(
     """
     views, truth = _check([features, *also], labels)
     classes, dense = torch.unique(truth, return_inverse=True)  # classes without images cost nothing
-    parts = assign_folds(dense.tolist(), folds=folds, seed=seed)
+    parts = assign_folds(dense.tolist(), folds=folds, seed=0)
     judged = parts != NOT_ASKED
     step = on_step or (lambda: None)
     probabilities = torch.zeros(len(truth), len(classes), dtype=torch.float64)
     for view in views:
-        nearest = find_neighbors(view, neighbors)
+        nearest = find_neighbors(view, NEIGHBOURS)
         step()
         probabilities += vote(nearest, dense, len(classes))
-        probabilities += _predict_out_of_fold(view, dense, parts, len(classes), seed, step)
+        probabilities += _predict_out_of_fold(view, dense, parts, len(classes), step)
     return _rank(probabilities / (2 * len(views)), classes, dense, judged, nearest)
 
 
@@ -146,7 +142,6 @@ def _predict_out_of_fold(
     labels: Tensor,
     parts: Tensor,
     num_classes: int,
-    seed: int,
     step: Callable[[], object],
 ) -> Tensor:
     """Probabilities `[N, C]` of each image by a regression on the other folds; 0 where not asked.
@@ -155,7 +150,7 @@ def _predict_out_of_fold(
     """
     probabilities = torch.zeros(len(labels), num_classes, dtype=torch.float64)
     with one_thread():
-        penalty = choose_penalty(features, labels, num_classes, seed=seed)
+        penalty = choose_penalty(features, labels, num_classes, seed=0)
         for part in range(int(parts.max()) + 1):
             asked = parts == part
             trained = ~asked
