@@ -9,11 +9,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tests.tiny import draw_image
-from vtrain.config import FitConfig, dump_config
-from vtrain.files import write_csv, write_json
-from vtrain.records import EpochMetrics, FitResult, to_plain
-from vtrain.run_folder import save_result
-from vtrain.training.metric_log import write_metrics
+from vtrain.config.load import FitConfig, dump_config
+from vtrain.data.image_sets import EpochMetrics, FitResult, to_plain
+from vtrain.runs.folder import save_result
+from vtrain.runs.metric_log import write_metrics
+from vtrain.system.files import write_csv, write_json
 
 HEADER = (
     "path", "label", "prediction", "probability", "correct", "label_probability", "second",

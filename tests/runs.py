@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from tests.tiny import draw_labelled
-from vtrain.checkpoint import load_checkpoint
-from vtrain.config import LoadedConfig, load_config
-from vtrain.console import Console
+from vtrain.config.load import LoadedConfig, load_config
+from vtrain.data.image_sets import FitResult
 from vtrain.errors import InterruptedRunError, StoppedError
-from vtrain.fit import Resume, fit
-from vtrain.records import FitResult
+from vtrain.runs.checkpoint import load_checkpoint
+from vtrain.runs.fit import Resume, fit
 from vtrain.system.reporter import SILENT, Interruptible, Progress, Reporter
-from vtrain.tensor_files import load_tensors
+from vtrain.system.tensor_files import load_tensors
+from vtrain.system.terminal import Console
 
 TIMES = ("images_per_second", "data_wait", "seconds")
 CONFIG = """

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vtrain.cache_folder import (
+from vtrain.system.cache_folder import (
     FEATURES,
     SCANS,
     clear_cache,

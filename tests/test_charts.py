@@ -8,6 +8,7 @@ import pytest
 from markupsafe import Markup
 
 from tests.report_runs import HOSTILE
+from vtrain.data.image_sets import CalibrationBin
 from vtrain.pages.charts import (
     MOST_COLOURS,
     Bar,
@@ -26,7 +27,6 @@ from vtrain.pages.charts import (
 )
 from vtrain.pages.matrix import list_confusions, matrix_chart
 from vtrain.pages.svg import Scale, find_log_ticks, find_ticks, format_tick, shorten
-from vtrain.records import CalibrationBin
 
 NAN = math.nan
 

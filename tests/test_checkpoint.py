@@ -12,7 +12,13 @@ import torchvision
 from torch import Tensor, nn
 
 from tests.tiny import CPU, build_tiny_model
-from vtrain.checkpoint import (
+from vtrain.config.load import HeadConfig
+from vtrain.data.image_sets import Preprocessing
+from vtrain.errors import ExitCode, ModelError, UsageError, VtrainError
+from vtrain.models.backbones import eval_preprocessing
+from vtrain.models.model_file import ModelFile, save_model
+from vtrain.models.zoo import find_backbone
+from vtrain.runs.checkpoint import (
     CHECKPOINT_FORMAT,
     Checkpoint,
     LoadedModel,
@@ -20,14 +26,8 @@ from vtrain.checkpoint import (
     load_model,
     save_checkpoint,
 )
-from vtrain.config import HeadConfig
-from vtrain.errors import ExitCode, ModelError, UsageError, VtrainError
-from vtrain.models.backbones import eval_preprocessing
-from vtrain.models.model_file import ModelFile, save_model
-from vtrain.records import Preprocessing
-from vtrain.tensor_files import load_torch, save_tensors, save_torch
+from vtrain.system.tensor_files import load_torch, save_tensors, save_torch
 from vtrain.training.state import TrainState
-from vtrain.zoo import find_backbone
 
 SMALL = "shufflenet_v2_x0_5"  # 5 MB of random weights
 CLASSES = ("ant", "bee", "cow")
@@ -246,7 +246,7 @@ def test_precision_is_taken_and_said(text: str, precision: str) -> None:
 def test_a_run_is_used_in_the_precision_it_asked_for(
     monkeypatch: pytest.MonkeyPatch, config: Any, expected: str
 ) -> None:
-    monkeypatch.setattr("vtrain.training.precision.has_bf16_instructions", lambda _: True)
+    monkeypatch.setattr("vtrain.models.precision.has_bf16_instructions", lambda _: True)
     save_run(config=config)
     assert load("runs/a", precision="auto").precision == expected
     assert load("runs/a", precision="fp32").precision == "fp32"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.made_runs import answer, answers, write_run
-from vtrain.compare import (
+from vtrain.errors import DataError, ModelError, UsageError
+from vtrain.results.compare import (
     LEVEL,
     Comparison,
     compare,
@@ -15,8 +16,7 @@ from vtrain.compare import (
     describe_difference,
     format_points,
 )
-from vtrain.console import format_json
-from vtrain.errors import DataError, ModelError, UsageError
+from vtrain.system.terminal import format_json
 
 TWO = ("ant", "bee")
 

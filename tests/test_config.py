@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from vtrain.config import (
+from vtrain.config.allowed import known_keys
+from vtrain.config.load import (
     FitConfig,
     FreezeRule,
     LoadedConfig,
@@ -21,10 +22,9 @@ from vtrain.config import (
     load_config,
     reference_yaml,
 )
-from vtrain.config_errors import OTHER_NAMES
-from vtrain.config_schema import known_keys
+from vtrain.config.mistakes import OTHER_NAMES
+from vtrain.config.yaml12 import parse_yaml
 from vtrain.errors import ConfigError, ExitCode
-from vtrain.yaml12 import parse_yaml
 
 ROOT = Path(__file__).parent.parent
 BASE = """\
@@ -559,9 +559,7 @@ def test_any_config_survives_being_written_and_read() -> None:
 
 
 def test_reference_is_what_the_model_says() -> None:
-    command = (
-        'python -c "from vtrain.config import reference_yaml; print(reference_yaml(), end=str())"'
-    )
+    command = 'python -c "from vtrain.config.load import reference_yaml; print(reference_yaml(), end=str())"'
     text = (ROOT / "configs/reference.yaml").read_text(encoding="utf-8")
     assert text == reference_yaml(), f"write it anew: {command} > configs/reference.yaml"
 
@@ -611,14 +609,14 @@ def test_errors_and_schema_come_without_heavy_imports(project: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from vtrain.config import load_config, json_schema, reference_yaml
+from vtrain.config.load import load_config, json_schema, reference_yaml
 from vtrain.errors import ConfigError
 try:
     load_config(Path("configs/x.yaml"))
 except ConfigError as error:
     print(error.message.splitlines()[0])
 json_schema(), reference_yaml()
-heavy = {"torch", "torchvision", "numpy", "PIL", "vtrain.init"} & set(sys.modules)
+heavy = {"torch", "torchvision", "numpy", "PIL", "vtrain.runs.starter_config"} & set(sys.modules)
 print(sorted(heavy))
 """
     run = subprocess.run(

@@ -10,7 +10,11 @@ from typing import Any
 import pytest
 
 from tests.cli.program import TerminalProgram
-from vtrain.console import (
+from vtrain.data.image_sets import EpochMetrics
+from vtrain.errors import DataError
+from vtrain.runs.epochs import describe_epoch
+from vtrain.system.log_file import logged_to
+from vtrain.system.terminal import (
     Console,
     find_width,
     format_count,
@@ -25,10 +29,6 @@ from vtrain.console import (
     print_text,
     printable,
 )
-from vtrain.errors import DataError
-from vtrain.records import EpochMetrics
-from vtrain.runs.epochs import describe_epoch
-from vtrain.system.log_file import logged_to
 
 METRICS = EpochMetrics(
     phase="finetune",
@@ -421,7 +421,7 @@ EPOCH = (
 @pytest.mark.parametrize("width", range(40, 140))
 def test_epoch_line_never_exceeds_its_width(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "  ".join(describe_epoch(METRICS, 10)) == EPOCH
-    monkeypatch.setattr("vtrain.console.find_width", lambda _: width)
+    monkeypatch.setattr("vtrain.system.terminal.find_width", lambda _: width)
     stream = io.StringIO()
     Console(stream=stream).say_fitting(describe_epoch(METRICS, 10), " best")
     line = stream.getvalue().removesuffix("\n")

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.tiny import CPU
-from vtrain.distributed import PeerFailedError, ProcessGroup, read_process_group
 from vtrain.errors import DataError, ExitCode, UsageError
+from vtrain.system.processes import PeerFailedError, ProcessGroup, read_process_group
 
 TORCHRUN = {
     "RANK": "5",
@@ -114,7 +114,7 @@ SCRIPT = """
 import json, os, sys, time
 from datetime import timedelta
 import torch
-from vtrain.distributed import read_process_group
+from vtrain.system.processes import read_process_group
 from vtrain.errors import DataError, VtrainError
 
 group, cpu, seen = read_process_group(), torch.device("cpu"), {}

@@ -8,19 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from vtrain.training.loop import TrainLoop
 
 from tests.runs import draw_tiny_data, load, read_rows, run
 from tests.tiny import draw_labelled
-from vtrain.console import Console
-from vtrain.dry_run import (
-    Forecast,
-    Outline,
-    build_outline,
-    build_rate_curve,
-    measure,
-    require_room,
-)
-from vtrain.dry_run_view import (
+from vtrain.commands.dry_run import (
     build_dry_run_record,
     draw_rates,
     format_rough,
@@ -30,9 +22,17 @@ from vtrain.dry_run_view import (
     show_outline,
 )
 from vtrain.errors import ConfigError, ExitCode, InterruptedRunError, ResourceError, UsageError
-from vtrain.fit import dry_run
-from vtrain.plan import build_plan
-from vtrain.training.loop import TrainLoop
+from vtrain.runs.dry_run import (
+    Forecast,
+    Outline,
+    build_outline,
+    build_rate_curve,
+    measure,
+    require_room,
+)
+from vtrain.runs.fit import dry_run
+from vtrain.runs.plan import build_plan
+from vtrain.system.terminal import Console
 from vtrain.training.memory import PeakMemory, saved_activations
 
 
@@ -234,7 +234,7 @@ def test_full_disk_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     found, forecast = try_run("run_dir=deep/down/run")
     require_room(forecast, found.run_dir)
     usage = type("Usage", (), {"free": 10})()
-    monkeypatch.setattr("vtrain.files.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("vtrain.system.files.shutil.disk_usage", lambda _: usage)
     with pytest.raises(ResourceError, match="the checkpoints of this run need") as caught:
         require_room(forecast, found.run_dir)
     assert caught.value.exit_code == ExitCode.RESOURCE

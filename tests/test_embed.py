@@ -19,11 +19,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from tests.tiny import CPU, break_image, build_tiny_model, draw_image, poison
-from vtrain.checkpoint import LoadedModel
+from vtrain.data.image_sets import EmbedResult
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform, normalize_images
-from vtrain.distributed import ProcessGroup
-from vtrain.embed import _choose_share, digest_weights, embed
 from vtrain.errors import (
     DataError,
     ModelError,
@@ -33,12 +31,14 @@ from vtrain.errors import (
     UsageError,
     VtrainError,
 )
+from vtrain.inference.forward import compute_outputs
 from vtrain.models.backbones import eval_preprocessing
 from vtrain.models.classifier import build_pretrained_classifier, load_torchvision_state
-from vtrain.partial_array import PartialArray, lock_output
-from vtrain.records import EmbedResult
-from vtrain.training.inference import compute_outputs
-from vtrain.zoo import backbone_names, find_backbone
+from vtrain.models.zoo import backbone_names, find_backbone
+from vtrain.results.embed import _choose_share, digest_weights, embed
+from vtrain.results.resumable_array import PartialArray, lock_output
+from vtrain.runs.checkpoint import LoadedModel
+from vtrain.system.processes import ProcessGroup
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -289,7 +289,7 @@ def test_file_systems_that_cannot_reserve_space_still_work(
 def test_interrupt_before_the_first_row_leaves_nothing(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vtrain.embed.compute_outputs", fail_after(1, KeyboardInterrupt()))
+    monkeypatch.setattr("vtrain.results.embed.compute_outputs", fail_after(1, KeyboardInterrupt()))
     output = tmp_path / "out.npy"
     output.write_bytes(b"old")
     with pytest.raises(KeyboardInterrupt):
@@ -328,7 +328,7 @@ def interrupt(
     said: list[str] = []
     stop = fail_after(1 + blocks, error or KeyboardInterrupt())
     with patch.context() as inner:
-        inner.setattr("vtrain.embed.compute_outputs", stop)
+        inner.setattr("vtrain.results.embed.compute_outputs", stop)
         with pytest.raises(VtrainError) as caught:
             embed(
                 images,
@@ -392,7 +392,7 @@ def test_resuming_twice_and_with_nothing_left(
     interrupt(images, output, monkeypatch, blocks=1)
     interrupt(images, output, monkeypatch, blocks=1, resume=True)
     with monkeypatch.context() as patch:  # all rows are there, but the index cannot be written
-        patch.setattr("vtrain.embed.write_csv", Mock(side_effect=ResourceError("full")))
+        patch.setattr("vtrain.results.embed.write_csv", Mock(side_effect=ResourceError("full")))
         with pytest.raises(ResourceError, match="full"):
             embed(
                 images,
@@ -571,7 +571,7 @@ def test_sigterm_stops_after_a_block_and_can_be_resumed(tmp_path: Path, images: 
 def test_two_at_once_for_one_output_are_refused(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vtrain.partial_array.LOCK_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr("vtrain.results.resumable_array.LOCK_WAIT_SECONDS", 0.01)
     output = tmp_path / "out.npy"
     with lock_output(output), pytest.raises(RunLockedError, match=r"out\.npy"):
         run(images, output, build_tiny_model(CLASSES))
@@ -636,10 +636,10 @@ def test_killed_process_is_resumed_to_the_same_bytes(tmp_path: Path, images: Pat
     script = """
 import os, signal, sys
 from pathlib import Path
-import vtrain.partial_array
+import vtrain.results.resumable_array
 from tests.tiny import build_tiny_model
-from vtrain.embed import digest_weights, embed
-vtrain.partial_array.COMMIT_SECONDS = 0.0
+from vtrain.results.embed import digest_weights, embed
+vtrain.results.resumable_array.COMMIT_SECONDS = 0.0
 embed(Path(sys.argv[1]), Path(sys.argv[2]), build_tiny_model(("ant", "bee", "cat")), batch_size=2,
       workers=0, notify=print, progress=lambda done, _: done < 4 or os.kill(os.getpid(), 9))
 """
@@ -716,11 +716,11 @@ def features_of_torchvision(reference: nn.Module, name: str, paths: list[Path]) 
 def test_memory_is_pinned_for_a_model_on_cuda_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    monkeypatch.setattr("vtrain.embed.find_model_device", lambda _: torch.device(device))
+    monkeypatch.setattr("vtrain.results.embed.find_model_device", lambda _: torch.device(device))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("vtrain.embed.compute_outputs", lambda *_: torch.zeros(1, 4))
+    monkeypatch.setattr("vtrain.results.embed.compute_outputs", lambda *_: torch.zeros(1, 4))
     loader = Mock(side_effect=InterruptedError)
-    monkeypatch.setattr("vtrain.embed.build_eval_loader", loader)
+    monkeypatch.setattr("vtrain.results.embed.build_eval_loader", loader)
     path = draw_image(tmp_path / "a.png")
     with pytest.raises(InterruptedError):
         run(path, tmp_path / "a.npy", build_tiny_model(CLASSES))

@@ -93,9 +93,9 @@ def test_evaluation_rows_equal_predictions(tmp_path: Path, monkeypatch: pytest.M
     """Target E4, with images of many sizes and kinds and another batch than in training."""
     import torch
 
-    from vtrain.checkpoint import load_model
-    from vtrain.evaluate import evaluate
-    from vtrain.predict import PredictInput, predict
+    from vtrain.results.evaluate import evaluate
+    from vtrain.results.predict import PredictInput, predict
+    from vtrain.runs.checkpoint import load_model
 
     monkeypatch.chdir(tmp_path)
     draw_labelled(Path("photos/train"), COUNTS)

@@ -13,10 +13,12 @@ from sklearn.metrics import f1_score, log_loss
 from torch import Tensor, nn
 
 from tests.tiny import CPU, break_image, build_tiny_model, draw_image, draw_labelled, poison
-from vtrain.checkpoint import LoadedModel
+from vtrain.data.image_sets import EvaluationResult, ImagePrediction, LabelledImages
 from vtrain.data.loaders import Batch
 from vtrain.errors import DataError, ModelError
-from vtrain.evaluate import (
+from vtrain.inference.forward import Outputs, compute_outputs, prepare_for_inference
+from vtrain.models.precision import Precision
+from vtrain.results.evaluate import (
     ModelEvaluation,
     describe_match,
     evaluate,
@@ -24,10 +26,8 @@ from vtrain.evaluate import (
     evaluation_json,
     write_predictions_csv,
 )
-from vtrain.predict import PredictInput, predict
-from vtrain.records import EvaluationResult, ImagePrediction, LabelledImages
-from vtrain.training.inference import Outputs, compute_outputs, prepare_for_inference
-from vtrain.training.precision import Precision
+from vtrain.results.predict import PredictInput, predict
+from vtrain.runs.checkpoint import LoadedModel
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 COUNTS = {"ant": 4, "bee": 3, "cat": 5, "dog": 2, "eel": 3, "fox": 1}
@@ -305,10 +305,10 @@ def test_many_missing_classes_are_counted_not_listed(tmp_path: Path) -> None:
 def test_memory_is_pinned_for_a_model_on_cuda_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    monkeypatch.setattr("vtrain.evaluate.find_model_device", lambda _: torch.device(device))
+    monkeypatch.setattr("vtrain.results.evaluate.find_model_device", lambda _: torch.device(device))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     loader = Mock(side_effect=InterruptedError)
-    monkeypatch.setattr("vtrain.evaluate.build_eval_loader", loader)
+    monkeypatch.setattr("vtrain.results.evaluate.build_eval_loader", loader)
     path = draw_image(tmp_path / "ant" / "a.png")
     with pytest.raises(InterruptedError):
         evaluate(path.parent.parent, build_tiny_model(CLASSES), notify=lambda _: None)

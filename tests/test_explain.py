@@ -10,11 +10,11 @@ import torch
 from PIL import ExifTags, Image
 
 from tests.tiny import break_image, build_tiny_model, draw_image, poison
-from vtrain.checkpoint import LoadedModel
 from vtrain.errors import UsageError
-from vtrain.explain import RAMP, Explanation, Placement, explain_images, find_class, overlay
 from vtrain.models.classifier import Classifier
-from vtrain.predict import PredictInput, predict
+from vtrain.results.explain import RAMP, Explanation, Placement, explain_images, find_class, overlay
+from vtrain.results.predict import PredictInput, predict
+from vtrain.runs.checkpoint import LoadedModel
 
 CLASSES = ("ant", "bee", "cat", "dog")
 

@@ -10,8 +10,12 @@ import pytest
 from PIL import Image
 
 from vtrain.errors import InterruptedRunError, UsageError
-from vtrain.explain import Explanation, Placement
-from vtrain.explain_files import WrittenExplanation, require_empty_folder, write_explanations
+from vtrain.results.explain import Explanation, Placement
+from vtrain.results.explanation_files import (
+    WrittenExplanation,
+    require_empty_folder,
+    write_explanations,
+)
 
 PLACE = Placement(16, 8, 4.0, 0.0, 12.0, 8.0)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.tiny import break_image, build_tiny_model, draw_image, draw_labelled
-from vtrain.checkpoint import LoadedModel, load_model
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform
-from vtrain.features import Features, compute_features
-from vtrain.training.inference import compute_outputs
+from vtrain.inference.forward import compute_outputs
+from vtrain.results.features import Features, compute_features
+from vtrain.runs.checkpoint import LoadedModel, load_model
 
 
 @pytest.fixture

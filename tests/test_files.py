@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from vtrain.data.image_sets import SkippedFile
 from vtrain.errors import ExitCode, ResourceError, UsageError
-from vtrain.files import (
+from vtrain.system.files import (
     atomic_write,
     encode_text,
     format_csv_row,
@@ -28,7 +29,6 @@ from vtrain.files import (
     write_json,
     write_text,
 )
-from vtrain.records import SkippedFile
 
 
 @contextmanager
@@ -197,7 +197,7 @@ def test_symbolic_link_is_followed(tmp_path: Path) -> None:
 KILLED_WRITER = """
 import os, sys
 from pathlib import Path
-from vtrain.files import atomic_write
+from vtrain.system.files import atomic_write
 with atomic_write(Path(sys.argv[1])) as stream:
     stream.write(b"half")
     stream.flush()
@@ -309,6 +309,6 @@ def test_csv_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_importing_it_loads_no_torch() -> None:
-    code = "import sys, vtrain.files; print({'torch', 'numpy', 'PIL'} & set(sys.modules))"
+    code = "import sys, vtrain.system.files; print({'torch', 'numpy', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

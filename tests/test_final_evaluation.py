@@ -14,16 +14,16 @@ from sklearn.metrics import f1_score
 
 from tests.runs import assert_same_run, draw_tiny_data, read_model, run
 from tests.tiny import CPU, build_tiny_model, draw_labelled
-from vtrain.checkpoint import LoadedModel, load_model
 from vtrain.data.folders import sample_classes, scan_labelled
+from vtrain.data.image_sets import ImagePrediction, Prediction, to_plain
 from vtrain.errors import ModelError
-from vtrain.evaluate import evaluate, evaluation_json
-from vtrain.final_evaluation import FinalEvaluation
 from vtrain.models.model_file import BANK, read_model_file
-from vtrain.predict import Answering, PredictInput, predict
-from vtrain.records import ImagePrediction, Prediction, to_plain
-from vtrain.run_record import read_predictions
-from vtrain.tensor_files import load_tensors
+from vtrain.results.evaluate import evaluate, evaluation_json
+from vtrain.results.predict import Answering, PredictInput, predict
+from vtrain.runs.checkpoint import LoadedModel, load_model
+from vtrain.runs.final_evaluation import FinalEvaluation
+from vtrain.runs.record import read_predictions
+from vtrain.system.tensor_files import load_tensors
 
 A = Path("runs/a")
 VAL = Path("images/val")
@@ -102,7 +102,7 @@ def test_features_are_those_of_their_rows() -> None:
 def test_features_of_some_images_name_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     run("run_dir=runs/a")
     everything = read_features()
-    monkeypatch.setattr("vtrain.final_evaluation._FEATURES_KEPT", 2)
+    monkeypatch.setattr("vtrain.runs.final_evaluation._FEATURES_KEPT", 2)
     run("run_dir=runs/a", "train.epochs=2", resume=True)  # nothing is done: the run has finished
     assert len(read_features()["rows"]) == 6
     (A / "result.json").unlink()
@@ -256,7 +256,7 @@ def test_a_run_killed_at_its_end_comes_to_the_same(
 
 
 def test_more_logits_than_are_held_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtrain.final_evaluation._MOST_LOGITS", 9)
+    monkeypatch.setattr("vtrain.runs.final_evaluation._MOST_LOGITS", 9)
     run("run_dir=runs/a")
     found = read_evaluation()["calibration"]
     assert found["temperature"] != 1
@@ -272,7 +272,7 @@ def test_logits_are_scored_in_parts_to_the_same_bits(monkeypatch: pytest.MonkeyP
     run("run_dir=runs/a")
     before = (A / "predictions-val.csv").read_bytes()
     (A / "result.json").unlink()
-    monkeypatch.setattr("vtrain.evaluate._SCORED_AT_ONCE", 7)
+    monkeypatch.setattr("vtrain.results.evaluate._SCORED_AT_ONCE", 7)
     run("run_dir=runs/a", resume=True)
     assert (A / "predictions-val.csv").read_bytes() == before
 

@@ -22,8 +22,7 @@ from tests.runs import (
     run_until,
 )
 from tests.tiny import break_image, draw_labelled
-from vtrain.checkpoint import load_checkpoint, save_checkpoint
-from vtrain.config import load_config
+from vtrain.config.load import load_config
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import (
     ConfigError,
@@ -39,8 +38,9 @@ from vtrain.errors import (
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import verify_frozen
 from vtrain.models.model_file import load_model_file, save_model
-from vtrain.run_folder import claim_run_dir, lock_run
-from vtrain.run_record import read_predictions
+from vtrain.runs.checkpoint import load_checkpoint, save_checkpoint
+from vtrain.runs.folder import claim_run_dir, lock_run
+from vtrain.runs.record import read_predictions
 from vtrain.runs.validation import Validation
 
 
@@ -364,7 +364,7 @@ def test_existing_run_folder_is_never_overwritten() -> None:
 
 def test_run_folder_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     run("run_dir=runs/a")
-    monkeypatch.setattr("vtrain.run_folder.LOCK_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("vtrain.runs.folder.LOCK_WAIT_SECONDS", 0.1)
     with lock_run(Path("runs/a"), notify=print), pytest.raises(RunLockedError, match="in use"):
         run("run_dir=runs/a", resume=True)
 

@@ -18,8 +18,8 @@ import torch
 import vtrain.cli
 from tests.cli.program import environment
 from tests.tiny import draw_labelled
-from vtrain.checkpoint import load_checkpoint
-from vtrain.tensor_files import load_tensors
+from vtrain.runs.checkpoint import load_checkpoint
+from vtrain.system.tensor_files import load_tensors
 
 CONFIG = """
 model: {backbone: simple_cnn, weights: none, options: {width_mult: 0.25}, batch_norm: frozen}

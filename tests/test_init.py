@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vtrain.config import FitConfig, load_config
+from vtrain.config.load import FitConfig, load_config
 from vtrain.errors import DataError, UsageError
-from vtrain.init import (
+from vtrain.runs.starter_config import (
     MAX_HEADERS,
     FolderSummary,
     build_config_text,
@@ -221,10 +221,10 @@ def test_no_torch_is_imported() -> None:
     draw("set/b", 2)
     code = """
 import sys
-import vtrain.init
+import vtrain.runs.starter_config
 from pathlib import Path
 assert not {"torch", "torchvision", "numpy", "PIL"} & set(sys.modules)
-print(vtrain.init.build_config_text(vtrain.init.inspect_folder(Path("set"))).count("resnet18"))
+print(vtrain.runs.starter_config.build_config_text(vtrain.runs.starter_config.inspect_folder(Path("set"))).count("resnet18"))
 assert not {"torch", "torchvision"} & set(sys.modules)
 """
     run = subprocess.run(

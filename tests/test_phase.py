@@ -16,12 +16,12 @@ import torch
 
 from tests.runs import CONFIG, Watcher, assert_same_run, read_model, read_rows, run, run_until
 from tests.tiny import draw_image, draw_labelled
-from vtrain.data import feature_store
 from vtrain.errors import ConfigError, StoppedError
-from vtrain.final_evaluation import FinalEvaluation
+from vtrain.inference import feature_store
+from vtrain.inference.feature_cache import FeatureCache
 from vtrain.models.splitting import BoundaryError
-from vtrain.run_folder import LOG_NAME
-from vtrain.training.feature_cache import FeatureCache
+from vtrain.runs.final_evaluation import FinalEvaluation
+from vtrain.runs.folder import LOG_NAME
 
 HEAD = ("freeze=head", "model.head={type: mlp, hidden: 16, dropout: 0.3}")
 UNTIL = ("freeze=until:block1", "data.augment=none")

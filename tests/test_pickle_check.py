@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tests.faults.pickles import call, number, saved, table, text, whole
-from vtrain import pickle_check
-from vtrain.pickle_check import PickleRefusedError, PythonObjectError, check_pickle
-from vtrain.tensor_files import load_torch
+from vtrain.system import pickle_check
+from vtrain.system.pickle_check import PickleRefusedError, PythonObjectError, check_pickle
+from vtrain.system.tensor_files import load_torch
 
 
 def check(content: bytes) -> None:

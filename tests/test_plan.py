@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.tiny import draw_labelled
-from vtrain.config import load_config
-from vtrain.console import Console
+from vtrain.config.load import load_config
 from vtrain.errors import ConfigError, ExitCode, UsageError
 from vtrain.models.freezing import FROZEN, ParamRule, Phase, StageSummary
-from vtrain.plan import FitPlan, build_plan, format_rates, show_plan, show_stages
+from vtrain.runs.plan import FitPlan, build_plan, format_rates, show_plan, show_stages
+from vtrain.system.terminal import Console
 from vtrain.training.optim import build_schedule
 
 CONFIG = """

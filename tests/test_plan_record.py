@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.runs import draw_tiny_data, load, run
-from vtrain.console import Console
-from vtrain.plan import build_plan
 from vtrain.plan_record import build_plan_record
-from vtrain.run_record import PLAN_NAME, read_run
+from vtrain.runs.plan import build_plan
+from vtrain.runs.record import PLAN_NAME, read_run
+from vtrain.system.terminal import Console
 
 
 @pytest.fixture(autouse=True)

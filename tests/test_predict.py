@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from tests.tiny import CPU, break_image, build_tiny_model, draw_image, poison
+from vtrain.data.image_sets import ClassProbability, Prediction
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform, normalize_images
 from vtrain.errors import UsageError
-from vtrain.predict import (
+from vtrain.results.predict import (
     FoundInputs,
     PredictInput,
     format_prediction,
@@ -21,7 +22,6 @@ from vtrain.predict import (
     prediction_csv_row,
     prediction_json,
 )
-from vtrain.records import ClassProbability, Prediction
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 
@@ -253,10 +253,10 @@ def test_names_that_are_no_utf8_survive_json() -> None:
 def test_memory_is_pinned_for_a_model_on_cuda_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
-    monkeypatch.setattr("vtrain.predict.find_model_device", lambda _: torch.device(device))
+    monkeypatch.setattr("vtrain.results.predict.find_model_device", lambda _: torch.device(device))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     loader = Mock(side_effect=InterruptedError)
-    monkeypatch.setattr("vtrain.predict.build_stream_loader", loader)
+    monkeypatch.setattr("vtrain.results.predict.build_stream_loader", loader)
     path = draw_image(tmp_path / "a.png")
     with pytest.raises(InterruptedError):
         list(predict(inputs_of(path), build_tiny_model(CLASSES), workers=0))

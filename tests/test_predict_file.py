@@ -13,15 +13,20 @@ import pytest
 
 from tests.tiny import break_image, build_tiny_model, draw_image
 from vtrain.errors import InterruptedRunError, ResourceError, UsageError
-from vtrain.files import format_csv_row
-from vtrain.predict import (
+from vtrain.results.predict import (
     PredictInput,
     predict,
     prediction_csv_header,
     prediction_csv_row,
     prediction_json,
 )
-from vtrain.predict_file import FileForm, WrittenPredictions, choose_form, write_predictions
+from vtrain.results.prediction_files import (
+    FileForm,
+    WrittenPredictions,
+    choose_form,
+    write_predictions,
+)
+from vtrain.system.files import format_csv_row
 
 CLASSES = ("ant", "=bee", "cat", "dog", "eel", "fox")
 FORMS: tuple[FileForm, ...] = ("json", "csv")
@@ -228,7 +233,7 @@ def test_full_disk_says_how_to_go_on(
     tmp_path: Path, inputs: list[PredictInput], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    monkeypatch.setattr("vtrain.predict_file._encode", Mock(side_effect=full))
+    monkeypatch.setattr("vtrain.results.prediction_files._encode", Mock(side_effect=full))
     with pytest.raises(ResourceError, match="no space left") as caught:
         write(tmp_path / "out.csv", inputs, "csv")
     assert "--resume" in (caught.value.hint or "")

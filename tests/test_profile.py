@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.tiny import build_tiny_model
-from vtrain.plan import FitPlan
-from vtrain.profile import SECTIONS, Profile, advise, build_profile
+from vtrain.runs.plan import FitPlan
+from vtrain.runs.profile import SECTIONS, Profile, advise, build_profile
 
 
 def plan(*, device: str = "cpu", freeze: str = "none", batch_size: int = 32) -> FitPlan:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vtrain.records import LabelledImages, PackedPaths, join_prefix
+from vtrain.data.image_sets import LabelledImages, PackedPaths, join_prefix
 
 NAMES = ["a/1.png", "a/é.png", "b/\udcff.png", "c/x y.png"]
 ROOT = Path("/data/set")

@@ -22,8 +22,6 @@ from tests.runs import (
     run,
     run_until,
 )
-from vtrain.checkpoint import load_checkpoint
-from vtrain.console import Console
 from vtrain.errors import (
     DivergedError,
     ExitCode,
@@ -35,6 +33,8 @@ from vtrain.errors import (
     UsageError,
 )
 from vtrain.models.model_file import BANK, load_model_file
+from vtrain.runs.checkpoint import load_checkpoint
+from vtrain.system.terminal import Console
 from vtrain.training.step import Trainer
 
 
@@ -114,7 +114,7 @@ def test_two_damaged_checkpoints_are_both_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_checkpoint_of_a_newer_version_is_no_damaged_one(monkeypatch: pytest.MonkeyPatch) -> None:
     run_until(7, "run_dir=runs/parts", EVERY_STEP)
-    monkeypatch.setattr("vtrain.checkpoint.CHECKPOINT_FORMAT", 0)
+    monkeypatch.setattr("vtrain.runs.checkpoint.CHECKPOINT_FORMAT", 0)
     with pytest.raises(NewerFormatError, match="this vtrain reads up to 0"):
         run("run_dir=runs/parts", resume=True)
     assert Path("runs/parts/previous.ckpt").exists()
@@ -362,7 +362,7 @@ def test_too_full_a_disk_is_said_before_training(
     last = Path("runs/parts/last.ckpt")
     before = last.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("vtrain.files.shutil.disk_usage", lambda _: usage._replace(free=1000))
+        patch.setattr("vtrain.system.files.shutil.disk_usage", lambda _: usage._replace(free=1000))
         with pytest.raises(ResourceError, match=r"need [\d,]+ bytes in runs/parts") as caught:
             run("run_dir=runs/parts", resume=True)
     assert "another disk" in str(caught.value.hint)
@@ -398,7 +398,7 @@ def test_resume_needs_neither_the_weights_nor_a_network(monkeypatch: pytest.Monk
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("weights are loaded again")
 
-    monkeypatch.setattr("vtrain.plan.load_weights", refuse)
+    monkeypatch.setattr("vtrain.runs.plan.load_weights", refuse)
     resumed = run(*settings, "run_dir=runs/parts", "train.epochs=4", resume=True)
     assert_same_run(whole.run_dir, resumed.run_dir)
 

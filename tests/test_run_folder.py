@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from vtrain.data.image_sets import FitResult
 from vtrain.errors import ExitCode, ModelError, RunLockedError, UsageError
-from vtrain.records import FitResult
-from vtrain.run_folder import (
+from vtrain.runs.folder import (
     Change,
     choose_run_dir,
     claim_run_dir,
@@ -115,7 +115,7 @@ def test_given_folder_with_content_is_never_overwritten() -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from vtrain.run_folder import lock_run
+from vtrain.runs.folder import lock_run
 with lock_run(Path(sys.argv[1]), notify=print):
     print("held", flush=True)
     time.sleep(20)
@@ -141,19 +141,19 @@ def test_lock_of_another_process_is_respected_and_ends_with_it(
 ) -> None:
     run_dir = RUNS / "a"
     with hold_elsewhere(run_dir) as process:
-        monkeypatch.setattr("vtrain.run_folder.LOCK_WAIT_SECONDS", 0.05)
+        monkeypatch.setattr("vtrain.runs.folder.LOCK_WAIT_SECONDS", 0.05)
         with pytest.raises(RunLockedError, match="run folder runs/a is in use") as caught:
             lock_run(run_dir, notify=print).__enter__()
         assert caught.value.exit_code == ExitCode.LOCKED
         process.send_signal(signal.SIGKILL)
         process.wait()
-    monkeypatch.setattr("vtrain.run_folder.LOCK_WAIT_SECONDS", 5.0)
+    monkeypatch.setattr("vtrain.runs.folder.LOCK_WAIT_SECONDS", 5.0)
     with lock_run(run_dir, notify=print):  # nothing has to be cleaned up by hand
         pass
 
 
 def test_lock_is_free_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtrain.run_folder.LOCK_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("vtrain.runs.folder.LOCK_WAIT_SECONDS", 0.05)
     with pytest.raises(ZeroDivisionError), lock_run(RUNS / "a", notify=print):
         raise ZeroDivisionError
     with lock_run(RUNS / "a", notify=print), lock_run(RUNS / "b", notify=print):

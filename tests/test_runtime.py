@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.tiny import CPU
 from vtrain.errors import ExitCode, UsageError
-from vtrain.runtime import (
+from vtrain.system.machine import (
     describe_environment,
     explain_torch_error,
     find_device,
@@ -244,5 +244,5 @@ def test_environment_names_versions_and_devices() -> None:
 
 
 def test_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtrain.runtime.PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setattr("vtrain.system.machine.PACKAGES", ("torch", "no-such-package"))
     assert describe_environment()["packages"]["no-such-package"] is None

@@ -13,9 +13,9 @@ from types import FrameType
 
 import pytest
 
-import vtrain.signals
+import vtrain.system.signals
 from vtrain.errors import ExitCode
-from vtrain.signals import (
+from vtrain.system.signals import (
     STOP_SIGNALS,
     StopRequest,
     TerminatedError,
@@ -85,7 +85,7 @@ def test_outside_the_main_thread_nothing_is_touched(caught: list[int]) -> None:
 def test_time_runs_out_for_what_was_asked_to_stop(
     caught: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vtrain.signals.GRACE_SECONDS", 0.01)
+    monkeypatch.setattr("vtrain.system.signals.GRACE_SECONDS", 0.01)
     with StopRequest(lambda _: None) as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         wait_until(lambda: bool(caught))
@@ -96,7 +96,7 @@ def test_time_runs_out_for_what_was_asked_to_stop(
 def test_what_has_been_reached_may_take_its_time(
     caught: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vtrain.signals.GRACE_SECONDS", 0.01)
+    monkeypatch.setattr("vtrain.system.signals.GRACE_SECONDS", 0.01)
     with StopRequest(lambda _: None) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         stop.finish()
@@ -116,7 +116,7 @@ def test_an_echo_is_no_second_signal(
             os.kill(os.getpid(), number)
         assert caught == []
         for name in ("_ECHO_SECONDS", "_KEY_ECHO_SECONDS"):
-            monkeypatch.setattr(f"vtrain.signals.{name}", 0.0)
+            monkeypatch.setattr(f"vtrain.system.signals.{name}", 0.0)
         os.kill(os.getpid(), number)
         assert caught == [number]
 
@@ -124,8 +124,8 @@ def test_an_echo_is_no_second_signal(
 def test_time_that_has_run_out_is_said_again(
     caught: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vtrain.signals.GRACE_SECONDS", 0.01)
-    monkeypatch.setattr("vtrain.signals._GRACE_INTERVAL", 0.01)
+    monkeypatch.setattr("vtrain.system.signals.GRACE_SECONDS", 0.01)
+    monkeypatch.setattr("vtrain.system.signals._GRACE_INTERVAL", 0.01)
     with StopRequest(lambda _: None):
         os.kill(os.getpid(), signal.SIGTERM)
         wait_until(lambda: len(caught) > 2)
@@ -143,7 +143,7 @@ def test_ignored_signals_stay_ignored(caught: list[int]) -> None:
 def test_each_signal_raises_where_nothing_is_to_be_saved(
     caught: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vtrain.signals._arrived", [])
+    monkeypatch.setattr("vtrain.system.signals._arrived", [])
     raise_on_stop_signals()
     for number in STOP_SIGNALS:
         with pytest.raises(KeyboardInterrupt) as raised:
@@ -157,7 +157,7 @@ def test_each_signal_raises_where_nothing_is_to_be_saved(
 def test_a_signal_that_somebody_swallowed_is_not_lost(
     caught: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vtrain.signals._arrived", [])
+    monkeypatch.setattr("vtrain.system.signals._arrived", [])
     raise_on_stop_signals()
     with contextlib.suppress(BaseException):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -174,7 +174,7 @@ def test_processes_that_are_started_begin_with_signals_blocked(caught: list[int]
 
 SHIELDED = """
 import multiprocessing, os, sys, time
-from vtrain.signals import shield_worker
+from vtrain.system.signals import shield_worker
 
 def work():
     shield_worker()
@@ -188,7 +188,7 @@ if __name__ == "__main__":
 
 
 def test_a_worker_does_not_outlive_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    root = str(Path(vtrain.signals.__file__).parents[1])
+    root = str(Path(vtrain.system.signals.__file__).parents[1])
     with subprocess.Popen(
         [sys.executable, "-c", SHIELDED],
         stdout=subprocess.PIPE,
@@ -208,7 +208,7 @@ def test_a_worker_does_not_outlive_its_parent(monkeypatch: pytest.MonkeyPatch) -
 
 ORPHANED = """
 import multiprocessing, os, time
-from vtrain.signals import shield_worker
+from vtrain.system.signals import shield_worker
 
 def work():
     while os.getppid() == multiprocessing.parent_process().pid:
@@ -225,7 +225,7 @@ os.kill(os.getpid(), 9)
     sys.platform != "linux", reason="elsewhere workers do not look for their parent"
 )
 def test_a_worker_whose_parent_died_before_it_looked_ends_as_well() -> None:
-    root = str(Path(vtrain.signals.__file__).parents[1])
+    root = str(Path(vtrain.system.signals.__file__).parents[1])
     # Its output ends when the last process that could write has gone.
     done = subprocess.run(
         [sys.executable, "-c", ORPHANED],

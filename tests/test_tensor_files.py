@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vtrain.errors import ExitCode, ModelError, ResourceError
-from vtrain.tensor_files import (
+from vtrain.system.tensor_files import (
     is_safetensors,
     load_tensors,
     load_torch,

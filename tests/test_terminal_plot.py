@@ -6,8 +6,8 @@ from typing import TextIO
 
 import pytest
 
-from vtrain import terminal_plot
-from vtrain.terminal_plot import draw_plot
+from vtrain.commands import terminal_plot
+from vtrain.commands.terminal_plot import draw_plot
 
 RISING = (range(1, 6), [0.1, 0.2, 0.3, 0.4, 0.5])
 FALLING = (range(1, 6), [0.5, 0.4, 0.3, 0.2, 0.1])

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from vtrain.errors import ConfigError
-from vtrain.yaml12 import (
+from vtrain.config.yaml12 import (
     MAX_BYTES,
     MAX_NODES,
     Position,
@@ -21,6 +20,7 @@ from vtrain.yaml12 import (
     parse_value,
     parse_yaml,
 )
+from vtrain.errors import ConfigError
 
 
 def parse(text: str) -> Any:

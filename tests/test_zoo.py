@@ -8,7 +8,7 @@ import pytest
 import torchvision
 
 from vtrain.errors import UsageError
-from vtrain.zoo import (
+from vtrain.models.zoo import (
     BUILDER_OPTIONS,
     backbone_names,
     check_image_size,
@@ -157,5 +157,7 @@ def test_width_mult_must_be_a_number_in_range(value: int | float | bool | str) -
 
 
 def test_the_table_loads_without_torch() -> None:
-    code = "import sys, vtrain.zoo; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = (
+        "import sys, vtrain.models.zoo; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,7 +7,7 @@ import sys
 import threading
 from typing import NoReturn
 
-from vtrain.signals import (
+from vtrain.system.signals import (
     build_stop_error,
     end_children,
     exit_on_stop_signals,
@@ -37,7 +37,7 @@ def run() -> NoReturn:
     exit_on_stop_signals(code)
     if "torch" not in sys.modules:
         sys.exit(code)
-    from vtrain.console import flush_output
+    from vtrain.system.terminal import flush_output
 
     flush_output()
     # One that waits for a disk that does not answer would be waited for, for ever.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtrain.tensor_files import find_non_finite, shorten_names
-from vtrain.training.metric_log import COLUMNS
+from vtrain.runs.metric_log import COLUMNS
+from vtrain.system.tensor_files import find_non_finite, shorten_names
 from vtrain.training.state import TrainState
 
 _MOST = 2**53  # epochs, steps, images: far beyond any run, and exact as a float

@@ -28,15 +28,15 @@ from vtrain.commands.probe import probe
 from vtrain.commands.report import report
 from vtrain.commands.sample import sample
 from vtrain.commands.suspects import suspects
-from vtrain.console import (
+from vtrain.commands.usage_errors import FitCommand, PlainCommand, explain_error
+from vtrain.errors import ExitCode, UsageError
+from vtrain.system.terminal import (
     Console,
     OutputClosedError,
     is_output_closed,
     open_missing_streams,
     print_line,
 )
-from vtrain.errors import ExitCode, UsageError
-from vtrain.usage import FitCommand, PlainCommand, explain_error
 
 COMPLETE_VARIABLE = "_VTRAIN_COMPLETE"  # what Typer's shell scripts set
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from vtrain.data.image_sets import to_plain
 from vtrain.models.freezing import Phase, StageSummary
-from vtrain.plan import FitPlan
-from vtrain.records import to_plain
+from vtrain.runs.plan import FitPlan
 
 
 def build_plan_record(plan: FitPlan, *, steps_per_epoch: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.benchmarks.measure import read_metrics
-from vtrain.checkpoint import load_checkpoint
+from vtrain.runs.checkpoint import load_checkpoint
 
 METRICS = ("train_loss", "val_loss", "val_top1", "val_macro_f1")
 

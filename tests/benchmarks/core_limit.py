@@ -22,9 +22,7 @@ from unittest import mock
 import torch
 
 from tests.benchmarks.measure import read_metrics
-from vtrain.checkpoint import load_model
-from vtrain.config import load_config
-from vtrain.console import Console
+from vtrain.config.load import load_config
 from vtrain.data.folders import scan_images, scan_labelled
 from vtrain.data.loaders import (
     Batch,
@@ -34,11 +32,13 @@ from vtrain.data.loaders import (
     build_train_loader,
 )
 from vtrain.data.transforms import EvalTransform, TrainTransform
-from vtrain.embed import embed
-from vtrain.fit import fit
 from vtrain.models.backbones import eval_preprocessing
-from vtrain.runtime import find_device
-from vtrain.zoo import find_backbone
+from vtrain.models.zoo import find_backbone
+from vtrain.results.embed import embed
+from vtrain.runs.checkpoint import load_model
+from vtrain.runs.fit import fit
+from vtrain.system.machine import find_device
+from vtrain.system.terminal import Console
 
 PASSES = 2  # each rate is the best of these, after one that is not counted
 READ_BATCH = 32  # where the config leaves it open

@@ -1,4 +1,4 @@
-"""One call of `vtrain.embed.embed`, timed without the start of the process.
+"""One call of `vtrain.results.embed.embed`, timed without the start of the process.
 
     python -m tests.benchmarks.embed_call FOLDER OUT.npy --model resnet18:none
 
@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from vtrain.checkpoint import load_model
-from vtrain.embed import embed
-from vtrain.runtime import find_device
+from vtrain.results.embed import embed
+from vtrain.runs.checkpoint import load_model
+from vtrain.system.machine import find_device
 
 
 def main() -> None:

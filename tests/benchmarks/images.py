@@ -102,7 +102,7 @@ def _scale_up_sample(folder: Path) -> Path:
     import numpy as np
     from PIL import Image
 
-    from vtrain.data.sample import draw_sample
+    from vtrain.data.example_set import draw_sample
 
     train, _ = draw_sample(folder.with_name("sample"))
     random = np.random.default_rng(0)

@@ -156,7 +156,7 @@ def test_what_another_process_removes_meanwhile_is_no_error(
         original(path)
         original(path, *rest, **settings)
 
-    monkeypatch.setattr("vtrain.cache_folder.shutil.rmtree", race)
+    monkeypatch.setattr("vtrain.system.cache_folder.shutil.rmtree", race)
     done = program("cache", "--clear")
     assert done.code == 0, done
     assert list_names(program) == []

@@ -251,7 +251,7 @@ def test_other_sources(program: Program, kind: str) -> None:
 
 
 def test_a_second_look_reads_nothing(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtrain.data.manifest.CLOCK_TICK_NS", 0)
+    monkeypatch.setattr("vtrain.data.kept_scans.CLOCK_TICK_NS", 0)
     assert "30 images read; input" in program("check", "set").out
     again = program("check", "set")
     assert "0 images read, 30 known and unchanged; input" in again.out

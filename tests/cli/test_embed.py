@@ -119,7 +119,7 @@ def test_resume_is_for_the_same_work(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("vtrain.partial_array.PartialArray.publish", fail)
+        patch.setattr("vtrain.results.resumable_array.PartialArray.publish", fail)
         done = program("embed", "images/val", "out.npy")
     assert_refused(done, 130, "error: interrupted", "hint: go on", "--resume", ".out.npy.partial")
     done = program("embed", "images/val", "out.npy", "--resume", "--layer", "logits")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import vtrain.config
+import vtrain.config.load
 from tests.cli.program import VTRAIN, Program, assert_refused, environment
 from tests.tiny import break_image, draw_labelled
 from vtrain.errors import (
@@ -25,14 +25,14 @@ from vtrain.errors import (
     UsageError,
     VtrainError,
 )
-from vtrain.run_folder import lock_run
+from vtrain.runs.folder import lock_run
 
 
 def raise_in_command(patch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    patch.setattr(vtrain.config, "load_config", fail)
+    patch.setattr(vtrain.config.load, "load_config", fail)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_loss_that_is_not_finite(
 
 
 def test_run_folder_in_use(folder: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtrain.run_folder.LOCK_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("vtrain.runs.folder.LOCK_WAIT_SECONDS", 0.1)
     with lock_run(Path("runs/tiny-001"), notify=print):
         assert_refused(program("fit", "tiny.yaml", "--resume"), 7, "in use", "hint: wait")
     assert program("fit", "tiny.yaml", "--resume").code == 0

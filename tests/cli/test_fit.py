@@ -20,7 +20,7 @@ from tests.cli.program import (
     without_styles,
 )
 from vtrain.errors import ExitCode
-from vtrain.profile import SECTIONS
+from vtrain.runs.profile import SECTIONS
 
 EPOCH = re.compile(
     r"epoch +\d+/\d+ \w+  top-1 0\.\d{4}  F1 0\.\d{4}  val loss \d+\.\d{4}  train loss \d+\.\d{4}"

@@ -11,8 +11,8 @@ import typer
 import vtrain.cli
 from tests.cli.program import Program, assert_refused, run_process
 from vtrain.commands.options import complete_backbones, complete_models
-from vtrain.usage import OTHER_NAMES
-from vtrain.zoo import backbone_names
+from vtrain.commands.usage_errors import OTHER_NAMES
+from vtrain.models.zoo import backbone_names
 
 CONTRACT = {
     "fit": "CONFIG [KEY=VALUE ...]",
@@ -233,5 +233,5 @@ def test_completion_leaves_heavy_modules_alone(empty: Path) -> None:
     )
     assert "resnet18" in done.out
     modules = {line.rpartition("|")[2].strip() for line in done.err.splitlines()}
-    assert "vtrain.zoo" in modules
+    assert "vtrain.models.zoo" in modules
     assert not modules & {"torch", "torchvision", "numpy", "PIL"}

@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.program import Program, assert_refused
 from tests.tiny import break_image, draw_image
-from vtrain import neighbors
+from vtrain.results import neighbors
 
 MODEL_LINE = "model: runs/tiny-001/model.safetensors, fp32"
 

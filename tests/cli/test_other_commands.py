@@ -11,8 +11,8 @@ import pytest
 
 from tests.cli.program import VTRAIN, Program, assert_refused, environment
 from tests.tiny import break_image, draw_labelled
-from vtrain.config import load_config
-from vtrain.zoo import backbone_names, find_backbone
+from vtrain.config.load import load_config
+from vtrain.models.zoo import backbone_names, find_backbone
 
 # --- backbones -----------------------------------------------------------------------------------
 
@@ -130,8 +130,8 @@ def test_schema_is_one_json_object(empty: Path, program: Program) -> None:
 
 
 def test_sample(empty: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtrain.data.sample.TRAIN_IMAGES", 2)
-    monkeypatch.setattr("vtrain.data.sample.VAL_IMAGES", 1)
+    monkeypatch.setattr("vtrain.data.example_set.TRAIN_IMAGES", 2)
+    monkeypatch.setattr("vtrain.data.example_set.VAL_IMAGES", 1)
     done = program("sample", "shapes")
     assert (done.code, done.out) == (0, "shapes\n")
     assert done.talk[0] == "shapes/train: 10 images of circle, cross, square, star, triangle"

@@ -16,7 +16,7 @@ import vtrain.cli
 from tests.cli.program import Program, assert_refused
 from tests.runs import CONFIG
 from tests.tiny import break_image, draw_image, draw_labelled
-from vtrain.tensor_files import load_tensors, save_tensors
+from vtrain.system.tensor_files import load_tensors, save_tensors
 
 KEYS = ["schema", "path", "status", "predictions", "error", "answer", "rejected", "distance"]
 CLASSES = {"ant", "bee", "cow"}

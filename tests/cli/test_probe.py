@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-import vtrain.probe
-import vtrain.training.cross_validation
+import vtrain.inference.cross_validation
+import vtrain.results.probe
 from tests.cli.program import Program, TerminalProgram, assert_refused, without_styles
 from tests.tiny import break_image, draw_labelled
-from vtrain.training.cross_validation import CrossValidation, cross_validate
+from vtrain.inference.cross_validation import CrossValidation, cross_validate
 
 TINY = ("-b", "simple_cnn:none", "-b", "separable_cnn:none")
 KEYS = [
@@ -29,9 +29,9 @@ COLOURS = {"ant": (220, 40, 40), "bee": (40, 220, 40), "cow": (40, 40, 220)}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Little time for measuring and fitting; weights and features of this test alone."""
-    monkeypatch.setattr(vtrain.probe, "MEASURE_SECONDS", 0.0)
-    monkeypatch.setattr(vtrain.probe, "ROUND_IMAGES", 8)
-    monkeypatch.setattr(vtrain.training.cross_validation, "PENALTIES", (1.0, 0.01))
+    monkeypatch.setattr(vtrain.results.probe, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(vtrain.results.probe, "ROUND_IMAGES", 8)
+    monkeypatch.setattr(vtrain.inference.cross_validation, "PENALTIES", (1.0, 0.01))
     monkeypatch.setenv("VTRAIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
 
@@ -189,7 +189,7 @@ def test_what_exceeds_the_budget_is_named(
     photos: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = iter([1e6, 1e-3])
-    monkeypatch.setattr(vtrain.probe, "measure_rate", lambda *_: next(rates))
+    monkeypatch.setattr(vtrain.results.probe, "measure_rate", lambda *_: next(rates))
     done = program("probe", "photos", *TINY, "--budget", "50s", "--batch-size", "4", "--json")
     assert done.code == 0
     found = json.loads(done.out)
@@ -203,7 +203,7 @@ def test_what_exceeds_the_budget_is_named(
 def test_budget_by_the_work_of_those_before(
     photos: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vtrain.probe, "measure_rate", lambda *_: 1e-9)
+    monkeypatch.setattr(vtrain.results.probe, "measure_rate", lambda *_: 1e-9)
     refused = program("probe", "photos", *TINY, "--budget", "5", "--batch-size", "4")
     assert_refused(refused, 2, "no backbone could be probed", "raise --budget")
     assert "would take about" in refused.err
@@ -221,7 +221,7 @@ def test_ctrl_c_shows_what_is_there(
             os.kill(os.getpid(), signal.SIGINT)
         return cross_validate(*arguments, **more)
 
-    monkeypatch.setattr(vtrain.probe, "cross_validate", interrupt)
+    monkeypatch.setattr(vtrain.results.probe, "cross_validate", interrupt)
     done = program("probe", "photos", *TINY, "-o", "probe.html")
     assert done.code == 130
     assert done.out.splitlines()[1].startswith("separable_cnn:none ")
@@ -237,7 +237,7 @@ def test_ctrl_c_before_anything_is_there(
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(vtrain.probe, "measure_rate", interrupt)
+    monkeypatch.setattr(vtrain.results.probe, "measure_rate", interrupt)
     assert_refused(program("probe", "photos", *TINY), 130, "interrupted")
 
 

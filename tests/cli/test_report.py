@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import vtrain.report
+import vtrain.pages.report.report
 from tests.browser import check_source
 from tests.cli.program import Program, TerminalProgram, assert_refused
 
@@ -74,7 +74,7 @@ def test_a_run_does_not_fail_for_its_report(
     def fail(run_dir: Path, **_: object) -> None:
         raise ValueError("a mistake of ours")
 
-    monkeypatch.setattr(vtrain.report, "write_report", fail)
+    monkeypatch.setattr(vtrain.pages.report.report, "write_report", fail)
     done = program("fit", "tiny.yaml", "train.report=true", "train.epochs=1")
     assert done.code == 0
     assert done.out == "runs/tiny-002\n"

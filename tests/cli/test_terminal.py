@@ -14,7 +14,7 @@ from tests.cli.program import (
     without_styles,
 )
 from tests.tiny import break_image, draw_image
-from vtrain.zoo import backbone_names
+from vtrain.models.zoo import backbone_names
 
 BAR = re.compile(r"epoch 1/2: +\d+%\|[^|]*\| \d+/18 \[[^\]]*img/s")
 

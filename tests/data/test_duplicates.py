@@ -17,8 +17,8 @@ from vtrain.data.duplicates import (
     hash_thumbs,
     join_pairs,
 )
+from vtrain.data.image_checks import shrink
 from vtrain.data.images import read_image
-from vtrain.data.inspection import shrink
 
 SHARED = Path(__file__).parents[2].parent / "shared/data"
 

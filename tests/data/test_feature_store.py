@@ -12,8 +12,9 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from vtrain.data import feature_store
-from vtrain.data.feature_store import (
+from vtrain.data.loaders import EpochBatchSampler
+from vtrain.inference import feature_store
+from vtrain.inference.feature_store import (
     BlockWriter,
     FeatureLoader,
     FeatureStore,
@@ -23,8 +24,7 @@ from vtrain.data.feature_store import (
     identify_views,
     iterate_rows,
 )
-from vtrain.data.loaders import EpochBatchSampler
-from vtrain.tensor_files import save_tensors
+from vtrain.system.tensor_files import save_tensors
 
 SHAPE = (3, 2)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from vtrain.data.folders import find_splits, scan_images, scan_labelled, split_stratified
-from vtrain.data.naming import IMAGE_SUFFIXES
+from vtrain.data.image_names import IMAGE_SUFFIXES
+from vtrain.data.image_sets import LabelledImages
 from vtrain.errors import DataError
-from vtrain.records import LabelledImages
 
 
 def make(root: Path, *files: str) -> Path:

@@ -27,9 +27,9 @@ from tests.pictures import (
     two_colours,
 )
 from vtrain.data import images
+from vtrain.data.image_sets import SkippedFile
 from vtrain.data.images import MAX_FILE_BYTES, check_image, map_images, read_image
 from vtrain.errors import ImageError
-from vtrain.records import SkippedFile
 
 
 def write(path: Path, content: bytes) -> Path:

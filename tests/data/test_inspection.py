@@ -16,9 +16,9 @@ from PIL import ExifTags, Image
 
 from tests.data.test_shards import pack
 from tests.tiny import break_image, draw_image, draw_labelled
-from vtrain.data import images, inspection, manifest
+from vtrain.data import image_checks, images, kept_scans
 from vtrain.data.folders import scan_labelled
-from vtrain.data.inspection import (
+from vtrain.data.image_checks import (
     FACTS,
     Inspection,
     Trait,
@@ -29,15 +29,15 @@ from vtrain.data.inspection import (
     inspect_images,
     stat_images,
 )
-from vtrain.data.manifest import ScanFile
-from vtrain.data.shards import find_status
+from vtrain.data.kept_scans import ScanFile
+from vtrain.data.tars import find_status
 
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Four images; the clock ticks so fast that what was just written can be kept."""
     monkeypatch.setenv("VTRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(manifest, "CLOCK_TICK_NS", 0)
+    monkeypatch.setattr(kept_scans, "CLOCK_TICK_NS", 0)
     draw_labelled(tmp_path / "set", {"ant": 2, "bee": 2})
     settle()
     return tmp_path / "set"
@@ -59,7 +59,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.extend(path.name for path in paths)
         return truly_map(read, paths, **named)
 
-    monkeypatch.setattr(inspection, "map_images", map_images)
+    monkeypatch.setattr(image_checks, "map_images", map_images)
     return names
 
 
@@ -192,7 +192,7 @@ def test_renamed_images_stay_known(root: Path) -> None:
 def test_images_that_have_just_changed_are_not_trusted(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_facts: bool
 ) -> None:
-    monkeypatch.setattr(manifest, "CLOCK_TICK_NS", 3_600_000_000_000)
+    monkeypatch.setattr(kept_scans, "CLOCK_TICK_NS", 3_600_000_000_000)
     assert count(root, with_facts=with_facts) == count(root, with_facts=with_facts) == (4, 0)
     assert not (tmp_path / "cache").exists()
 
@@ -200,7 +200,7 @@ def test_images_that_have_just_changed_are_not_trusted(
 def test_a_killed_look_goes_on_where_it_was(
     root: Path, monkeypatch: pytest.MonkeyPatch, with_facts: bool
 ) -> None:
-    monkeypatch.setattr(inspection, "_PIECE_FILES", 1)
+    monkeypatch.setattr(image_checks, "_PIECE_FILES", 1)
     truly_map = images.map_images
     calls: list[object] = []
 
@@ -211,7 +211,7 @@ def test_a_killed_look_goes_on_where_it_was(
         return truly_map(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inspection, "map_images", die)
+        patch.setattr(image_checks, "map_images", die)
         with pytest.raises(KeyboardInterrupt):
             look(root, with_facts=with_facts)
     assert count(root, with_facts=with_facts) == (2, 2)
@@ -222,7 +222,7 @@ def test_a_killed_look_goes_on_where_it_was(
 def test_a_torn_end_costs_its_own_piece_only(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: int, with_facts: bool
 ) -> None:
-    monkeypatch.setattr(inspection, "_PIECE_FILES", 1)
+    monkeypatch.setattr(image_checks, "_PIECE_FILES", 1)
     look(root, with_facts=with_facts)
     kept = kept_file(tmp_path)
     os.truncate(kept, kept.stat().st_size - lost)
@@ -255,8 +255,8 @@ def test_another_pillow_reads_anew(root: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_what_grows_without_end_starts_anew(
     root: Path, monkeypatch: pytest.MonkeyPatch, with_facts: bool
 ) -> None:
-    monkeypatch.setattr(inspection, "_MIN_LIMIT", 5)
-    monkeypatch.setattr(inspection, "_MAX_GROWTH", 1)
+    monkeypatch.setattr(image_checks, "_MIN_LIMIT", 5)
+    monkeypatch.setattr(image_checks, "_MAX_GROWTH", 1)
     for _ in range(2):
         look(root, with_facts=with_facts)
         (root / "ant/000.jpg").touch()
@@ -269,7 +269,7 @@ def test_what_grows_without_end_starts_anew(
 def test_a_cache_that_cannot_be_written_is_said_once(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspection, "_PIECE_FILES", 1)
+    monkeypatch.setattr(image_checks, "_PIECE_FILES", 1)
     (tmp_path / "cache").touch()
     said: list[str] = []
     assert count(root, said=said) == (4, 0)
@@ -329,8 +329,8 @@ def test_processes_see_the_same_as_one(root: Path, monkeypatch: pytest.MonkeyPat
     keys, sizes = stat_images(paths, workers=0)
     assert sizes.tolist() == [find_status(path).st_size for path in paths[:-1]] + [-1]
     assert len(set(keys.tolist())) == len(paths)
-    monkeypatch.setattr(inspection, "_MIN_PARALLEL", 1)
-    monkeypatch.setattr(inspection, "_BLOCK_FILES", 4)
+    monkeypatch.setattr(image_checks, "_MIN_PARALLEL", 1)
+    monkeypatch.setattr(image_checks, "_BLOCK_FILES", 4)
     shared = stat_images(paths, workers=2)
     assert shared[0].tolist() == keys.tolist()
     assert shared[1].tolist() == sizes.tolist()

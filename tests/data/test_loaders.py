@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vtrain.data.folders import scan_labelled
+from vtrain.data.image_sets import LabelledImages, Preprocessing
 from vtrain.data.loaders import (
     ORDER_STREAM,
     SAMPLE_STREAM,
@@ -35,11 +36,10 @@ from vtrain.data.loaders import (
     resolve_workers,
 )
 from vtrain.data.transforms import EvalTransform, TrainTransform
-from vtrain.data.worker_troubles import worker_troubles
+from vtrain.data.workers import worker_troubles
 from vtrain.errors import ResourceError
-from vtrain.plan import MODEL_STREAM
-from vtrain.records import LabelledImages, Preprocessing
-from vtrain.runtime import mix_seed
+from vtrain.runs.plan import MODEL_STREAM
+from vtrain.system.machine import mix_seed
 from vtrain.training.step import STEP_STREAM
 
 SMALL = Preprocessing(resize=18, crop=16)

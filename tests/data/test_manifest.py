@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vtrain.data import manifest, walk
+from vtrain.data import kept_scans, walk
 from vtrain.data.folders import scan_images, scan_labelled
-from vtrain.data.manifest import Listing
+from vtrain.data.kept_scans import Listing
 
 FILES = ("a/1.png", "a/deep/2.png", "b/3.png", "b/notes.txt")
 
@@ -19,8 +19,8 @@ FILES = ("a/1.png", "a/deep/2.png", "b/3.png", "b/notes.txt")
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An own cache; the clock ticks so fast that what was just written can be kept."""
     monkeypatch.setenv("VTRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(manifest, "MIN_ENTRIES", 0)
-    monkeypatch.setattr(manifest, "CLOCK_TICK_NS", 0)
+    monkeypatch.setattr(kept_scans, "MIN_ENTRIES", 0)
+    monkeypatch.setattr(kept_scans, "CLOCK_TICK_NS", 0)
     return tmp_path / "cache" / "scans"
 
 
@@ -141,10 +141,10 @@ def test_what_links_lead_to_is_looked_at_every_time(root: Path, listed: list[str
 def test_a_folder_that_has_just_changed_is_not_trusted(
     root: Path, cache: Path, listed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest, "CLOCK_TICK_NS", 3_600_000_000_000)
+    monkeypatch.setattr(kept_scans, "CLOCK_TICK_NS", 3_600_000_000_000)
     scan(root)
     assert not cache.exists()
-    monkeypatch.setattr(manifest, "CLOCK_TICK_NS", 0)
+    monkeypatch.setattr(kept_scans, "CLOCK_TICK_NS", 0)
     scan(root)
     (root / "a/deep/9.png").touch()
     settle()
@@ -216,7 +216,7 @@ def test_other_rules_make_it_worthless(
 ) -> None:
     scan(root)
     listed.clear()
-    monkeypatch.setattr(manifest, "RULES", [".tga"])
+    monkeypatch.setattr(kept_scans, "RULES", [".tga"])
     scan(root)
     assert len(listed) == 4
 
@@ -234,7 +234,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_no_harm(root: Path, cache: P
 def test_small_folders_leave_nothing_behind(
     root: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(manifest, "MIN_ENTRIES", 100)
+    monkeypatch.setattr(kept_scans, "MIN_ENTRIES", 100)
     scan(root)
     assert not cache.exists()
 

@@ -7,10 +7,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from vtrain.data.example_set import SHAPES, TRAIN_IMAGES, VAL_IMAGES, draw_sample
 from vtrain.data.folders import scan_labelled
-from vtrain.data.sample import SHAPES, TRAIN_IMAGES, VAL_IMAGES, draw_sample
+from vtrain.data.image_sets import LabelledImages
 from vtrain.errors import ExitCode, ResourceError, UsageError
-from vtrain.records import LabelledImages
 
 COMMITTED = Path(__file__).parents[2] / "data" / "shapes"
 

@@ -11,17 +11,17 @@ from PIL import Image
 
 from tests.data.test_tar_headers import write
 from tests.tiny import draw_image
-from vtrain.config import DataConfig
-from vtrain.console import Console
-from vtrain.data import manifest, shards
+from vtrain.config.load import DataConfig
+from vtrain.data import kept_scans, tars
 from vtrain.data.folders import is_source, scan_images, scan_labelled
+from vtrain.data.image_sets import LabelledImages, Preprocessing
 from vtrain.data.images import check_image, map_images, read_image
 from vtrain.data.loaders import build_eval_loader
-from vtrain.data.shards import find_status
 from vtrain.data.splits import check_splits, describe_splits, scan_splits
+from vtrain.data.tars import find_status
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, ImageError
-from vtrain.records import LabelledImages, Preprocessing
+from vtrain.system.terminal import Console
 
 NAMES = ("ant/1.jpg", "ant/2.jpg", "ant/deep/3.jpg", "bee/1.jpg", "bee/2.jpg")
 
@@ -29,8 +29,8 @@ NAMES = ("ant/1.jpg", "ant/2.jpg", "ant/deep/3.jpg", "bee/1.jpg", "bee/2.jpg")
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("VTRAIN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(manifest, "CLOCK_TICK_NS", 0)
-    monkeypatch.setattr(shards, "MIN_ENTRIES", 0)
+    monkeypatch.setattr(kept_scans, "CLOCK_TICK_NS", 0)
+    monkeypatch.setattr(tars, "MIN_ENTRIES", 0)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "cache" / "scans"
 
@@ -286,14 +286,14 @@ def test_an_index_is_kept_and_used(cache: Path, monkeypatch: pytest.MonkeyPatch)
     time.sleep(0.02)
     expected = scan_labelled(path)
     (kept,) = cache.iterdir()
-    shards._load_index.cache_clear()
+    tars._load_index.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "_build_index", None)  # would fail if it were called
+        patch.setattr(tars, "_build_index", None)  # would fail if it were called
         assert scan_labelled(path) == expected
         assert read_image("x.tar/a.jpg").size == (40, 30)
     before = kept.read_bytes()
     for content in (before[:-1], b"", before.replace(b"vtrain", b"ztrain")):
-        shards._load_index.cache_clear()
+        tars._load_index.cache_clear()
         kept.write_bytes(content)
         assert scan_labelled(path) == expected
         assert kept.read_bytes() == before

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from tests.tiny import break_image, draw_labelled
-from vtrain.config import DataConfig
-from vtrain.console import Console
-from vtrain.data import manifest
+from vtrain.config.load import DataConfig
+from vtrain.data import kept_scans
 from vtrain.data.splits import (
     Splits,
     check_splits,
@@ -22,7 +21,8 @@ from vtrain.data.splits import (
     split_digest,
 )
 from vtrain.errors import DataError, ExitCode
-from vtrain.files import write_json
+from vtrain.system.files import write_json
+from vtrain.system.terminal import Console
 
 COUNTS = {"ant": 4, "bee": 6, "cow": 2}
 
@@ -175,7 +175,7 @@ def test_class_without_a_readable_image() -> None:
 
 def test_known_images_are_counted_and_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     draw_labelled(Path("val"), {"ant": 1})
-    monkeypatch.setattr(manifest, "CLOCK_TICK_NS", 0)
+    monkeypatch.setattr(kept_scans, "CLOCK_TICK_NS", 0)
     time.sleep(0.02)
     first = load()
     assert first.describe_check() == "13 checked"
@@ -189,7 +189,7 @@ def test_known_images_are_counted_and_not_read_again(monkeypatch: pytest.MonkeyP
 def test_an_unusable_cache_is_said_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_labelled(Path("val"), {"ant": 1})
     monkeypatch.setenv("VTRAIN_CACHE", str(folder / "file"))
-    monkeypatch.setattr(manifest, "CLOCK_TICK_NS", 0)
+    monkeypatch.setattr(kept_scans, "CLOCK_TICK_NS", 0)
     Path("file").touch()
     time.sleep(0.02)
     said = io.StringIO()

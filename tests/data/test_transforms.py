@@ -15,6 +15,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 from torchvision.transforms._presets import ImageClassification
 
+from vtrain.data.image_sets import Interpolation, Preprocessing
 from vtrain.data.transforms import (
     AUGMENT_PRESETS,
     EvalTransform,
@@ -25,7 +26,6 @@ from vtrain.data.transforms import (
     to_tensor,
 )
 from vtrain.errors import UsageError
-from vtrain.records import Interpolation, Preprocessing
 
 SMALL = Preprocessing(resize=36, crop=32)
 

@@ -13,10 +13,10 @@ import torch
 
 from tests.faults.case import Case
 from tests.faults.made_files import checkpoint_bytes, model_bytes
-from vtrain.checkpoint import load_checkpoint, load_model
 from vtrain.errors import ModelError
 from vtrain.models.model_file import load_model_file
 from vtrain.models.weights import load_weights_file
+from vtrain.runs.checkpoint import load_checkpoint, load_model
 
 SEED = 3
 CPU = torch.device("cpu")

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import vtrain.__main__
-import vtrain.embed
-import vtrain.fit
-import vtrain.predict_file
-from vtrain.signals import STOP_SIGNALS, raise_on_stop_signals
+import vtrain.results.embed
+import vtrain.results.prediction_files
+import vtrain.runs.fit
+from vtrain.system.signals import STOP_SIGNALS, raise_on_stop_signals
 
 BEGUN = "begun"  # a file beside the output
 

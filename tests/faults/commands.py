@@ -16,8 +16,8 @@ from PIL import Image
 import vtrain.cli
 from tests.cli.program import Outcome
 from tests.tiny import build_tiny_model
+from vtrain.data.image_sets import Preprocessing
 from vtrain.models.model_file import ModelFile, save_model
-from vtrain.records import Preprocessing
 
 IMAGE_SIZE = 32
 TRAINING = f"""

@@ -21,10 +21,10 @@ from unittest import mock
 from tests.cli.program import Outcome
 from tests.faults.case import Case, NotPossible
 from tests.faults.commands import draw_png, place, run, write_config, write_model
-from vtrain import embed, evaluate, predict
-from vtrain.data import inspection, walk
+from vtrain.data import image_checks, walk
 from vtrain.data.folders import scan_images, scan_labelled
-from vtrain.data.manifest import Listing
+from vtrain.data.kept_scans import Listing
+from vtrain.results import embed, evaluate, predict
 from vtrain.runs.epochs import FitRun
 
 ANT_AND_BEE = {"ant": 4, "bee": 4}
@@ -809,7 +809,7 @@ def vanish_before_check(folder: Path) -> None:
     make_plain(data)
     gone = data / "train/ant/0.png"
     config = write_config(folder, {"train": str(data / "train"), "val": str(data / "val")})
-    truly_inspect = inspection.inspect_images
+    truly_inspect = image_checks.inspect_images
 
     def inspect(*arguments: Any, **named: Any) -> Any:
         gone.unlink(missing_ok=True)

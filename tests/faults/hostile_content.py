@@ -19,10 +19,10 @@ from tests.faults.made_files import (
     describe_model,
 )
 from tests.faults.pickles import Content
-from vtrain.checkpoint import CHECKPOINT_FORMAT, Checkpoint
+from vtrain.data.image_sets import to_plain
 from vtrain.models.model_file import BANK, METADATA_KEY, MODEL_FORMAT
-from vtrain.records import to_plain
-from vtrain.tensor_files import save_tensors, save_torch
+from vtrain.runs.checkpoint import CHECKPOINT_FORMAT, Checkpoint
+from vtrain.system.tensor_files import save_tensors, save_torch
 from vtrain.training.state import TrainState
 
 GONE = object()  # in place of a value: the entry is left out

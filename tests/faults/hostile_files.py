@@ -19,9 +19,9 @@ from tests.faults.hostile_resume import resumed_runs, train
 from tests.faults.made_files import build_small_classifier
 from tests.faults.pickles import Content
 from tests.forking import fork, wait
-from vtrain.checkpoint import load_checkpoint, load_model
 from vtrain.errors import ModelError
 from vtrain.models.weights import load_weights
+from vtrain.runs.checkpoint import load_checkpoint, load_model
 
 CPU = torch.device("cpu")
 CANARY = "canary"

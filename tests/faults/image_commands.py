@@ -18,8 +18,8 @@ import numpy as np
 
 import vtrain.cli
 from tests.tiny import draw_image
-from vtrain.console import printable
 from vtrain.errors import ExitCode
+from vtrain.system.terminal import printable
 
 CLASSES = ("ant", "bee")
 GOOD_OF_EACH = 3

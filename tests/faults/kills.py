@@ -14,8 +14,8 @@ from tests.faults.training import RECIPES, Recipe, build_fit, require_same, undi
 
 # Module, function, call, and whether after it.
 POINTS = (
-    ("vtrain.fit", "claim_run_dir", 1, True),
-    ("vtrain.fit", "write_description", 1, True),
+    ("vtrain.runs.fit", "claim_run_dir", 1, True),
+    ("vtrain.runs.fit", "write_description", 1, True),
     ("vtrain.runs.saved_state", "save_model", 1, False),
     (
         "vtrain.runs.saved_state",
@@ -23,10 +23,10 @@ POINTS = (
         1,
         True,
     ),  # newer than the checkpoint
-    ("vtrain.files", "_commit", 3, False),  # the new content is in a temporary file
-    ("vtrain.files", "_keep_as", 1, True),  # two names for one checkpoint
-    ("vtrain.files", "_keep_as", 2, False),
-    ("vtrain.files", "sync_folder", 5, False),
+    ("vtrain.system.files", "_commit", 3, False),  # the new content is in a temporary file
+    ("vtrain.system.files", "_keep_as", 1, True),  # two names for one checkpoint
+    ("vtrain.system.files", "_keep_as", 2, False),
+    ("vtrain.system.files", "sync_folder", 5, False),
     (
         "vtrain.runs.saved_state",
         "save_checkpoint",
@@ -38,10 +38,10 @@ POINTS = (
     ("vtrain.runs.validation", "Validation.__call__", 2, False),
     ("vtrain.runs.stopping", "StopVote.is_decided", 5, False),
     ("vtrain.runs.epochs", "describe_epoch", 3, True),
-    ("vtrain.fit", "evaluate_best", 1, False),
-    ("vtrain.fit", "save_result", 1, False),
-    ("vtrain.fit", "save_result", 1, True),
-    ("vtrain.data.feature_store", "BlockWriter.add", 1, True),
+    ("vtrain.runs.fit", "evaluate_best", 1, False),
+    ("vtrain.runs.fit", "save_result", 1, False),
+    ("vtrain.runs.fit", "save_result", 1, True),
+    ("vtrain.inference.feature_store", "BlockWriter.add", 1, True),
 )
 SHORT_RANDOM = 13
 FULL_RANDOM = 500

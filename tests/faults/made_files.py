@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vtrain.checkpoint import Checkpoint, save_checkpoint
-from vtrain.config import HeadConfig
+from vtrain.config.load import HeadConfig
+from vtrain.data.image_sets import Preprocessing
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.model_file import ModelFile, save_model
-from vtrain.records import Preprocessing
+from vtrain.models.zoo import find_backbone
+from vtrain.runs.checkpoint import Checkpoint, save_checkpoint
 from vtrain.training.state import TrainState
-from vtrain.zoo import find_backbone
 
 CLASSES = ("ant", "bee", "cow")
 BACKBONE = "simple_cnn"

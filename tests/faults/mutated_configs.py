@@ -12,9 +12,9 @@ from threading import current_thread, main_thread
 from types import FrameType
 
 from tests.faults.case import Case
-from vtrain.config import dump_config, load_config
+from vtrain.config.load import dump_config, load_config
+from vtrain.config.yaml12 import MAX_BYTES, MAX_NODES
 from vtrain.errors import ConfigError
-from vtrain.yaml12 import MAX_BYTES, MAX_NODES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HINT = "vtrain schema lists every key with its default and meaning"

@@ -23,9 +23,9 @@ import pytest
 from tests.cli.program import Outcome, TerminalProgram, lasting_lines, without_styles
 from tests.faults.case import Case, NotPossible
 from tests.faults.commands import draw_png, place, run, write_config, write_model
-from vtrain.config import load_config
-from vtrain.console import HARMLESS, printable
+from vtrain.config.load import load_config
 from vtrain.models.model_file import read_model_file
+from vtrain.system.terminal import HARMLESS, printable
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")

@@ -21,7 +21,7 @@ from tests.faults.processes import Running, run_to_end, started
 from tests.faults.training import RECIPES, Recipe, build_fit, images, require_same, undisturbed
 from tests.forking import fork, wait
 from vtrain.errors import ImageError
-from vtrain.files import write_error
+from vtrain.system.files import write_error
 
 WITH_WORKERS = RECIPES[1]
 PLAIN = RECIPES[0]
@@ -467,7 +467,7 @@ def _held_lock(folder: Path) -> None:
     with started(build_fit(WITH_WORKERS, folder)) as running:
         running.wait_for(lambda: (folder / "run" / "run.lock").exists(), "the lock")
         running.send(signal.SIGSTOP, group=True)
-        waits = partial(set_value, "vtrain.run_folder", "LOCK_WAIT_SECONDS", 0.2)
+        waits = partial(set_value, "vtrain.runs.folder", "LOCK_WAIT_SECONDS", 0.2)
         _refused(build_fit(WITH_WORKERS, folder, before=waits), 7, "in use by process ")
         running.send(signal.SIGCONT, group=True)
         assert running.wait() == 0, running.text()

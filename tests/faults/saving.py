@@ -18,16 +18,16 @@ from tests.faults.interference import KILL, Interference, interfering
 from tests.faults.made_files import CLASSES, build_checkpoint, build_state, describe_model
 from tests.forking import fork, wait
 from tests.tiny import break_image, build_tiny_model, draw_image
-from vtrain import partial_array, predict_file
-from vtrain.checkpoint import load_checkpoint, save_checkpoint
-from vtrain.data.feature_store import FeatureStore, StoreError, identify_views
-from vtrain.embed import embed
 from vtrain.errors import ResourceError
-from vtrain.files import sweep_temporaries, write_csv, write_json, write_text
+from vtrain.inference.feature_store import FeatureStore, StoreError, identify_views
 from vtrain.models.model_file import load_model_file, save_model
-from vtrain.predict import PredictInput
-from vtrain.predict_file import FileForm, write_predictions
-from vtrain.training.metric_log import COLUMNS, write_metrics
+from vtrain.results import prediction_files, resumable_array
+from vtrain.results.embed import embed
+from vtrain.results.predict import PredictInput
+from vtrain.results.prediction_files import FileForm, write_predictions
+from vtrain.runs.checkpoint import load_checkpoint, save_checkpoint
+from vtrain.runs.metric_log import COLUMNS, write_metrics
+from vtrain.system.files import sweep_temporaries, write_csv, write_json, write_text
 
 Act = Callable[[Path], object]
 
@@ -246,7 +246,7 @@ def save_old_features(folder: Path) -> None:
 
 
 def save_features(folder: Path, *, resume: bool = False) -> None:
-    with patch.object(partial_array, "COMMIT_SECONDS", 0.0):  # after every block
+    with patch.object(resumable_array, "COMMIT_SECONDS", 0.0):  # after every block
         embed(
             draw_images(),
             folder / "out.npy",
@@ -261,7 +261,7 @@ def save_features(folder: Path, *, resume: bool = False) -> None:
 def save_predictions(form: FileForm, folder: Path, *, resume: bool = False) -> None:
     inputs = [PredictInput(str(path)) for path in sorted(draw_images().iterdir())]
     suffix = "jsonl" if form == "json" else "csv"
-    with patch.object(predict_file, "FLUSH_SECONDS", 0.0):  # after every answer
+    with patch.object(prediction_files, "FLUSH_SECONDS", 0.0):  # after every answer
         write_predictions(
             folder / f"out.{suffix}",
             inputs,

@@ -15,8 +15,8 @@ from tests.faults.case import Case
 from tests.faults.command import set_value, signal_at
 from tests.faults.processes import Running, run_to_end, started
 from tests.faults.training import RECIPES, Recipe, build_fit, require_same, undisturbed
-from vtrain.checkpoint import load_checkpoint
-from vtrain.signals import GRACE_SECONDS
+from vtrain.runs.checkpoint import load_checkpoint
+from vtrain.system.signals import GRACE_SECONDS
 from vtrain.training.step import Trainer
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
@@ -24,18 +24,18 @@ SECONDS = 10.0
 SOURCE = Path(__file__).parents[2]
 # Where a command is while it waits for nothing of ours.
 POINTS = (
-    ("vtrain.fit", "choose_run_dir", 1),
-    ("vtrain.plan", "scan_splits", 1),
-    ("vtrain.plan", "check_splits", 1),
-    ("vtrain.fit", "claim_run_dir", 1),
-    ("vtrain.fit", "write_description", 1),
+    ("vtrain.runs.fit", "choose_run_dir", 1),
+    ("vtrain.runs.plan", "scan_splits", 1),
+    ("vtrain.runs.plan", "check_splits", 1),
+    ("vtrain.runs.fit", "claim_run_dir", 1),
+    ("vtrain.runs.fit", "write_description", 1),
     ("vtrain.runs.stopping", "StopVote.is_decided", 3),
     ("vtrain.runs.validation", "Validation.__call__", 2),
     ("vtrain.runs.saved_state", "save_checkpoint", 2),
     ("vtrain.runs.epochs", "enter_phase", 1),
-    ("vtrain.fit", "evaluate_best", 1),
-    ("vtrain.fit", "save_result", 1),
-    ("vtrain.data.feature_store", "BlockWriter.add", 1),
+    ("vtrain.runs.fit", "evaluate_best", 1),
+    ("vtrain.runs.fit", "save_result", 1),
+    ("vtrain.inference.feature_store", "BlockWriter.add", 1),
 )
 SHORT_RANDOM, FULL_RANDOM = 4, 120
 STARTS = (0.05, 0.2, 0.4, 0.8, 1.2, 1.6, 2.0, 2.5, 3.0, 4.0)  # seconds
@@ -145,7 +145,7 @@ def _in_a_long_step(folder: Path, *, grace: float) -> None:
 
 
 def _hang_in_step(step: int, grace: float = GRACE_SECONDS) -> None:
-    set_value("vtrain.signals", "GRACE_SECONDS", grace)
+    set_value("vtrain.system.signals", "GRACE_SECONDS", grace)
     original = Trainer.take_step
 
     def hang(self: Trainer, *arguments: Any, **named: Any) -> None:

@@ -14,8 +14,8 @@ from tests.faults.command import Command
 from tests.faults.processes import make_shared_folder, run_to_end
 from tests.runs import read_rows
 from tests.tiny import draw_labelled
-from vtrain.checkpoint import Checkpoint, load_checkpoint
-from vtrain.tensor_files import load_tensors
+from vtrain.runs.checkpoint import Checkpoint, load_checkpoint
+from vtrain.system.tensor_files import load_tensors
 
 CONFIG = """
 model: {{backbone: simple_cnn, weights: {weights}, options: {{width_mult: 0.25}}, head: {head}}}

@@ -19,7 +19,7 @@ from pathlib import Path
 import vtrain.cli
 from tests.cli.program import VTRAIN, environment
 from tests.faults.case import Case
-from vtrain.yaml12 import MAX_BYTES
+from vtrain.config.yaml12 import MAX_BYTES
 
 TABLE = Path(__file__).with_suffix(".txt")
 BASE = """\

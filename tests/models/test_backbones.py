@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
+from vtrain.data.image_sets import Preprocessing
 from vtrain.errors import ModelError, UsageError
 from vtrain.models.backbones import (
     auxiliary_prefixes,
@@ -22,8 +23,7 @@ from vtrain.models.backbones import (
     pretrained_classes,
     rename_legacy_keys,
 )
-from vtrain.records import Preprocessing
-from vtrain.zoo import OptionValue, backbone_names, find_backbone
+from vtrain.models.zoo import OptionValue, backbone_names, find_backbone
 
 SMALLEST = (
     "resnet18",

@@ -23,7 +23,7 @@ from vtrain.models.classifier import (
     build_pretrained_classifier,
     load_torchvision_state,
 )
-from vtrain.zoo import BackboneSpec, backbone_names, find_backbone
+from vtrain.models.zoo import BackboneSpec, backbone_names, find_backbone
 
 SMALLEST = (
     "resnet18",

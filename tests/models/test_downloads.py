@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from vtrain.errors import ExitCode, ModelError, ResourceError, UsageError
-from vtrain.files import atomic_write
 from vtrain.models.downloads import download_file, find_published_file, published_name
+from vtrain.system.files import atomic_write
 
 CONTENT = bytes(range(256)) * 4096  # more than one chunk
 DIGEST = hashlib.sha256(CONTENT).hexdigest()

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
-from vtrain.config import DataConfig, FitConfig, FreezeRule, HeadConfig, ModelConfig, TrainConfig
+from vtrain.config.load import (
+    DataConfig,
+    FitConfig,
+    FreezeRule,
+    HeadConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from vtrain.errors import ConfigError, ModelError
 from vtrain.models.backbones import EmptyOnMeta
 from vtrain.models.classifier import Classifier, build_classifier
@@ -32,7 +39,7 @@ from vtrain.models.freezing import (
     tensor_digest,
     verify_frozen,
 )
-from vtrain.zoo import OptionValue, backbone_names, find_backbone
+from vtrain.models.zoo import OptionValue, backbone_names, find_backbone
 
 # One small member of each family, with every random layer that its options can switch on.
 FAMILIES: dict[str, dict[str, OptionValue]] = {

@@ -14,9 +14,8 @@ from safetensors import safe_open
 
 from tests.forking import fork, wait
 from tests.tiny import CPU, build_tiny_model
-from vtrain import tensor_files
-from vtrain.checkpoint import load_model
-from vtrain.config import HeadConfig
+from vtrain.config.load import HeadConfig
+from vtrain.data.image_sets import Preprocessing, to_plain
 from vtrain.errors import ExitCode, ModelError
 from vtrain.models import model_file
 from vtrain.models.classifier import Classifier, build_classifier
@@ -32,10 +31,11 @@ from vtrain.models.model_file import (
     read_model_file,
     save_model,
 )
-from vtrain.records import Preprocessing, to_plain
-from vtrain.runtime import place_model
-from vtrain.tensor_files import read_metadata, save_tensors
-from vtrain.zoo import find_backbone
+from vtrain.models.zoo import find_backbone
+from vtrain.runs.checkpoint import load_model
+from vtrain.system import tensor_files
+from vtrain.system.machine import place_model
+from vtrain.system.tensor_files import read_metadata, save_tensors
 
 CLASSES = ("ant", "Bär", "=cow", 'a "b"\n', "no")
 DESCRIPTION = ModelFile(

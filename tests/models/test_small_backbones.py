@@ -13,7 +13,7 @@ from vtrain.models.small_backbones import (
     PreActBottleneckBlock,
     initialize_weights,
 )
-from vtrain.zoo import find_backbone
+from vtrain.models.zoo import find_backbone
 
 
 def draw_stripes(count: int, *, seed: int) -> tuple[Tensor, Tensor]:

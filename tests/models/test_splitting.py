@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.test_classifier import fill, make_images, small_image_size
-from vtrain.config import FitConfig, HeadConfig
+from vtrain.config.load import FitConfig, HeadConfig
 from vtrain.models.classifier import PENULTIMATE, Classifier, build_classifier
 from vtrain.models.freezing import FROZEN, TRAINED, ParamRule, apply_freeze, build_phases
 from vtrain.models.splitting import BoundaryError, LowerPart, UpperPart, find_frozen_boundary
-from vtrain.zoo import backbone_names, find_backbone
+from vtrain.models.zoo import backbone_names, find_backbone
 
 CHEAP = (
     "simple_cnn", "preact_resnet18", "resnet18", "mobilenet_v3_small", "densenet121", "swin_t",

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.models.test_classifier import fill, make_images, small_image_size
-from vtrain.config import FitConfig, HeadConfig
+from vtrain.config.load import FitConfig, HeadConfig
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.freezing import (
     Phase,
@@ -14,7 +14,7 @@ from vtrain.models.freezing import (
     frozen_digests,
     verify_frozen,
 )
-from vtrain.zoo import backbone_names, find_backbone
+from vtrain.models.zoo import backbone_names, find_backbone
 
 FAST = ("squeezenet1_1", "mobilenet_v3_small", "shufflenet_v2_x0_5", "simple_cnn")
 

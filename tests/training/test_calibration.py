@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tests.tiny import CPU, build_tiny_model
 from vtrain.data.transforms import normalize_images
-from vtrain.training.calibration import (
+from vtrain.inference.calibration import (
     FAMILIAR,
     Novelty,
     build_novelty,
@@ -16,8 +16,8 @@ from vtrain.training.calibration import (
     scale_to_length_one,
     set_threshold,
 )
-from vtrain.training.inference import compute_averaged, compute_both, compute_probabilities
-from vtrain.training.resampling import expected_calibration_error
+from vtrain.inference.forward import compute_averaged, compute_both, compute_probabilities
+from vtrain.inference.statistics import expected_calibration_error
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -86,7 +86,7 @@ def test_images_that_say_nothing_leave_the_temperature_at_one() -> None:
 
 def test_more_logits_than_are_needed_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = draw_logits(1.7, count=8000)
-    monkeypatch.setattr("vtrain.training.calibration._MOST_LOGITS", 10_000)
+    monkeypatch.setattr("vtrain.inference.calibration._MOST_LOGITS", 10_000)
     assert fit_temperature(logits, labels) == pytest.approx(1.7, rel=0.08)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from vtrain.training.cross_validation import (
+from vtrain.inference.cross_validation import (
     FOLDS,
     NEIGHBOURS,
     NOT_ASKED,

@@ -19,23 +19,23 @@ import torch
 from torch import Tensor
 
 from tests.tiny import CPU, break_image, build_tiny_model, draw_image
-from vtrain.data import feature_store
+from vtrain.data.image_sets import Preprocessing
 from vtrain.data.transforms import EvalTransform, TrainTransform
-from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.errors import DataError
-from vtrain.models.classifier import PENULTIMATE
-from vtrain.models.freezing import FROZEN, ParamRule, apply_freeze
-from vtrain.records import Preprocessing
-from vtrain.system.reporter import SILENT, Interruptible, Progress, Silent
-from vtrain.tensor_files import save_tensors
-from vtrain.training.feature_cache import (
+from vtrain.inference import feature_store
+from vtrain.inference.feature_cache import (
     FeatureCache,
     FrozenPart,
     Views,
     build_frozen_part,
     describe_size,
 )
-from vtrain.training.precision import Precision
+from vtrain.models.classifier import PENULTIMATE
+from vtrain.models.freezing import FROZEN, ParamRule, apply_freeze
+from vtrain.models.precision import Precision
+from vtrain.system.processes import ALONE, ProcessGroup
+from vtrain.system.reporter import SILENT, Interruptible, Progress, Silent
+from vtrain.system.tensor_files import save_tensors
 
 MODEL = build_tiny_model(["ant", "bee"])
 PREPROCESSING = dataclasses.replace(MODEL.preprocessing, resize=32, crop=32)

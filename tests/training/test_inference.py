@@ -8,18 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import CPU
-from vtrain.config import HeadConfig
+from vtrain.config.load import HeadConfig
+from vtrain.data.image_sets import Preprocessing
 from vtrain.errors import UsageError
-from vtrain.models.classifier import Classifier, build_classifier, build_pretrained_classifier
-from vtrain.records import Preprocessing
-from vtrain.training.inference import (
+from vtrain.inference.forward import (
     InferenceClassifier,
     compute_outputs,
     prepare_for_inference,
     prepare_module,
 )
-from vtrain.training.precision import DTYPES, Precision
-from vtrain.zoo import backbone_names, find_backbone
+from vtrain.models.classifier import Classifier, build_classifier, build_pretrained_classifier
+from vtrain.models.precision import DTYPES, Precision
+from vtrain.models.zoo import backbone_names, find_backbone
 
 PRECISIONS = ("fp32", "bf16")
 # A norm behind convolutions, attention with a packed projection, windows, a scale per channel, a

@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from vtrain.training.logistic import ProbeProblem
+from vtrain.inference.logistic import ProbeProblem
 
 
 def draw(count: int, dim: int, classes: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import CPU, build_tiny_model
+from vtrain.models.precision import Precision
 from vtrain.training.memory import can_train, find_batch_size
-from vtrain.training.precision import Precision
 
 FP32 = Precision("fp32", CPU)
 

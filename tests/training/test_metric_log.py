@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from vtrain.data.image_sets import EpochMetrics
 from vtrain.errors import UsageError
-from vtrain.records import EpochMetrics
-from vtrain.training.metric_log import TensorBoardLog, write_metrics
+from vtrain.runs.metric_log import TensorBoardLog, write_metrics
 
 COLUMNS = [
     "phase",

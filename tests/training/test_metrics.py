@@ -13,7 +13,7 @@ from sklearn.metrics import (
 )
 from torch import Tensor
 
-from vtrain.training.metrics import (
+from vtrain.inference.metrics import (
     ClassificationMetrics,
     ConfusionMatrix,
     RunningMean,

@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 
 from tests.tiny import CPU
 from vtrain.errors import UsageError
-from vtrain.training.precision import (
+from vtrain.models.precision import (
     Precision,
     choose_inference_precision,
     choose_precision,
@@ -44,13 +44,13 @@ def test_auto(
     depthwise: bool,
     expected: str,
 ) -> None:
-    monkeypatch.setattr("vtrain.training.precision.has_bf16_instructions", lambda _: bf16)
+    monkeypatch.setattr("vtrain.models.precision.has_bf16_instructions", lambda _: bf16)
     assert choose_precision("auto", device, depthwise=depthwise) == expected
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
 def test_what_was_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("vtrain.training.precision.has_bf16_instructions", lambda _: False)
+    monkeypatch.setattr("vtrain.models.precision.has_bf16_instructions", lambda _: False)
     assert choose_precision(name, CPU, depthwise=True) == name
     assert choose_precision(name, CUDA, depthwise=False) == name
 
@@ -85,7 +85,7 @@ def test_fp16_on_the_cpu_is_refused() -> None:
 def test_auto_for_inference(
     monkeypatch: pytest.MonkeyPatch, device: torch.device, bf16: bool, trained: str, expected: str
 ) -> None:
-    monkeypatch.setattr("vtrain.training.precision.has_bf16_instructions", lambda _: bf16)
+    monkeypatch.setattr("vtrain.models.precision.has_bf16_instructions", lambda _: bf16)
     assert choose_inference_precision("auto", device, trained=trained) == expected
     assert choose_inference_precision("fp32", device, trained=trained) == "fp32"
     assert choose_inference_precision("bf16", device, trained=trained) == "bf16"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score
 
-from vtrain.training import resampling
-from vtrain.training.resampling import (
+from vtrain.inference import statistics
+from vtrain.inference.statistics import (
     bootstrap_confusion,
     expected_calibration_error,
     holm,
@@ -59,7 +59,7 @@ def test_f1_intervals_are_those_of_drawing_images(
     chosen = generator.integers(len(labels), size=(2000, len(labels)))
     drawn = [plain_f1(labels[each], predictions[each]) for each in chosen]
     macro = np.percentile(drawn, [2.5, 97.5])
-    monkeypatch.setattr(resampling, "FEW_IMAGES", few)
+    monkeypatch.setattr(statistics, "FEW_IMAGES", few)
     found = bootstrap_confusion(MATRIX, samples=4000)
     assert found.macro_f1 == pytest.approx(macro, abs=0.015)
 
@@ -93,7 +93,7 @@ def test_the_same_seed_gives_the_same_however_blocks_are_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one = bootstrap_confusion(MATRIX, samples=30)
-    monkeypatch.setattr(resampling, "BLOCK_NUMBERS", 100)
+    monkeypatch.setattr(statistics, "BLOCK_NUMBERS", 100)
     assert bootstrap_confusion(MATRIX, samples=30) == one
     assert bootstrap_confusion(MATRIX, samples=30, seed=1) != one
 
@@ -179,7 +179,7 @@ def test_mcnemar_of_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = pair(10_000, 960, 1_050, 0)
     exact = sum(math.comb(2_010, k) for k in range(961)) / 2**2_009
     assert mcnemar(*answers)[2] == pytest.approx(exact, rel=1e-12)
-    monkeypatch.setattr(resampling, "EXACT_BINOMIAL", 100)
+    monkeypatch.setattr(statistics, "EXACT_BINOMIAL", 100)
     assert mcnemar(*answers)[2] == pytest.approx(exact, rel=1e-8)
     assert mcnemar(*pair(0, 0, 100_000, 0))[2] == 0.0
 

@@ -10,20 +10,20 @@ from torch.nn import functional
 from torchvision.models import VisionTransformer
 
 from tests.models.test_classifier import fill
-from vtrain.config import HeadConfig
+from vtrain.config.load import HeadConfig
 from vtrain.errors import UsageError
-from vtrain.explain import take_full_precision
+from vtrain.inference.forward import prepare_for_inference
 from vtrain.models.classifier import Classifier, build_classifier, build_pretrained_classifier
-from vtrain.training.inference import prepare_for_inference
-from vtrain.training.precision import Precision
-from vtrain.training.saliency import (
+from vtrain.models.precision import Precision
+from vtrain.models.saliency import (
     compute_class_maps,
     enlarge_maps,
     find_map_stage,
     find_map_stages,
     name_method,
 )
-from vtrain.zoo import BackboneSpec, backbone_names, find_backbone
+from vtrain.models.zoo import BackboneSpec, backbone_names, find_backbone
+from vtrain.results.explain import take_full_precision
 
 CPU = torch.device("cpu")
 PATCH = 8

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from vtrain.data.loaders import Batch
+from vtrain.inference.streams import MAX_STREAMS, choose_streams, compute_in_order
 from vtrain.models.classifier import build_pretrained_classifier
-from vtrain.training.streams import MAX_STREAMS, choose_streams, compute_in_order
-from vtrain.zoo import find_backbone
+from vtrain.models.zoo import find_backbone
 
 CPU = torch.device("cpu")
 
@@ -126,15 +126,15 @@ def test_threads_that_share_a_model_get_their_own_outputs(layer: str, name: str)
 
 
 def test_streams_are_for_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtrain.training.streams.count_cores", lambda: 4)
+    monkeypatch.setattr("vtrain.inference.streams.count_cores", lambda: 4)
     assert choose_streams(CPU) == 4 == MAX_STREAMS
     found = {}
-    monkeypatch.setattr("vtrain.training.streams.count_cores", lambda: 16)
+    monkeypatch.setattr("vtrain.inference.streams.count_cores", lambda: 16)
     for threads in (1, 2, 3, 5, 6, 8, 10, 16):
         torch.set_num_threads(threads)
         found[threads] = choose_streams(CPU)
     assert found == {1: 1, 2: 2, 3: 3, 5: 4, 6: 3, 8: 4, 10: 2, 16: 4}
     assert choose_streams(torch.device("cuda", 0)) == 1
-    monkeypatch.setattr("vtrain.training.streams.count_cores", lambda: 8)
+    monkeypatch.setattr("vtrain.inference.streams.count_cores", lambda: 8)
     torch.set_num_threads(9)  # more than the cores that this process is bound to
     assert choose_streams(CPU) == 1

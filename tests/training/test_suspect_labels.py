@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
-from vtrain.training import suspect_labels
-from vtrain.training.cross_validation import assign_folds, choose_penalty
-from vtrain.training.suspect_labels import (
+from vtrain.inference.cross_validation import assign_folds, choose_penalty
+from vtrain.results import suspect_labels
+from vtrain.results.suspect_labels import (
     SuspectRanking,
     count_steps,
     find_neighbors,

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vtrain.commands.options import Json, complete_backbones
-from vtrain.console import Console, print_json, print_line, print_table
 from vtrain.errors import UsageError
+from vtrain.system.terminal import Console, print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    from vtrain.zoo import BackboneSpec
+    from vtrain.models.zoo import BackboneSpec
 
 
 def backbones(
@@ -42,8 +42,8 @@ def backbones(
 
 
 def _list_backbones(as_json: bool, console: Console) -> None:
-    from vtrain.records import to_plain
-    from vtrain.zoo import backbone_names, find_backbone
+    from vtrain.data.image_sets import to_plain
+    from vtrain.models.zoo import backbone_names, find_backbone
 
     specs = [find_backbone(name) for name in backbone_names()]
     if as_json:
@@ -70,11 +70,11 @@ def _list_backbones(as_json: bool, console: Console) -> None:
 
 
 def _show_backbone(name: str, image_size: int | None, as_json: bool) -> None:
-    from vtrain.zoo import find_backbone
+    from vtrain.models.zoo import find_backbone
 
     spec = find_backbone(name)  # a typo shall not wait for torch
+    from vtrain.data.image_sets import to_plain
     from vtrain.models.backbones import describe_facts, describe_stages
-    from vtrain.records import to_plain
 
     stages = describe_stages(spec, image_size=image_size)
     facts = describe_facts(spec, image_size=image_size)

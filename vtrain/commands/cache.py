@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vtrain.commands.options import Json
-from vtrain.console import Console, format_bytes, print_json, print_table
 from vtrain.errors import UsageError
+from vtrain.system.terminal import Console, format_bytes, print_json, print_table
 
 if TYPE_CHECKING:
-    from vtrain.cache_folder import CacheEntry
+    from vtrain.system.cache_folder import CacheEntry
 
 
 def cache(
@@ -35,8 +35,8 @@ def cache(
     vtrain cache
     vtrain cache --clear --unused-days 30
     """
-    from vtrain.cache_folder import clear_cache, find_cache_folder, list_cache
-    from vtrain.records import to_plain
+    from vtrain.data.image_sets import to_plain
+    from vtrain.system.cache_folder import clear_cache, find_cache_folder, list_cache
 
     if unused_days and not clear:
         raise UsageError("--unused-days was given without --clear", "add --clear")

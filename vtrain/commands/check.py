@@ -7,12 +7,19 @@ import typer
 
 from vtrain.commands.options import Device, Json, Model, Overrides, Page, Workers, choose_workers
 from vtrain.commands.outcomes import require_page_name
-from vtrain.console import Console, one_line, print_json, print_line, print_table, quote_path
 from vtrain.errors import DataError, UsageError
+from vtrain.system.terminal import (
+    Console,
+    one_line,
+    print_json,
+    print_line,
+    print_table,
+    quote_path,
+)
 
 if TYPE_CHECKING:
-    from vtrain.check import CheckResult, Embed
-    from vtrain.check_findings import Finding
+    from vtrain.results.check import CheckResult, Embed
+    from vtrain.results.check_findings import Finding
 
 EXAMPLES = 10  # images or groups of each error that are listed
 
@@ -56,9 +63,9 @@ def check(
     vtrain check flowers.yaml data.exclude=exclude.txt
     vtrain check photos/ --embeddings -m resnet50
     """
-    from vtrain.check import check as run_check
-    from vtrain.check import check_json, open_source, require_list_path
-    from vtrain.check import write_list as write_exclude_list
+    from vtrain.results.check import check as run_check
+    from vtrain.results.check import check_json, open_source, require_list_path
+    from vtrain.results.check import write_list as write_exclude_list
 
     require_page_name(output)
     if model is not None and not embeddings:
@@ -81,7 +88,7 @@ def check(
         count = write_exclude_list(write_list, result)
         written.append(f"{quote_path(write_list)}: {count:,} images to leave out")
     if output is not None:
-        from vtrain.check_page import write_check_page
+        from vtrain.pages.check import write_check_page
 
         write_check_page(output, result)
         written.append(f"page: {quote_path(output)}")
@@ -98,9 +105,9 @@ def check(
 
 def _build_embed(model: str | None, device: str, workers: int | None, console: Console) -> "Embed":
     """What computes the features of images."""
-    from vtrain.checkpoint import load_model
-    from vtrain.features import compute_features
-    from vtrain.runtime import find_device
+    from vtrain.results.features import compute_features
+    from vtrain.runs.checkpoint import load_model
+    from vtrain.system.machine import find_device
 
     loaded = load_model(model, device=find_device(device), precision="auto", notify=console.say)
     return lambda paths: compute_features(

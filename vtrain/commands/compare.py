@@ -9,7 +9,7 @@ import typer
 
 from vtrain.commands.options import Json, Page, complete_runs
 from vtrain.commands.outcomes import require_page_name
-from vtrain.console import (
+from vtrain.system.terminal import (
     GAP,
     Console,
     data_stream,
@@ -26,7 +26,7 @@ from vtrain.console import (
 )
 
 if TYPE_CHECKING:
-    from vtrain.compare import ComparedRun, Comparison, RunDifference
+    from vtrain.results.compare import ComparedRun, Comparison, RunDifference
 
 FEWEST_COLUMNS = 5  # of the table of runs: with the intervals
 CLASSES_SHOWN, IMAGES_SHOWN = 5, 3  # on each side
@@ -62,12 +62,12 @@ def compare(
     vtrain compare runs/flowers-001 runs/flowers-002 -o compare.html
     """
     require_page_name(output)
-    from vtrain.compare import compare as run_compare
-    from vtrain.compare import comparison_json
+    from vtrain.results.compare import compare as run_compare
+    from vtrain.results.compare import comparison_json
 
     comparison = run_compare(runs, split=split)
     if output is not None:
-        from vtrain.compare_page import write_comparison_page
+        from vtrain.pages.compare import write_comparison_page
 
         with console.counter("reading images") as progress:
             write_comparison_page(output, comparison, progress=progress)
@@ -84,7 +84,7 @@ def compare(
 
 
 def _show_comparison(comparison: "Comparison") -> None:
-    from vtrain.compare import SPLIT_NAMES, describe_difference
+    from vtrain.results.compare import SPLIT_NAMES, describe_difference
 
     images = f"{comparison.count:,} {SPLIT_NAMES[comparison.split]} images"
     print_line(f"{len(comparison.runs)} runs on {images}")
@@ -194,7 +194,7 @@ def _show_images(difference: "RunDifference", comparison: "Comparison") -> None:
 
 
 def _show_curves(runs: Sequence["ComparedRun"]) -> None:
-    from vtrain.terminal_plot import draw_plot
+    from vtrain.commands.terminal_plot import draw_plot
 
     if max(len(run.curve) for run in runs) < 2:
         return

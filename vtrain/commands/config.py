@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vtrain.commands.options import Config, Json, Overrides, complete_backbones
-from vtrain.console import Console, print_json, print_line, print_text, quote_path
+from vtrain.system.terminal import Console, print_json, print_line, print_text, quote_path
 
 
 def init(
@@ -28,7 +28,7 @@ def init(
     vtrain init photos/
     vtrain init photos/ -o photos.yaml --backbone mobilenet_v3_small
     """
-    from vtrain.init import build_config_text, inspect_folder, write_config
+    from vtrain.runs.starter_config import build_config_text, inspect_folder, write_config
 
     path = output or Path(f"{folder.resolve().name}.yaml")
     summary = inspect_folder(folder)
@@ -50,7 +50,7 @@ def show_config(
     vtrain config flowers.yaml
     vtrain config flowers.yaml optim.lr=1e-4
     """
-    from vtrain.config import dump_config, load_config
+    from vtrain.config.load import dump_config, load_config
 
     loaded = load_config(config, overrides or [])
     if as_json:
@@ -71,6 +71,6 @@ def schema() -> None:
     \b
     vtrain schema > vtrain.schema.json
     """
-    from vtrain.config import json_schema
+    from vtrain.config.load import json_schema
 
     print_json(json_schema())

@@ -7,11 +7,11 @@ import typer
 
 from vtrain.commands.options import Compute, Json, Model, choose_workers
 from vtrain.commands.outcomes import require_all_readable
-from vtrain.commands.together import reported_once
-from vtrain.console import Console, print_json, print_line
+from vtrain.commands.processes import reported_once
+from vtrain.system.terminal import Console, print_json, print_line
 
 if TYPE_CHECKING:
-    from vtrain.records import EmbedResult
+    from vtrain.data.image_sets import EmbedResult
 
 
 def embed(
@@ -52,10 +52,10 @@ def embed(
     vtrain embed photos/ maps.npy -m resnet50 --layer layer3 --feature-maps
     torchrun --nproc-per-node=8 -m vtrain embed photos/ photos.npy --resume
     """
-    from vtrain.checkpoint import load_model
-    from vtrain.distributed import read_process_group
-    from vtrain.embed import embed as run_embed
-    from vtrain.runtime import find_device
+    from vtrain.results.embed import embed as run_embed
+    from vtrain.runs.checkpoint import load_model
+    from vtrain.system.machine import find_device
+    from vtrain.system.processes import read_process_group
 
     group = read_process_group()
     if not group.is_main:
@@ -87,7 +87,7 @@ def embed(
 def _show_embed(result: "EmbedResult", *, as_json: bool) -> None:
     from dataclasses import replace
 
-    from vtrain.records import to_plain
+    from vtrain.data.image_sets import to_plain
 
     if as_json:
         plain = to_plain(replace(result, failures=tuple(result.failures)))

@@ -1,7 +1,7 @@
 """`vtrain env`: versions and devices."""
 
 from vtrain.commands.options import Json
-from vtrain.console import print_json, print_line
+from vtrain.system.terminal import print_json, print_line
 
 
 def env(as_json: Json = False) -> None:
@@ -11,7 +11,7 @@ def env(as_json: Json = False) -> None:
     vtrain env
     vtrain env --json
     """
-    from vtrain.runtime import describe_environment
+    from vtrain.system.machine import describe_environment
 
     environment = describe_environment()
     if as_json:

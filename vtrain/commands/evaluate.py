@@ -7,10 +7,10 @@ import typer
 
 from vtrain.commands.options import Compute, Json, Model, Raw, Tta, choose_workers
 from vtrain.commands.outcomes import require_all_readable
-from vtrain.console import Console, print_json, print_line, print_table
+from vtrain.system.terminal import Console, print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    from vtrain.records import ClassMetrics, EvaluationResult
+    from vtrain.data.image_sets import ClassMetrics, EvaluationResult
 
 
 def evaluate(
@@ -29,8 +29,8 @@ def evaluate(
     vtrain evaluate flowers/val
     vtrain evaluate flowers/test -m runs/flowers-001 --json
     """
-    from vtrain.evaluate import evaluate as run_evaluate
-    from vtrain.evaluate import evaluation_json
+    from vtrain.results.evaluate import evaluate as run_evaluate
+    from vtrain.results.evaluate import evaluation_json
 
     loaded = compute.load_model(model, console)
     with console.counter("evaluating") as progress:

@@ -8,10 +8,10 @@ import typer
 
 from vtrain.commands.options import BatchSize, Device, Json, Model
 from vtrain.commands.outcomes import require_all_answered
-from vtrain.console import Console, print_json, print_line
+from vtrain.system.terminal import Console, print_json, print_line
 
 if TYPE_CHECKING:
-    from vtrain.explain_files import WrittenExplanation
+    from vtrain.results.explanation_files import WrittenExplanation
 
 
 def explain(
@@ -61,12 +61,12 @@ def explain(
     vtrain explain cat.jpg -o seen-dog -m resnet50 --class 'golden retriever'
     vtrain explain cat.jpg -o seen-layer3 -m runs/pets-001 --stage layer3
     """
-    from vtrain.checkpoint import load_model
-    from vtrain.explain import explain_images
-    from vtrain.explain_files import require_empty_folder, write_explanations
-    from vtrain.predict import FoundInputs
-    from vtrain.runtime import find_device
-    from vtrain.training.saliency import find_map_stage, name_method
+    from vtrain.models.saliency import find_map_stage, name_method
+    from vtrain.results.explain import explain_images
+    from vtrain.results.explanation_files import require_empty_folder, write_explanations
+    from vtrain.results.predict import FoundInputs
+    from vtrain.runs.checkpoint import load_model
+    from vtrain.system.machine import find_device
 
     require_empty_folder(output)
     inputs = FoundInputs(paths, sys.stdin.buffer, notify=console.say)
@@ -101,7 +101,7 @@ def explain(
 
 
 def _show_explanation(written: "WrittenExplanation", *, as_json: bool) -> None:
-    from vtrain.explain_files import explanation_json, format_explanation
+    from vtrain.results.explanation_files import explanation_json, format_explanation
 
     if as_json:
         print_json(explanation_json(written), indent=False)

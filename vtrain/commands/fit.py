@@ -7,16 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vtrain.commands.options import Config, Overrides
-from vtrain.commands.together import reported_once
-from vtrain.console import Console, format_duration, one_line, print_json, print_line, quote_path
+from vtrain.commands.processes import reported_once
+from vtrain.commands.usage_errors import RESUME_AUTO
 from vtrain.errors import UsageError, VtrainError
-from vtrain.run_folder import LOG_NAME
-from vtrain.usage import RESUME_AUTO
+from vtrain.runs.folder import LOG_NAME
+from vtrain.system.terminal import (
+    Console,
+    format_duration,
+    one_line,
+    print_json,
+    print_line,
+    quote_path,
+)
 
 if TYPE_CHECKING:
-    from vtrain.config import LoadedConfig
-    from vtrain.distributed import ProcessGroup
-    from vtrain.records import FitResult
+    from vtrain.config.load import LoadedConfig
+    from vtrain.data.image_sets import FitResult
+    from vtrain.system.processes import ProcessGroup
 
 
 def fit(
@@ -57,7 +64,7 @@ def fit(
     vtrain fit flowers.yaml --resume
     torchrun --nproc-per-node=4 -m vtrain fit flowers.yaml
     """
-    from vtrain.config import load_config
+    from vtrain.config.load import load_config
 
     _require_sense(resume=resume or resume_auto, dry_run=dry_run, as_json=as_json, profile=profile)
     try:
@@ -68,8 +75,8 @@ def fit(
         raise
     # Read when torch is loaded: without it every process warns of a choice that is meant.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from vtrain.distributed import read_process_group
-    from vtrain.fit import fit as run_fit
+    from vtrain.runs.fit import fit as run_fit
+    from vtrain.system.processes import read_process_group
 
     group = read_process_group()
     if not group.is_main:
@@ -115,8 +122,8 @@ def _require_sense(*, resume: bool, dry_run: bool, as_json: bool, profile: bool)
 def _show_plan(
     loaded: "LoadedConfig", console: Console, group: "ProcessGroup", *, as_json: bool
 ) -> None:
-    from vtrain.dry_run import dry_run, require_room
-    from vtrain.dry_run_view import build_dry_run_record, show_forecast, show_outline
+    from vtrain.commands.dry_run import build_dry_run_record, show_forecast, show_outline
+    from vtrain.runs.dry_run import dry_run, require_room
 
     outline, forecast = dry_run(
         loaded,
@@ -135,10 +142,10 @@ def _show_plan(
 
 def _write_report(device: str, run_dir: Path, console: Console) -> None:
     """Write the page of a run; the run is done, whatever comes of that."""
-    from vtrain.heat_maps import draw_heat_maps
-    from vtrain.report import write_report
-    from vtrain.runtime import find_device
+    from vtrain.pages.report.heat_maps import draw_heat_maps
+    from vtrain.pages.report.report import write_report
     from vtrain.system.log_file import logged_to
+    from vtrain.system.machine import find_device
 
     with logged_to(run_dir / LOG_NAME, console) as reporter:
         try:

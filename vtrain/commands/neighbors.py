@@ -7,10 +7,17 @@ import typer
 
 from vtrain.commands.options import Csv, Device, Json, Page, PrecisionName, complete_models
 from vtrain.commands.outcomes import require_one_form, require_page_name
-from vtrain.console import Console, one_line, print_csv_row, print_json, print_table, quote_path
+from vtrain.system.terminal import (
+    Console,
+    one_line,
+    print_csv_row,
+    print_json,
+    print_table,
+    quote_path,
+)
 
 if TYPE_CHECKING:
-    from vtrain.neighbors import NeighborResult
+    from vtrain.results.neighbors import NeighborResult
 
 
 def neighbors(
@@ -61,8 +68,8 @@ def neighbors(
     vtrain neighbors photos/cat/001.jpg photos.npy -k 20 -o similar.html
     vtrain neighbors 17 photos.npy --metric euclidean --csv > similar.csv
     """
-    from vtrain.neighbors import find_neighbors
-    from vtrain.runtime import find_device
+    from vtrain.results.neighbors import find_neighbors
+    from vtrain.system.machine import find_device
 
     require_one_form(as_json=as_json, as_csv=as_csv)
     require_page_name(output)
@@ -82,7 +89,7 @@ def neighbors(
         )
     _show_query(result, console)
     if output is not None:
-        from vtrain.neighbors_page import write_neighbors_page
+        from vtrain.pages.neighbors import write_neighbors_page
 
         write_neighbors_page(output, result)
         console.say(f"page: {quote_path(output)}")
@@ -98,7 +105,7 @@ def _show_query(result: "NeighborResult", console: Console) -> None:
 
 
 def _show_neighbors(result: "NeighborResult", *, as_json: bool, as_csv: bool) -> None:
-    from vtrain.neighbors import neighbors_json
+    from vtrain.results.neighbors import neighbors_json
 
     name = "similarity" if result.metric == "cosine" else "distance"
     if as_json:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vtrain.console import Console
+from vtrain.system.terminal import Console
 
 if TYPE_CHECKING:
-    from vtrain.checkpoint import LoadedModel
+    from vtrain.runs.checkpoint import LoadedModel
 
 
 def complete_backbones(incomplete: str) -> list[str]:
     """Backbone names for the shell."""
-    from vtrain.zoo import backbone_names
+    from vtrain.models.zoo import backbone_names
 
     return [name for name in backbone_names() if name.startswith(incomplete)]
 
@@ -29,7 +29,7 @@ def complete_models(incomplete: str) -> list[str]:
 
 def complete_runs(incomplete: str) -> list[str]:
     """Finished runs for the shell."""
-    from vtrain.run_folder import RUNS, find_run_names
+    from vtrain.runs.folder import RUNS, find_run_names
 
     return [name for name in find_run_names(RUNS) if name.startswith(incomplete)]
 
@@ -118,8 +118,8 @@ class Compute:
 
     def load_model(self, model: str | None, console: Console) -> "LoadedModel":
         """What `-m` names, on the device and in the precision of the options."""
-        from vtrain.checkpoint import load_model
-        from vtrain.runtime import find_device
+        from vtrain.runs.checkpoint import load_model
+        from vtrain.system.machine import find_device
 
         device = find_device(self.device)
         return load_model(model, device=device, precision=self.precision, notify=console.say)

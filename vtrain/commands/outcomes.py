@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtrain.console import one_line, quote_path
 from vtrain.errors import DataError, UsageError
+from vtrain.system.terminal import one_line, quote_path
 
 if TYPE_CHECKING:
-    from vtrain.records import SkippedFile
+    from vtrain.data.image_sets import SkippedFile
 
 NAMED_AT_MOST = 20  # unreadable inputs that an error names
 

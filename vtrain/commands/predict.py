@@ -9,12 +9,12 @@ import typer
 
 from vtrain.commands.options import Compute, Csv, Json, Model, Raw, Tta, choose_workers
 from vtrain.commands.outcomes import require_all_answered, require_one_form
-from vtrain.console import Console, print_csv_row, print_json, print_line
 from vtrain.errors import UsageError
+from vtrain.system.terminal import Console, print_csv_row, print_json, print_line
 
 if TYPE_CHECKING:
-    from vtrain.predict import FoundInputs
-    from vtrain.records import Prediction
+    from vtrain.data.image_sets import Prediction
+    from vtrain.results.predict import FoundInputs
 
 
 def predict(
@@ -72,9 +72,9 @@ def predict(
     vtrain predict photos/ --min-confidence 0.8 --max-distance 1.5
     find photos -name '*.jpg' | vtrain predict - -o answers.jsonl --resume
     """
-    from vtrain.predict import Answering, FoundInputs
-    from vtrain.predict import predict as run_predict
-    from vtrain.predict_file import choose_form, write_predictions
+    from vtrain.results.predict import Answering, FoundInputs
+    from vtrain.results.predict import predict as run_predict
+    from vtrain.results.prediction_files import choose_form, write_predictions
 
     require_one_form(as_json=as_json, as_csv=as_csv)
     if resume and output is None:
@@ -131,7 +131,7 @@ def _show_predictions(
 
 
 def _build_printer(as_json: bool, as_csv: bool, top_k: int) -> Callable[["Prediction"], None]:
-    from vtrain.predict import (
+    from vtrain.results.predict import (
         format_prediction,
         prediction_csv_header,
         prediction_csv_row,

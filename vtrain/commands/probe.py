@@ -9,7 +9,8 @@ import typer
 
 from vtrain.commands.options import Compute, Json, Page, choose_workers, complete_backbones
 from vtrain.commands.outcomes import require_page_name
-from vtrain.console import (
+from vtrain.errors import ModelError, UsageError
+from vtrain.system.terminal import (
     GAP,
     Console,
     data_stream,
@@ -21,10 +22,9 @@ from vtrain.console import (
     print_text,
     quote_path,
 )
-from vtrain.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
-    from vtrain.probe import ProbeResult
+    from vtrain.results.probe import ProbeResult
 
 UNITS = {"": 60.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
@@ -77,15 +77,15 @@ def probe(
     vtrain probe photos/ -b resnet50 -b convnext_tiny --budget 5m
     vtrain probe photos/ -b squeezenet1_0:weights.pth -o probe.html
     """
-    from vtrain.probe_candidates import choose_candidates
+    from vtrain.results.probe_candidates import choose_candidates
 
     candidates = choose_candidates(backbones or [])
     seconds = None if budget is None else _read_budget(budget)
     require_page_name(output)
-    from vtrain.probe import ProbeSettings
-    from vtrain.probe import probe as run_probe
-    from vtrain.probe_report import probe_json
-    from vtrain.runtime import find_device
+    from vtrain.results.probe import ProbeSettings
+    from vtrain.results.probe import probe as run_probe
+    from vtrain.results.probe_table import probe_json
+    from vtrain.system.machine import find_device
 
     settings = ProbeSettings(
         device=find_device(compute.device),
@@ -102,7 +102,7 @@ def probe(
     else:
         _show_probe(result, console)
     if output is not None:
-        from vtrain.probe_page import write_probe_page
+        from vtrain.pages.probe import write_probe_page
 
         write_probe_page(output, result)
         console.say(f"page: {quote_path(output)}")
@@ -119,7 +119,7 @@ def _read_budget(text: str) -> float:
 
 
 def _show_probe(result: "ProbeResult", console: Console) -> None:
-    from vtrain.probe_report import (
+    from vtrain.results.probe_table import (
         COLUMNS,
         LEAST,
         LEGEND,
@@ -166,8 +166,8 @@ def _print_fitting_table(
 
 
 def _draw_plot(result: "ProbeResult") -> str:
-    from vtrain.probe_report import label_backbones
-    from vtrain.terminal_plot import draw_plot
+    from vtrain.commands.terminal_plot import draw_plot
+    from vtrain.results.probe_table import label_backbones
 
     points = {}
     for name, each in zip(label_backbones(result), result.backbones, strict=True):
@@ -184,7 +184,7 @@ def _require_complete(result: "ProbeResult") -> None:
         ModelError: a backbone failed.
     """
     if result.stop is not None:
-        from vtrain.signals import build_stop_error
+        from vtrain.system.signals import build_stop_error
 
         left = sum(each.kind == "stopped" for each in result.left_out)
         raise build_stop_error(

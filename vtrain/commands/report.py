@@ -7,7 +7,7 @@ import typer
 
 from vtrain.commands.options import Run
 from vtrain.commands.outcomes import require_page_name
-from vtrain.console import Console, format_bytes, format_duration, one_line, print_line
+from vtrain.system.terminal import Console, format_bytes, format_duration, one_line, print_line
 
 
 def report(
@@ -33,10 +33,10 @@ def report(
     vtrain report
     vtrain report runs/flowers-001 -o flowers.html
     """
-    from vtrain.heat_maps import draw_heat_maps
-    from vtrain.report import write_report
-    from vtrain.run_folder import NAME_A_RUN, RUNS, find_newest_run
-    from vtrain.runtime import find_device
+    from vtrain.pages.report.heat_maps import draw_heat_maps
+    from vtrain.pages.report.report import write_report
+    from vtrain.runs.folder import NAME_A_RUN, RUNS, find_newest_run
+    from vtrain.system.machine import find_device
 
     require_page_name(output)  # the heat maps take seconds
     if run is None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vtrain.console import Console, print_line
+from vtrain.system.terminal import Console, print_line
 
 
 def sample(
@@ -23,7 +23,7 @@ def sample(
     \b
     vtrain sample shapes/
     """
-    from vtrain.data.sample import draw_sample
+    from vtrain.data.example_set import draw_sample
 
     for images in draw_sample(folder, seed=seed):
         console.say(f"{images.root}: {len(images)} images of {', '.join(images.classes)}")

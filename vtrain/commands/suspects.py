@@ -6,10 +6,17 @@ import typer
 
 from vtrain.commands.options import Compute, Csv, Json, Page, Run, choose_workers
 from vtrain.commands.outcomes import require_one_form, require_page_name
-from vtrain.console import Console, one_line, print_csv_row, print_json, print_table, quote_path
+from vtrain.system.terminal import (
+    Console,
+    one_line,
+    print_csv_row,
+    print_json,
+    print_table,
+    quote_path,
+)
 
 if TYPE_CHECKING:
-    from vtrain.suspects import SuspectReport
+    from vtrain.results.suspects import SuspectReport
 
 
 def suspects(
@@ -36,9 +43,9 @@ def suspects(
     vtrain suspects runs/flowers-001 --split both --top 100 -o suspects.html
     vtrain suspects runs/flowers-001 --csv > suspects.csv
     """
-    from vtrain.run_folder import NAME_A_RUN, RUNS, find_newest_run
-    from vtrain.runtime import find_device
-    from vtrain.suspects import find_suspects
+    from vtrain.results.suspects import find_suspects
+    from vtrain.runs.folder import NAME_A_RUN, RUNS, find_newest_run
+    from vtrain.system.machine import find_device
 
     require_one_form(as_json=as_json, as_csv=as_csv)
     require_page_name(output)
@@ -54,7 +61,7 @@ def suspects(
     )
     _show_notes(report, console)
     if output is not None:
-        from vtrain.suspects_page import write_suspects_page
+        from vtrain.pages.suspects import write_suspects_page
 
         with console.progress(len(report.suspects), "drawing") as bar:
             write_suspects_page(output, report, on_picture=lambda: bar.update(1))
@@ -80,7 +87,7 @@ def _show_notes(report: "SuspectReport", console: Console) -> None:
 
 
 def _show_suspects(report: "SuspectReport", *, as_json: bool, as_csv: bool) -> None:
-    from vtrain.suspects import CSV_HEADER, suspect_row, suspects_json
+    from vtrain.results.suspects import CSV_HEADER, suspect_row, suspects_json
 
     if as_json:
         print_json(suspects_json(report))

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtrain.console import one_line
-from vtrain.data.naming import describe_error
+from vtrain.data.image_names import describe_error
+from vtrain.data.image_sets import LabelledImages, PackedPaths
 from vtrain.errors import DataError
-from vtrain.files import format_json_line, write_text
-from vtrain.records import LabelledImages, PackedPaths
+from vtrain.system.files import format_json_line, write_text
+from vtrain.system.terminal import one_line
 
 _COMMENT, _QUOTE = "#", '"'
 

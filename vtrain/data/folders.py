@@ -9,18 +9,25 @@ from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
 
-from vtrain.config_checks import explain_missing
-from vtrain.console import one_line
-from vtrain.data.lists import read_list
-from vtrain.data.manifest import Notify
-from vtrain.data.naming import (
+from vtrain.config.checks import explain_missing
+from vtrain.data.image_names import (
     NOT_AN_IMAGE,
     OUTSIDE,
     compose,
     describe_error,
     enumerate_names,
 )
-from vtrain.data.shards import (
+from vtrain.data.image_sets import (
+    LIST_SUFFIXES,
+    TAR_SUFFIX,
+    LabelledImages,
+    PackedPaths,
+    SkippedFile,
+    join_prefix,
+)
+from vtrain.data.kept_scans import Notify
+from vtrain.data.lists import read_list
+from vtrain.data.tars import (
     TarScan,
     compressed_error,
     describe_missing_class,
@@ -29,14 +36,7 @@ from vtrain.data.shards import (
 )
 from vtrain.data.walk import FolderEntries, FolderScan, path_text
 from vtrain.errors import DataError
-from vtrain.records import (
-    LIST_SUFFIXES,
-    TAR_SUFFIX,
-    LabelledImages,
-    PackedPaths,
-    SkippedFile,
-    join_prefix,
-)
+from vtrain.system.terminal import one_line
 
 _SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -97,7 +97,7 @@ def scan_labelled(
       it. Links are followed, and no folder is visited twice; real folders come before links to
       them. What was found is kept in the cache folder for as long as the folders do not change.
     - A `.tar` file, or a folder that holds such files and neither folders nor images: see
-      `vtrain.data.shards`.
+      `vtrain.data.tars`.
     - A `.csv`, `.tsv` or `.txt` list: see `vtrain.data.lists`.
 
     Args:

@@ -26,10 +26,10 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from vtrain.data.shards import read_member
-from vtrain.data.worker_troubles import run_apart
+from vtrain.data.tars import read_member
+from vtrain.data.workers import run_apart
 from vtrain.errors import ImageError
-from vtrain.signals import shield_worker, stop_signals_blocked
+from vtrain.system.signals import shield_worker, stop_signals_blocked
 
 # Only these decoders ever see a file: an EPS named .jpg must not start Ghostscript.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF")

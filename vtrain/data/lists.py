@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vtrain.console import one_line
-from vtrain.data.naming import compose, describe_error, enumerate_names
-from vtrain.data.shards import find_status
+from vtrain.data.image_names import compose, describe_error, enumerate_names
+from vtrain.data.image_sets import SkippedFile
+from vtrain.data.tars import find_status
 from vtrain.errors import DataError
-from vtrain.records import SkippedFile
+from vtrain.system.terminal import one_line
 
 _PATH_HEADERS = ("path", "file", "filename", "image")
 _LABEL_HEADERS = ("label", "class")

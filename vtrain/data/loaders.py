@@ -19,19 +19,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vtrain.console import one_line
+from vtrain.data.image_sets import LabelledImages, PackedPaths
 from vtrain.data.images import read_image
 from vtrain.data.transforms import ImageTransform
-from vtrain.data.worker_troubles import (
+from vtrain.data.workers import (
     child_signals_kept,
     find_trouble,
     run_apart,
     worker_troubles,
 )
 from vtrain.errors import DataError, ImageError, ResourceError
-from vtrain.records import LabelledImages, PackedPaths
-from vtrain.runtime import count_cores, mix_seed
-from vtrain.signals import shield_worker, stop_signals_blocked
+from vtrain.system.machine import count_cores, mix_seed
+from vtrain.system.signals import shield_worker, stop_signals_blocked
+from vtrain.system.terminal import one_line
 
 # A batch takes a worker well under 10 s even for large photographs on a network disk.
 WORKER_TIMEOUT_S = 300.0

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from vtrain.config import DataConfig
-from vtrain.console import one_line
+from vtrain.config.load import DataConfig
 from vtrain.data.exclusion import Exclusion, exclude_images
 from vtrain.data.folders import scan_labelled, split_stratified
-from vtrain.data.inspection import Sizes, inspect_images
+from vtrain.data.image_checks import Sizes, inspect_images
+from vtrain.data.image_names import enumerate_names
+from vtrain.data.image_sets import LabelledImages, SkippedFile
 from vtrain.data.loaders import resolve_workers
-from vtrain.data.naming import enumerate_names
-from vtrain.data.shards import find_status
+from vtrain.data.tars import find_status
 from vtrain.errors import DataError
-from vtrain.records import LabelledImages, SkippedFile
 from vtrain.system.reporter import Reporter
+from vtrain.system.terminal import one_line
 
 
 @dataclass(frozen=True, slots=True)

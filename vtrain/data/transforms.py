@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from vtrain.data.image_sets import Interpolation, Preprocessing
 from vtrain.errors import UsageError
-from vtrain.records import Interpolation, Preprocessing
 
 _RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,

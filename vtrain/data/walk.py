@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vtrain.data.manifest import FolderMemory, Listing
-from vtrain.data.naming import HIDDEN_PREFIXES, NOT_AN_IMAGE, describe_error, is_image_name
+from vtrain.data.image_names import HIDDEN_PREFIXES, NOT_AN_IMAGE, describe_error, is_image_name
+from vtrain.data.image_sets import SkippedFile, join_prefix
+from vtrain.data.kept_scans import FolderMemory, Listing
 from vtrain.errors import DataError
-from vtrain.records import SkippedFile, join_prefix
 
 
 @dataclass(frozen=True, slots=True)

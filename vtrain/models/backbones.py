@@ -14,14 +14,14 @@ from torchvision.models import MNASNet, VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.ops import StochasticDepth
 
+from vtrain.data.image_sets import Preprocessing
 from vtrain.errors import ModelError
 from vtrain.models.small_backbones import (
     build_preact_resnet,
     build_separable_cnn,
     build_simple_cnn,
 )
-from vtrain.records import Preprocessing
-from vtrain.zoo import (
+from vtrain.models.zoo import (
     BackboneSpec,
     OptionValue,
     StageInfo,

@@ -16,8 +16,8 @@ from vtrain.models.backbones import (
     interpolate_position_embedding,
     rename_legacy_keys,
 )
-from vtrain.tensor_files import shorten_names
-from vtrain.zoo import BackboneSpec, OptionValue, Stage
+from vtrain.models.zoo import BackboneSpec, OptionValue, Stage
+from vtrain.system.tensor_files import shorten_names
 
 HEAD = "head"
 PENULTIMATE = "penultimate"

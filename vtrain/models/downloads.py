@@ -13,8 +13,8 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from vtrain.errors import ModelError, ResourceError, UsageError, VtrainError
-from vtrain.files import atomic_write
-from vtrain.tensor_files import open_regular
+from vtrain.system.files import atomic_write
+from vtrain.system.tensor_files import open_regular
 
 _TIMEOUT_SECONDS = 30.0  # of silence, not of the whole download
 _CHUNK_BYTES = 2**18
@@ -80,7 +80,7 @@ def download_file(url: str, destination: Path, *, sha256_prefix: str) -> None:
 
     Raises:
         ModelError: No connection, an error of the server, a body cut short, or another SHA-256.
-        ResourceError, UsageError: See `vtrain.files.atomic_write`.
+        ResourceError, UsageError: See `vtrain.system.files.atomic_write`.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise _failed_download(destination, f"{url} is no http or https address")

@@ -11,19 +11,19 @@ from pydantic import AfterValidator, ConfigDict, Field, InstanceOf, TypeAdapter,
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vtrain.config import HeadConfig
+from vtrain.config.load import HeadConfig
+from vtrain.data.image_sets import Preprocessing, to_plain
 from vtrain.errors import ModelError, NewerFormatError, UsageError
 from vtrain.models.classifier import Classifier, build_classifier
-from vtrain.records import Preprocessing, to_plain
-from vtrain.run_folder import CHECKPOINT_NAME, MODEL_NAME
-from vtrain.tensor_files import (
+from vtrain.models.zoo import find_backbone
+from vtrain.runs.folder import CHECKPOINT_NAME, MODEL_NAME
+from vtrain.system.tensor_files import (
     is_safetensors,
     load_tensors,
     read_metadata,
     save_tensors,
     shorten_names,
 )
-from vtrain.zoo import find_backbone
 
 MODEL_FORMAT = 2  # since 2: temperature and novelty
 BANK = "novelty.bank"  # the one tensor that is none of the classifier's

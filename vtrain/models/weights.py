@@ -11,6 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from vtrain.data.image_sets import Preprocessing
 from vtrain.errors import ModelError
 from vtrain.models.backbones import (
     auxiliary_prefixes,
@@ -26,8 +27,8 @@ from vtrain.models.model_file import (
     load_model_tensors,
     read_model_file,
 )
-from vtrain.records import Preprocessing
-from vtrain.tensor_files import (
+from vtrain.models.zoo import BackboneSpec, backbone_names, find_backbone, find_weights
+from vtrain.system.tensor_files import (
     find_non_finite,
     is_safetensors,
     load_tensors,
@@ -35,7 +36,6 @@ from vtrain.tensor_files import (
     read_metadata,
     shorten_names,
 )
-from vtrain.zoo import BackboneSpec, backbone_names, find_backbone, find_weights
 
 Notify = Callable[[str], None]
 WeightsKind = Literal["none", "pretrained", "file", "vtrain"]

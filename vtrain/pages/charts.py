@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
+from vtrain.data.image_sets import CalibrationBin
 from vtrain.pages.svg import (
     CHAR_WIDTH,
     WIDTH,
@@ -29,7 +30,6 @@ from vtrain.pages.svg import (
     series_class,
     shorten,
 )
-from vtrain.records import CalibrationBin
 
 LABEL = 16  # characters of a name beside a bar
 ROW = 20  # pixels of a horizontal bar with its gap

@@ -6,13 +6,13 @@ from torch.nn.parallel import DistributedDataParallel
 from vtrain.data.loaders import EpochBatchSampler
 from vtrain.data.transforms import build_batch_mix
 from vtrain.models.freezing import find_scheduled_phases
-from vtrain.plan import FitPlan
+from vtrain.models.precision import Precision
 from vtrain.runs.phases import PhaseWork
+from vtrain.runs.plan import FitPlan
 from vtrain.system.reporter import Reporter
 from vtrain.training.ema import ModelEma
 from vtrain.training.losses import balanced_class_weights, build_loss
 from vtrain.training.optim import build_optimizer, build_schedule
-from vtrain.training.precision import Precision
 from vtrain.training.schedules import Schedule
 from vtrain.training.state import TrainState
 from vtrain.training.step import PhaseRun, Trainer

@@ -6,8 +6,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from vtrain.console import format_table, printable
 from vtrain.system.reporter import Forwarding, Reporter
+from vtrain.system.terminal import format_table, printable
 
 
 class LogFile(Forwarding):

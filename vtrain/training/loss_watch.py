@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from vtrain.distributed import ALONE, ProcessGroup
 from vtrain.errors import DivergedError
+from vtrain.system.processes import ALONE, ProcessGroup
 
 
 class NotFiniteError(DivergedError):

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vtrain.runtime import is_out_of_memory
+from vtrain.models.precision import Precision
+from vtrain.system.machine import is_out_of_memory
 from vtrain.system.reporter import Reporter
-from vtrain.training.precision import Precision
 from vtrain.training.state import TrainState
 
 SMALLEST = 2  # BatchNorm cannot train on one image

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtrain.config import FitConfig, OptimConfig
+from vtrain.config.load import FitConfig, OptimConfig
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import HEAD
+from vtrain.models.zoo import BackboneSpec
 from vtrain.training.schedules import Schedule
-from vtrain.zoo import BackboneSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vtrain.data.loaders import Batch
-from vtrain.distributed import ALONE, ProcessGroup
-from vtrain.runtime import seed_everything
+from vtrain.models.precision import Precision
+from vtrain.system.machine import seed_everything
+from vtrain.system.processes import ALONE, ProcessGroup
 from vtrain.system.reporter import SILENT, Reporter
 from vtrain.training.ema import ModelEma
 from vtrain.training.loss_watch import LossWatch, NotFiniteError
 from vtrain.training.memory import attempts
 from vtrain.training.optim import head_learning_rate, set_learning_rates
-from vtrain.training.precision import Precision
 from vtrain.training.schedules import Schedule
 from vtrain.training.state import TrainState
 from vtrain.training.stopwatch import Stopwatch

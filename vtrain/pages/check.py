@@ -1,0 +1,185 @@
+"""The page of `vtrain check`: what was found, with the images side by side."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vtrain.pages.page import write_page
+from vtrain.pages.thumbnails import Picture, make_thumbnail
+from vtrain.results.check import ALL, CheckResult
+from vtrain.results.check_findings import LONG_SIDE, SEVERITIES, DataSet, Finding, FoundGroup
+from vtrain.system.terminal import format_percent
+
+MOST_GROUPS = 60  # of each kind that are shown
+MOST_MEMBERS = 8  # images of one group
+MOST_PICTURES = 24  # of findings without groups
+MOST_LINES = 200  # damaged files, and files that are not used
+MOST_CLASSES = 60  # bars; of more classes the largest and the smallest
+_BAR_HEIGHT = 120.0
+_HOW = {
+    "bytes": "the same file",
+    "pixels": "the same pixels",
+    "near": "nearly the same",
+    "features": "alike to the model",
+}
+_TITLES = {"error": "Errors", "warning": "Warnings", "note": "Notes"}
+_PICTURED = ("tiny", "elongated", "transparent", "turned", "cmyk", "deep", "palette", "animated")
+
+
+@dataclass(frozen=True, slots=True)
+class SizeBar:
+    """A bar of the chart of image sizes: its place within the drawing, and what it stands for."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    label: str
+    title: str
+
+
+def write_check_page(path: Path, result: CheckResult) -> None:
+    """Write the page, whole or not at all.
+
+    Raises:
+        ResourceError, UsageError: it cannot be written.
+    """
+    data = result.data
+    short, long = data.edges()
+    write_page(
+        path,
+        "check.html.j2",
+        source=str(result.source),
+        labelled=data.labelled,
+        tiles=list(_build_tiles(result)),
+        sections=[_build_section(severity, result) for severity in SEVERITIES],
+        class_rows=_build_class_rows(data) if data.labelled else [],
+        classes_left_out=max(0, _count_classes(data) - MOST_CLASSES) if data.labelled else 0,
+        split_names=data.split_names,
+        image_size=data.image_size,
+        bars=_build_bars(short),
+        bar_height=_BAR_HEIGHT,
+        size_facts=_describe_sizes(short, long, data.image_size),
+    )
+
+
+def _build_tiles(result: CheckResult) -> Iterator[tuple[str, str]]:
+    data = result.data
+    for name, images in data.splits.items():
+        yield f"{len(images):,}", "images" if name == ALL else f"{name} images"
+    if data.labelled:
+        yield f"{_count_classes(data):,}", "classes"
+    for severity in SEVERITIES:
+        count = result.count(severity)
+        yield f"{count:,}", severity if count == 1 else f"{severity}s"
+
+
+def _count_classes(data: DataSet) -> int:
+    return len(next(iter(data.splits.values())).classes)
+
+
+def _build_section(severity: str, result: CheckResult) -> dict[str, object]:
+    found = [each for each in result.findings if each.severity == severity]
+    return {
+        "severity": severity,
+        "title": _TITLES[severity],
+        "findings": [_build_finding(each) for each in found],
+    }
+
+
+def _build_finding(finding: Finding) -> dict[str, object]:
+    groups = [_build_group(each) for each in finding.groups[:MOST_GROUPS]]
+    pictured = finding.paths if finding.kind in _PICTURED else ()
+    pictures = [_build_picture(path, (path.name,)) for path in pictured[:MOST_PICTURES]]
+    listed = list(zip(map(str, finding.paths), finding.reasons, strict=False))
+    return {
+        "severity": finding.severity,
+        "message": finding.message,
+        "advice": finding.advice,
+        "groups": groups,
+        "groups_left_out": len(finding.groups) - len(groups),
+        "pictures": pictures,
+        "pictures_left_out": len(pictured) - len(pictures),
+        "listed": listed[:MOST_LINES],
+        "lines_left_out": max(0, len(listed) - MOST_LINES),
+    }
+
+
+def _build_group(group: FoundGroup) -> dict[str, object]:
+    shown = group.members[:MOST_MEMBERS]
+    pictures = []
+    for each in shown:
+        place = each.split if each.label is None else f"{each.split}, {each.label}"
+        pictures.append(_build_picture(each.path, (place, each.path.name)))
+    return {
+        "how": _HOW[group.same],
+        "pictures": pictures,
+        "left_out": len(group.members) - len(shown),
+    }
+
+
+def _build_picture(path: Path, lines: tuple[str, ...]) -> Picture:
+    return Picture(make_thumbnail(path), str(path), lines)
+
+
+def _build_class_rows(data: DataSet) -> list[dict[str, object]]:
+    """Class, count and length of the bar (percent of the longest) of each split."""
+    names = next(iter(data.splits.values())).classes
+    counts = {split: data.class_counts(split) for split in data.split_names}
+    first = counts[data.split_names[0]]
+    chosen = list(range(len(names)))
+    if len(names) > MOST_CLASSES:
+        by_count = sorted(chosen, key=lambda i: first[i])
+        half = MOST_CLASSES // 2
+        chosen = sorted([*by_count[:half], *by_count[-half:]])
+    longest = max(1, *(count for each in counts.values() for count in each))
+    return [
+        {
+            "name": names[i],
+            "splits": [(split, of[i], 100 * of[i] / longest) for split, of in counts.items()],
+        }
+        for i in chosen
+    ]
+
+
+def _build_bars(short: NDArray[np.int64]) -> list[SizeBar]:
+    """Counts of shorter edges, in steps of half an octave."""
+    if not len(short):
+        return []
+    steps = np.floor(2 * np.log2(short.clip(min=1))).astype(int)
+    low, high = int(steps.min()), int(steps.max())
+    counts = np.bincount(steps - low, minlength=high - low + 1)
+    width = 600 / max(len(counts), 8)
+    bars = []
+    for index, count in enumerate(counts.tolist()):
+        step = low + index
+        start, stop = round(2 ** (step / 2)), round(2 ** ((step + 1) / 2)) - 1
+        height = _BAR_HEIGHT * count / int(counts.max())
+        title = f"{count:,} images of {start} to {max(start, stop)} px"
+        bars.append(
+            SizeBar(index * width + 2, _BAR_HEIGHT - height, width - 4, height, str(start), title)
+        )
+    return bars
+
+
+def _describe_sizes(
+    short: NDArray[np.int64], long: NDArray[np.int64], image_size: int
+) -> list[tuple[str, str]]:
+    """What the model's input makes of the images' sizes."""
+    if not len(short):
+        return []
+    enlarged = float((short < image_size).mean())
+    twice = float((2 * short < image_size).mean())
+    low, middle, high = (int(value) for value in np.percentile(short, [5, 50, 95]))
+    ratios = np.percentile(long / short.clip(min=1), [50, 95])
+    elongated = float((long >= LONG_SIDE * short).mean())
+    return [
+        ("shorter edge, 5 % | half | 95 %", f"{low:,} | {middle:,} | {high:,} px"),
+        (f"enlarged to {image_size} px", format_percent(enlarged)),
+        ("enlarged more than twice", format_percent(twice)),
+        ("long edge to short edge, half | 95 %", f"{ratios[0]:.2f} | {ratios[1]:.2f}"),
+        (f"{LONG_SIDE} or more times as long as wide", format_percent(elongated)),
+    ]

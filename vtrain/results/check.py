@@ -1,0 +1,378 @@
+"""Looks through a data set for what would spoil a result: damaged files, copies, odd classes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from shlex import quote
+from typing import Any, Literal
+
+import numpy as np
+
+from vtrain.config.load import FitConfig, load_config
+from vtrain.data.duplicates import Group, find_similar_pairs, group_images, join_pairs
+from vtrain.data.exclusion import Exclusion, write_exclusion
+from vtrain.data.folders import find_splits, is_source, scan_images, scan_labelled
+from vtrain.data.image_checks import Inspection, hash_all_pixels, inspect_images
+from vtrain.data.image_names import HIDDEN_PREFIXES
+from vtrain.data.image_sets import LabelledImages, to_plain
+from vtrain.data.kept_scans import Notify
+from vtrain.data.loaders import resolve_workers
+from vtrain.data.splits import describe_unmatched, scan_splits
+from vtrain.errors import DataError, UsageError
+from vtrain.models.weights import describe_weights
+from vtrain.models.zoo import find_backbone
+from vtrain.results.check_findings import (
+    KINDS,
+    SEVERITIES,
+    DataSet,
+    Finding,
+    choose_exclusions,
+    find_class_troubles,
+    find_duplicates,
+    find_exclusion_remarks,
+    find_odd_files,
+    find_odd_sizes,
+    find_scan_remarks,
+    find_similar,
+    find_unreadable,
+)
+from vtrain.results.features import Features
+from vtrain.system.reporter import SILENT
+from vtrain.system.terminal import one_line
+
+CONFIG_SUFFIXES = (".yaml", ".yml")
+LIST_TITLE = "Images that a run leaves out with data.exclude, found by vtrain check."
+IMAGE_SIZE = 224  # pixels, of most backbones; where no config says which one is meant
+ALL = "images"  # the split of images without classes
+
+Workers = Literal["auto"] | int
+Embed = Callable[[Sequence[Path]], Features]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is to be checked: splits of labelled images, or one of images without classes.
+
+    `skips_bad` is whether training would leave unreadable images out by itself.
+    """
+
+    path: Path
+    splits: dict[str, LabelledImages]
+    labelled: bool
+    image_size: int
+    skips_bad: bool = False
+    exclusion: Exclusion | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """What was found, the worst first; `exclude` are sections of a list of images to leave out."""
+
+    source: Path
+    data: DataSet
+    findings: tuple[Finding, ...]
+    exclude: tuple[tuple[str, tuple[Path, ...]], ...]
+
+    def count(self, severity: str) -> int:
+        """Findings of one severity."""
+        return sum(each.severity == severity for each in self.findings)
+
+
+def open_source(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    image_size: int | None = None,
+    notify: Notify,
+) -> Source:
+    """Scan what a config or a folder names; no image is opened.
+
+    Args:
+        path: a config, or a folder (with or without splits or classes), tar or list.
+        overrides: settings that replace those of a config.
+        image_size: of the model's input in pixels, for a folder.
+        notify: is told if nothing can be kept.
+
+    Raises:
+        ConfigError, DataError, UsageError: it cannot be used.
+    """
+    if path.suffix.lower() in CONFIG_SUFFIXES and not path.is_dir():
+        if image_size is not None:
+            raise UsageError(
+                "--image-size is for a folder; a config says it itself",
+                f"use data.image_size={image_size}",
+            )
+        return _open_config(path, load_config(path, overrides).config)
+    if overrides:
+        raise UsageError(
+            f"settings such as {overrides[0]} need a config, and {one_line(path)} is none",
+            "vtrain init FOLDER writes one",
+        )
+    size = image_size or IMAGE_SIZE
+    splits = find_splits(path) if path.is_dir() else None
+    if splits is None:
+        return _open_folder(path, size, notify)
+    train = scan_labelled(splits.train, name="train", notify=notify)
+    found = {"train": train}
+    for name, folder in (("val", splits.val), ("test", splits.test)):
+        if folder is not None:
+            found[name] = scan_labelled(folder, classes=train.classes, name=name, notify=notify)
+    return Source(path, found, labelled=True, image_size=size)
+
+
+def _open_config(path: Path, config: FitConfig) -> Source:
+    spec = find_backbone(config.model.backbone)
+    preprocessing = describe_weights(config.model.weights, spec).preprocessing
+    # What scanning would say is among the findings.
+    splits = scan_splits(config.data, seed=config.seed, reporter=SILENT)
+    return Source(
+        path,
+        splits.named(),
+        labelled=True,
+        image_size=config.data.image_size or preprocessing.crop,
+        skips_bad=config.data.on_bad_image == "skip",
+        exclusion=splits.exclusion,
+    )
+
+
+def _open_folder(path: Path, image_size: int, notify: Notify) -> Source:
+    """Labelled images, or images alone where there are no classes."""
+    try:
+        images = scan_labelled(path, name="folder", notify=notify)
+    except DataError as error:
+        if not path.exists() or not is_source(path):
+            raise
+        folders = _class_folders(path)
+        if len(folders) > 1:  # some are empty
+            images = scan_labelled(path, classes=folders, name="folder", notify=notify)
+        else:
+            found, skipped = scan_images(path, notify=notify)
+            if not len(found):
+                raise error from None
+            labels = (0,) * len(found)
+            images = LabelledImages(path, (ALL,), found, labels, tuple(skipped))
+            return Source(path, {ALL: images}, labelled=False, image_size=image_size)
+    return Source(path, {ALL: images}, labelled=True, image_size=image_size)
+
+
+def _class_folders(path: Path) -> list[str]:
+    if not path.is_dir():
+        return []
+    names = [each.name for each in path.iterdir() if each.is_dir()]
+    return sorted(name for name in names if not name.startswith(HIDDEN_PREFIXES))
+
+
+def check(
+    source: Source,
+    *,
+    workers: Workers = "auto",
+    embed: Embed | None = None,
+    progress: Callable[[int], object] = lambda _: None,
+    notify: Notify = lambda _: None,
+) -> CheckResult:
+    """Read every image of a source once, unless it is known, and tell what is wrong with them.
+
+    Args:
+        source: from `open_source`.
+        workers: processes that read images.
+        embed: gives features of images, by which similar ones are sought as well.
+        progress: called with the number of images done since its last call.
+        notify: is told if nothing can be kept.
+    """
+    data = _inspect(source, partial(resolve_workers, workers), progress, notify)
+    groups = find_groups(data, partial(resolve_workers, workers))
+    paths = [path for images in source.splits.values() for path in images.paths]
+    unmatched = ""
+    if source.exclusion is not None and source.exclusion.unmatched:
+        unmatched = describe_unmatched(source.exclusion)
+    skipped = _unique_skipped(source)
+    findings = chain(
+        find_unreadable(data.inspection.bad, len(data), skipped=source.skips_bad),
+        find_duplicates(data, groups),
+        _find_similar(data, groups, embed) if embed is not None else (),
+        find_class_troubles(data),
+        find_odd_sizes(data),
+        find_odd_files(data, paths),
+        find_scan_remarks(skipped),
+        find_exclusion_remarks(source.exclusion, unmatched),
+    )
+    return CheckResult(source.path, data, sort_findings(findings), _list_exclusions(data, groups))
+
+
+def sort_findings(findings: Any) -> tuple[Finding, ...]:
+    """The worst first, then in the order of the table of kinds."""
+    kinds = list(KINDS)
+    return tuple(
+        sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), kinds.index(f.kind)))
+    )
+
+
+def _unique_skipped(source: Source) -> list[Any]:
+    """Files that are not used; splits of one folder have the same ones."""
+    seen = {str(e.path): e for images in source.splits.values() for e in images.skipped}
+    return list(seen.values())
+
+
+def _inspect(
+    source: Source,
+    choose_workers: Callable[[int], int],
+    progress: Callable[[int], object],
+    notify: Notify,
+) -> DataSet:
+    total = sum(map(len, source.splits.values()))
+    parts = [
+        inspect_images(
+            images.paths,
+            images.root,
+            count=total,
+            with_facts=True,
+            choose_workers=choose_workers,
+            progress=progress,
+            notify=notify,
+        )
+        for images in source.splits.values()
+    ]
+    whole = Inspection(
+        readable=np.concatenate([each.readable for each in parts]),
+        bad=[bad for each in parts for bad in each.bad],
+        sizes=np.concatenate([each.sizes for each in parts]),
+        facts=np.concatenate([each.facts for each in parts]),
+        read=sum(each.read for each in parts),
+        known=sum(each.known for each in parts),
+    )
+    return DataSet(source.splits, source.labelled, whole, source.image_size)
+
+
+def find_groups(data: DataSet, choose_workers: Callable[[int], int]) -> list[Group]:
+    """Groups of the same readable images, by their positions in the data set."""
+    positions = np.flatnonzero(data.inspection.readable)
+    facts = data.inspection.facts[positions]
+
+    def hash_some(asked: Sequence[int]) -> list[bytes | None]:
+        paths = [data.path(int(positions[each])) for each in asked]
+        return hash_all_pixels(paths, choose_workers=choose_workers)
+
+    sizes = np.stack([facts["width"], facts["height"]], axis=1)
+    found = group_images(facts["digest"], facts["thumb"], sizes, hash_pixels=hash_some)
+    places = positions.tolist()
+    return [replace(group, members=tuple(places[m] for m in group.members)) for group in found]
+
+
+def _find_similar(data: DataSet, groups: Sequence[Group], embed: Embed) -> Iterator[Finding]:
+    """Groups of images whose features are alike, where they are not known to be the same."""
+    readable = np.flatnonzero(data.inspection.readable)
+    features = embed([data.path(position) for position in readable.tolist()])
+    positions = readable[features.positions]
+    group_of = np.arange(len(data))
+    for group in groups:
+        group_of[list(group.members)] = group.members[0]
+    pairs = find_similar_pairs(features.values)
+    ours = group_of[positions[pairs]]
+    apart = pairs[ours[:, 0] != ours[:, 1]]
+    places = positions.tolist()
+    found = [tuple(places[row] for row in rows) for rows in join_pairs(len(places), apart)]
+    yield from find_similar(data, found)
+
+
+_SECTIONS = {
+    "conflicting_labels": "under two classes: all of them",
+    "leaked": "in more than one split: the copies that are left out",
+    "duplicates": "there more than once: all but one of each",
+}
+
+
+def _list_exclusions(
+    data: DataSet, groups: Sequence[Group]
+) -> tuple[tuple[str, tuple[Path, ...]], ...]:
+    chosen = choose_exclusions(data, groups)
+    sections = [("cannot be read", tuple(each.path for each in data.inspection.bad))]
+    for kind, title in _SECTIONS.items():
+        sections.append((title, tuple(map(data.path, chosen.get(kind, ())))))
+    copies = chosen.get("near_duplicates", ())  # exact ones among images that are nearly the same
+    sections.append((_SECTIONS["duplicates"], tuple(map(data.path, copies))))
+    return tuple((title, paths) for title, paths in sections if paths)
+
+
+def require_list_path(path: Path, source: Source) -> None:
+    """Before any work: a list replaces no other file, and none that is in use.
+
+    Raises:
+        UsageError: it would replace a file that `write_list` did not write, or the list that says
+            which images were left out of this very check; or its folder does not exist.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"--write-list {one_line(path)}: its folder {one_line(path.parent)} does not exist",
+            f"create it with: mkdir -p {one_line(quote(str(path.parent)))}",
+        )
+    if path.is_dir():
+        raise UsageError(f"--write-list {one_line(path)} is a folder, expected a file")
+    if not path.is_file():
+        return
+    if source.exclusion is not None and path.samefile(source.exclusion.path):
+        raise UsageError(
+            f"--write-list {one_line(path)} would replace the list that data.exclude names, "
+            "without its images",
+            "write another file, or check without data.exclude",
+        )
+    title = f"# {LIST_TITLE}\n".encode()
+    with path.open("rb") as stream:
+        start = stream.read(len(title))
+    if start not in (b"", title):
+        raise UsageError(
+            f"--write-list {one_line(path)} would replace a file that is no list of vtrain check",
+            "write to a new file, such as exclude.txt",
+        )
+
+
+def write_list(path: Path, result: CheckResult) -> int:
+    """Write what `data.exclude` takes; the number of images in it.
+
+    Raises:
+        ResourceError, UsageError: it cannot be written.
+    """
+    write_exclusion(path, [(LIST_TITLE, ()), *result.exclude])
+    return sum(len(paths) for _, paths in result.exclude)
+
+
+def check_json(result: CheckResult) -> dict[str, Any]:
+    """What `vtrain check --json` prints."""
+    data = result.data
+    return {
+        "schema": 1,
+        "source": str(result.source),
+        "image_size": data.image_size,
+        "splits": {name: _describe_split(data, name) for name in data.splits},
+        "counts": {severity: result.count(severity) for severity in SEVERITIES},
+        "read": data.inspection.read,
+        "known": data.inspection.known,
+        "findings": [_describe_finding(each) for each in result.findings],
+        "exclude": [str(path) for _, paths in result.exclude for path in paths],
+    }
+
+
+def _describe_split(data: DataSet, name: str) -> dict[str, Any]:
+    images = data.splits[name]
+    counts = data.class_counts(name)
+    return {
+        "root": str(images.root),
+        "count": len(images),
+        "readable": sum(counts),
+        "per_class": dict(zip(images.classes, counts, strict=True)) if data.labelled else None,
+    }
+
+
+def _describe_finding(finding: Finding) -> dict[str, Any]:
+    groups = [
+        {
+            "same": group.same,
+            "images": [
+                {"path": str(each.path), "split": each.split, "class": each.label}
+                for each in group.members
+            ],
+        }
+        for group in finding.groups
+    ]
+    return {**to_plain(finding), "groups": groups}

@@ -1,0 +1,404 @@
+"""What can be wrong with a data set: each kind of finding, how bad it is, and what to do then."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vtrain.data.duplicates import Group
+from vtrain.data.exclusion import Exclusion
+from vtrain.data.image_checks import Inspection, Trait, find_wrong_suffixes, format_name
+from vtrain.data.image_names import enumerate_names
+from vtrain.data.image_sets import LabelledImages, SkippedFile
+from vtrain.system.terminal import one_line
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+FEW_IMAGES = 10  # training images of a class; with fewer, what is learnt of it is mostly chance
+IMBALANCE = 10  # times as many training images in the largest class as in the smallest
+LONG_SIDE = 3  # times the short side: the square crop loses most of such an image
+LARGE_EDGE = 2000  # pixels of the shorter edge; beyond, decoding can cost more than training
+# Where copies are in several splits, those in the first of these stay: what a result is measured on
+# is worth more than one image to train on.
+KEPT_FIRST = ("test", "val", "train")
+
+# Kind → how bad it is, and what to do. In the order in which findings are shown.
+KINDS: dict[str, tuple[Severity, str]] = {
+    "unreadable": ("error", "repair or remove them, or leave them out with data.exclude"),
+    "empty_class": ("error", "add images of it, or remove the class"),
+    "conflicting_labels": (
+        "error",
+        "find out which class is right; until then leave all of them out with data.exclude",
+    ),
+    "leaked": (
+        "error",
+        "leave the training copies out with data.exclude: a result on images that were trained on "
+        "is too good",
+    ),
+    "duplicates": ("warning", "keep one of each: the others only count it more than once"),
+    "similar": ("warning", "look at them: the model sees hardly any difference"),
+    "few_images": ("warning", "add images of them: what is learnt of so few is mostly chance"),
+    "missing_class": ("warning", "add some: without them nothing is measured of these classes"),
+    "imbalance": (
+        "warning",
+        "set data.balance to sampler or loss, and look at the macro F1 rather than at the top-1",
+    ),
+    "tiny": (
+        "warning",
+        "use larger images, or a smaller data.image_size: these are enlarged more than twice, and "
+        "blurred",
+    ),
+    "elongated": ("warning", "cut them to what matters: the model sees their centre square only"),
+    "unmatched_exclusion": ("warning", "correct or remove the entries of the list"),
+    "near_duplicates": ("note", "nothing has to be done; few different images teach little"),
+    "unused_files": ("note", "nothing has to be done, if they are not meant to be trained on"),
+    "wrong_suffix": ("note", "rename them: vtrain looks inside, other programs may not"),
+    "large": ("note", "shrink the files once: reading them takes longer than training on them"),
+    "deep": ("note", "nothing has to be done: their values are scaled to 8 bits"),
+    "transparent": ("note", "nothing has to be done: white is put behind them"),
+    "cmyk": ("note", "nothing has to be done: they are converted to RGB, if not colour-exactly"),
+    "palette": ("note", "nothing has to be done: they are converted to RGB"),
+    "turned": ("note", "nothing has to be done: vtrain turns them, other programs may not"),
+    "animated": ("note", "nothing has to be done: the first frame alone counts"),
+    "excluded": ("note", "nothing has to be done"),
+}
+_TRAITS = (
+    ("deep", Trait.DEEP, "have more than 8 bits a channel"),
+    ("transparent", Trait.TRANSPARENT, "have transparency or an alpha channel"),
+    ("cmyk", Trait.CMYK, "have CMYK colours"),
+    ("palette", Trait.PALETTE, "have a palette"),
+    ("turned", Trait.TURNED, "are turned upright by EXIF"),
+    ("animated", Trait.ANIMATED, "have several frames or pages"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An image of a group: its split, and its class where there are classes."""
+
+    path: Path
+    split: str
+    label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FoundGroup:
+    """Images that are the same; `same` says how: bytes, pixels, near, or features."""
+
+    members: tuple[Member, ...]
+    same: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One kind of thing that was found, what it concerns, and what to do about it.
+
+    `paths` are the images, `reasons` belong to them where there are any; `classes` are named by
+    findings about classes. `count` is the number of whatever `message` speaks of.
+    """
+
+    kind: str
+    severity: Severity
+    count: int
+    message: str
+    advice: str
+    paths: tuple[Path, ...] = ()
+    reasons: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    groups: tuple[FoundGroup, ...] = ()
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The images of all splits one behind the other, and what is known of them.
+
+    Without classes (`labelled` is false) there is one split, and every label is 0.
+    """
+
+    splits: dict[str, LabelledImages]
+    labelled: bool
+    inspection: Inspection
+    image_size: int
+
+    def __len__(self) -> int:
+        return sum(map(len, self.splits.values()))
+
+    @cached_property
+    def split_names(self) -> tuple[str, ...]:
+        """Names of the splits, in order."""
+        return tuple(self.splits)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.intp]:
+        return np.cumsum([0, *map(len, self.splits.values())])
+
+    def locate(self, position: int) -> tuple[str, LabelledImages, int]:
+        """The split of an image, and its index there."""
+        number = int(np.searchsorted(self._starts, position, side="right")) - 1
+        name = self.split_names[number]
+        return name, self.splits[name], position - int(self._starts[number])
+
+    def path(self, position: int) -> Path:
+        """The path of an image."""
+        _, images, index = self.locate(position)
+        return images.paths[index]
+
+    def member(self, position: int) -> Member:
+        """An image as a member of a group."""
+        name, images, index = self.locate(position)
+        label = images.classes[images.labels[index]] if self.labelled else None
+        return Member(images.paths[index], name, label)
+
+    def class_counts(self, split: str) -> list[int]:
+        """Readable images of each class of a split."""
+        number = self.split_names.index(split)
+        readable = self.inspection.readable[self._starts[number] : self._starts[number + 1]]
+        images = self.splits[split]
+        labels = np.array(images.labels, np.intp)[readable]
+        counts: list[int] = np.bincount(labels, minlength=len(images.classes)).tolist()
+        return counts
+
+    def edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Shorter and longer edge of each readable image, in pixels."""
+        facts = self.inspection.facts[self.inspection.readable]
+        edges = np.stack([facts["width"], facts["height"]]).astype(np.int64)
+        return edges.min(axis=0), edges.max(axis=0)
+
+
+def build(kind: str, count: int, message: str, **more: object) -> Finding:
+    """A finding of a kind, with what the table says of it."""
+    severity, advice = KINDS[kind]
+    return Finding(kind, severity, count, message, advice, **more)  # type: ignore[arg-type]
+
+
+def plural(count: int, noun: str, verb: str = "", verbs: str = "") -> str:
+    """`1 image is`, `3 images are`: a number with its noun and verb."""
+    suffix = "es" if noun.endswith("s") else "s"
+    words = [f"{count:,}", noun if count == 1 else noun + suffix, verb if count == 1 else verbs]
+    return " ".join(filter(None, words))
+
+
+def find_unreadable(bad: Sequence[SkippedFile], total: int, *, skipped: bool) -> Iterator[Finding]:
+    """Damaged files; `skipped` if training leaves them out by itself."""
+    if not bad:
+        return
+    first = f"{one_line(bad[0].path)} {bad[0].reason}"
+    noun = "image" if total == 1 else "images"
+    found = build(
+        "unreadable",
+        len(bad),
+        f"{len(bad):,} of {total:,} {noun} cannot be read, such as {first}",
+        paths=tuple(each.path for each in bad),
+        reasons=tuple(each.reason for each in bad),
+    )
+    if not skipped:
+        yield found
+        return
+    advice = "repair them: training leaves them out (data.on_bad_image: skip)"
+    yield replace(found, severity="warning", advice=advice)
+
+
+def find_duplicates(data: DataSet, groups: Iterable[Group]) -> Iterator[Finding]:
+    """Groups of the same images: the worst thing that can be said of each."""
+    by_kind: dict[str, list[FoundGroup]] = {}
+    for group in groups:
+        members = tuple(map(data.member, group.members))
+        by_kind.setdefault(classify(members, group.kind), []).append(
+            FoundGroup(members, group.kind)
+        )
+    for kind, text in (
+        ("conflicting_labels", "that are the same, or nearly so, are in different classes"),
+        ("leaked", "that are the same, or nearly so, are in different splits"),
+        ("duplicates", "of one split are there more than once"),
+        ("near_duplicates", "of one split are nearly the same"),
+    ):
+        found = by_kind.get(kind, [])
+        paths = tuple(each.path for group in found for each in group.members)
+        if found:
+            example = _name_pair(found[0], with_class=kind == "conflicting_labels")
+            message = (
+                f"{len(paths):,} images {text} ({plural(len(found), 'group')}), such as {example}"
+            )
+            yield build(kind, len(paths), message, paths=paths, groups=tuple(found))
+
+
+def find_similar(data: DataSet, groups: Iterable[Sequence[int]]) -> Iterator[Finding]:
+    """Groups of images, by their positions, whose features are alike."""
+    found = [FoundGroup(tuple(map(data.member, group)), "features") for group in groups]
+    if not found:
+        return
+    paths = tuple(each.path for group in found for each in group.members)
+    across = sum(len({(each.split, each.label) for each in group.members}) > 1 for group in found)
+    message = (
+        f"{len(paths):,} images look alike to the model ({plural(len(found), 'group')}, {across:,} "
+        f"of them across splits or classes), such as {_name_pair(found[0], with_class=False)}"
+    )
+    yield build("similar", len(paths), message, paths=paths, groups=tuple(found))
+
+
+def classify(members: Sequence[Member], same: str) -> str:
+    """The kind of finding that a group of the same images is."""
+    if len({each.label for each in members}) > 1:
+        return "conflicting_labels"
+    if len({each.split for each in members}) > 1:
+        return "leaked"
+    return "near_duplicates" if same == "near" else "duplicates"
+
+
+def _name_pair(group: FoundGroup, *, with_class: bool) -> str:
+    """The first member of a group, and the first that differs from it in split or class."""
+    first = group.members[0]
+    others = group.members[1:]
+    differs = [m for m in others if (m.split, m.label) != (first.split, first.label)]
+    second = (differs or others)[0]
+    names = [
+        one_line(each.path) + (f" ({one_line(each.label)})" if with_class else "")
+        for each in (first, second)
+    ]
+    return " and ".join(names)
+
+
+def find_odd_files(data: DataSet, paths: Sequence[Path]) -> Iterator[Finding]:
+    """Files that are unlike most: formats, colours, suffixes."""
+    traits = data.inspection.facts["traits"]
+    for kind, trait, text in _TRAITS:
+        yield from _found(data, kind, (traits & int(trait)) != 0, text)
+    wrong = find_wrong_suffixes(paths, data.inspection)
+    if wrong:
+        first = wrong[0]
+        inside = format_name(int(data.inspection.facts["format"][first]))
+        message = (
+            f"{plural(len(wrong), 'file', 'has', 'have')} the suffix of another format, such as "
+            f"{one_line(paths[first])}, which is {inside}"
+        )
+        found = tuple(paths[each] for each in wrong)
+        yield build("wrong_suffix", len(wrong), message, paths=found)
+
+
+def find_odd_sizes(data: DataSet) -> Iterator[Finding]:
+    """Images that are too small, too long or too large for the model's input."""
+    facts = data.inspection.facts
+    edges = np.stack([facts["width"], facts["height"]]).astype(np.int64)
+    short, long = edges.min(axis=0), edges.max(axis=0)
+    half = data.image_size / 2
+    text = f"have an edge under {half:g} px, half of the model's input of {data.image_size} px"
+    yield from _found(data, "tiny", short < half, text)
+    yield from _found(
+        data,
+        "elongated",
+        long >= LONG_SIDE * short,
+        f"are {LONG_SIDE} or more times as long as wide",
+    )
+    text = f"have edges of more than {LARGE_EDGE:,} px"
+    yield from _found(data, "large", short > LARGE_EDGE, text)
+
+
+def _found(data: DataSet, kind: str, mask: NDArray[np.bool_], text: str) -> Iterator[Finding]:
+    """A finding about the readable images for which a mask holds."""
+    found = np.flatnonzero(mask & data.inspection.readable).tolist()
+    if not found:
+        return
+    paths = tuple(map(data.path, found))
+    if len(found) == 1:
+        text = text.replace("have ", "has ", 1).replace("are ", "is ", 1)
+    example = f", such as {one_line(paths[0])}" if len(found) > 1 else f": {one_line(paths[0])}"
+    yield build(kind, len(found), f"{plural(len(found), 'image')} {text}{example}", paths=paths)
+
+
+def find_class_troubles(data: DataSet) -> Iterator[Finding]:
+    """Classes with few images or none, and splits that lack some."""
+    if not data.labelled:
+        return
+    names = next(iter(data.splits.values())).classes
+    first, *others = data.split_names
+    counts = dict(zip(names, data.class_counts(first), strict=True))
+    yield from _name_classes(
+        "empty_class",
+        [name for name, count in counts.items() if not count],
+        lambda n: f"{plural(n, 'class', 'has', 'have')} no readable image in {first}",
+    )
+    few = [name for name, count in counts.items() if 0 < count < FEW_IMAGES]
+    yield from _name_classes(
+        "few_images",
+        few,
+        lambda n: f"{plural(n, 'class', 'has', 'have')} fewer than {FEW_IMAGES} images in {first}",
+    )
+    for split in others:
+        there = dict(zip(names, data.class_counts(split), strict=True))
+        missing = [name for name, count in there.items() if not count]
+        yield from _name_classes(
+            "missing_class",
+            missing,
+            lambda n, split=split: f"{plural(n, 'class', 'has', 'have')} no image in {split}",  # type: ignore[misc]
+        )
+    filled = {name: count for name, count in counts.items() if count}
+    if filled and max(filled.values()) >= IMBALANCE * min(filled.values()):
+        low, high = min(filled, key=filled.__getitem__), max(filled, key=filled.__getitem__)
+        message = (
+            f"class {enumerate_names([high])} has {filled[high]:,} images in {first}, "
+            f"class {enumerate_names([low])} {filled[low]:,}"
+        )
+        yield build("imbalance", 1, message, classes=(high, low))
+
+
+def _name_classes(
+    kind: str, names: Sequence[str], describe: Callable[[int], str]
+) -> Iterator[Finding]:
+    if names:
+        message = f"{describe(len(names))}: {enumerate_names(names)}"
+        yield build(kind, len(names), message, classes=tuple(names))
+
+
+def find_scan_remarks(skipped: Sequence[SkippedFile]) -> Iterator[Finding]:
+    """Files that no command takes for images."""
+    if skipped:
+        first = f"{one_line(skipped[0].path)} {skipped[0].reason}"
+        yield build(
+            "unused_files",
+            len(skipped),
+            f"{plural(len(skipped), 'file', 'is', 'are')} not used, such as {first}",
+            paths=tuple(each.path for each in skipped),
+            reasons=tuple(each.reason for each in skipped),
+        )
+
+
+def find_exclusion_remarks(exclusion: Exclusion | None, unmatched: str) -> Iterator[Finding]:
+    """What `data.exclude` did; `unmatched` describes the entries that match nothing."""
+    if exclusion is None:
+        return
+    if exclusion.unmatched:
+        paths = tuple(map(Path, exclusion.unmatched))
+        yield build("unmatched_exclusion", len(paths), unmatched, paths=paths)
+    counts = ", ".join(f"{count:,} {name}" for name, count in exclusion.counts.items())
+    total = sum(exclusion.counts.values())
+    message = f"{one_line(exclusion.path)} leaves out {counts} images"
+    yield build("excluded", total, message)
+
+
+def choose_exclusions(data: DataSet, groups: Iterable[Group]) -> dict[str, list[int]]:
+    """Positions of the images of groups to leave out, by the kind of finding.
+
+    All of those under two labels; of leaked ones the copies in the splits that come last in
+    `KEPT_FIRST`; of exact duplicates in what stays all but the first.
+    """
+    chosen: dict[str, list[int]] = {}
+    for group in groups:
+        members = list(map(data.member, group.members))
+        kind = classify(members, group.kind)
+        kept_split = min((each.split for each in members), key=_rank)
+        seen: set[int] = set()
+        for position, member, same in zip(group.members, members, group.same, strict=True):
+            stays = member.split == kept_split and same not in seen
+            if kind == "conflicting_labels" or not stays:
+                chosen.setdefault(kind, []).append(position)
+            else:
+                seen.add(same)
+    return chosen
+
+
+def _rank(split: str) -> int:
+    return KEPT_FIRST.index(split) if split in KEPT_FIRST else len(KEPT_FIRST)

@@ -1,0 +1,415 @@
+"""Features of every image of a folder as one `.npy` array, with an index of its rows beside it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
+from vtrain.data.image_sets import EmbedResult, PackedPaths, SkippedFile, to_plain
+from vtrain.data.loaders import (
+    Batch,
+    ImageLoader,
+    build_eval_loader,
+    resolve_workers,
+)
+from vtrain.data.transforms import EvalTransform
+from vtrain.errors import DataError, UsageError, VtrainError
+from vtrain.inference.forward import (
+    NOT_FINITE,
+    compute_outputs,
+    find_finite_rows,
+    find_model_device,
+)
+from vtrain.inference.streams import choose_streams, compute_in_order
+from vtrain.models.classifier import LOGITS, PENULTIMATE
+from vtrain.models.freezing import tensor_digest
+from vtrain.results.resumable_array import PartialArray, Progress, lock_output, require_writable
+from vtrain.runs.checkpoint import LoadedModel
+from vtrain.system.files import write_csv, write_json
+from vtrain.system.processes import ALONE, ProcessGroup
+from vtrain.system.signals import StopRequest, build_stop_error
+from vtrain.system.terminal import one_line
+
+ROUND_BLOCKS = 4  # between two exchanges of progress among processes
+MADE_BY = "vtrain embed"  # a key of the .json, which tells it from others
+MAX_FACTS_BYTES = 1_000_000
+Forward = Callable[[Tensor], Tensor]
+ShowProgress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What is computed, from what, and where it goes; the same in every process."""
+
+    paths: PackedPaths
+    index: Path
+    array: PartialArray
+
+
+def facts_path(output: Path) -> Path:
+    """Where it stands which model an array was made with."""
+    return output.with_suffix(".json")
+
+
+def embed(
+    folder: Path,
+    output: Path,
+    model: LoadedModel,
+    *,
+    layer: str = "penultimate",
+    feature_maps: bool = False,
+    batch_size: int = 32,
+    workers: int | Literal["auto"] = "auto",
+    resume: bool = False,
+    group: ProcessGroup = ALONE,
+    notify: Callable[[str], None],
+    progress: ShowProgress | None = None,
+) -> EmbedResult:
+    """Write the features of every image below `folder` (or of one image file) to `output`.
+
+    `output` is a `.npy` file, float32 `[N, D]`, with `feature_maps` `[N, C, H, W]`; the rows
+    follow the sorted paths. The `.csv` beside it has the columns row, path (`folder` joined with
+    what is below it, so that it opens from the same working directory) and status: `ok`, or
+    `error: reason` where the row is NaN. The `.json` says which model and layer they are of. All
+    three replace what was there, when they are complete; the memory needed does not grow with N
+    beyond the list of paths. `layer` is what
+    `Classifier.forward_layer` takes. `progress` gets the number of images done and of all.
+
+    Until then the rows are in a hidden file beside `output`, which stays when the work ends early:
+    with `resume` it goes on there, in any number of processes, and comes to the same bytes. The
+    processes of a started `group` share the work, in the same batches as one alone, and all return
+    the same; `output` must be on a file system that all of them see.
+
+    Raises:
+        UsageError: `output` cannot be written, the layer does not exist, or what is there to
+            resume is of other work.
+        DataError: no images, or not the same ones for all processes.
+        ResourceError: no space left, found before the first image is read where possible; a
+            loader worker died or hung; or another process did.
+        RunLockedError: another process writes to `output`.
+        StoppedError, InterruptedRunError: after a signal; what is done can be resumed.
+    """
+
+    def forward(images: Tensor) -> Tensor:
+        return model.classifier.forward_layer(images, layer, feature_maps=feature_maps)
+
+    with group.together():
+        settings = {"layer": layer, "feature_maps": feature_maps, "batch_size": batch_size}
+        job = _plan(folder, output, model, forward, settings, notify)
+    _require_same_paths(job, group)
+    with ExitStack() as stack:
+        with group.together():
+            if group.is_main:
+                stack.enter_context(lock_output(job.array.output))
+        with group.together():
+            start = _start(job.array, notify, resume=resume) if group.is_main else None
+        start = group.broadcast(start)
+        share = _choose_share(start.done, group)
+        loader = _build_loader(job, model, share, workers, group, notify)
+        # Other layers are found by hooks, which threads that share a model would confuse.
+        shareable = layer in (PENULTIMATE, LOGITS)
+        device = find_model_device(model.classifier)
+        streams = choose_streams(device) if shareable else 1
+        blocks = _compute_blocks(loader, forward, model, job.array.shape[1:], streams)
+        with _kept_for_resuming(job, start, group, notify):
+            own = _write_share(job, start, share, blocks, group, notify, progress)
+            failures: dict[int, str] = {}
+            for each in (start.failures, *group.gather(own)):
+                failures |= each
+            with group.together():
+                if group.is_main:
+                    _publish(job, failures)
+    count, *dim = job.array.shape
+    failed = tuple(SkippedFile(job.paths[row], failures[row]) for row in sorted(failures))
+    return EmbedResult(output, job.index, count, tuple(dim), failed)
+
+
+def _plan(
+    folder: Path,
+    output: Path,
+    model: LoadedModel,
+    forward: Forward,
+    settings: dict[str, Any],
+    notify: Callable[[str], None],
+) -> _Job:
+    index = _check_output(output)
+    device = find_model_device(model.classifier)
+    crop = model.preprocessing.crop
+    blank = torch.zeros(1, 3, crop, crop, dtype=torch.uint8)
+    shape = tuple(compute_outputs(forward, blank, model.preprocessing, device).shape[1:])
+    paths = _find_images(folder, notify)
+    work = {
+        "folder": str(folder),
+        "images": len(paths),
+        "list of images": _digest_paths(paths),
+        "model": model.source,
+        "weights": digest_weights(model),
+        "preprocessing": to_plain(model.preprocessing),
+        "precision": model.precision,
+        "device": device.type,
+        **settings,
+    }
+    target = output.resolve() if output.is_symlink() else output
+    array = PartialArray(target, (len(paths), *shape), settings["batch_size"], work)
+    return _Job(paths, index, array)
+
+
+def _check_output(output: Path) -> Path:
+    """The path of the index; an output that cannot be written is found before any work."""
+    if output.suffix != ".npy":
+        raise UsageError(
+            f"output {output} does not end with .npy", f"write to {output.with_suffix('.npy')}"
+        )
+    index = output.with_suffix(".csv")
+    require_writable(output, index, facts_path(output))
+    _require_own(facts_path(output))
+    return index
+
+
+def _require_own(facts: Path) -> None:
+    """Somebody else's `.json` of the same name is not replaced."""
+    try:
+        if not facts.exists():
+            return
+        small = facts.stat().st_size <= MAX_FACTS_BYTES
+        if small and MADE_BY in json.loads(facts.read_text(encoding="utf-8")):
+            return
+    except (OSError, ValueError, TypeError, RecursionError):
+        pass  # nothing that was written here
+    raise UsageError(
+        f"output {facts} exists already and is not of `vtrain embed`",
+        "choose another name for the array, or move that file away",
+    )
+
+
+def _find_images(folder: Path, notify: Callable[[str], None]) -> PackedPaths:
+    with suppress(OSError):  # the scan says why it cannot be reached
+        if folder.is_file() and not is_source(folder):
+            return PackedPaths(folder.parent, [folder.name])
+    paths, skipped = scan_images(folder, notify=notify)
+    if not paths:
+        raise DataError(f"{one_line(folder)} holds no images{name_first_skipped(skipped)}")
+    if skipped:
+        notify(describe_skipped(folder, skipped))
+    return paths
+
+
+def _digest_paths(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(os.fsencode(path) + b"\0")
+    return digest.hexdigest()
+
+
+def digest_weights(model: LoadedModel) -> str:
+    """SHA-256 of a model's tensors, in the precision that it computes in."""
+    digest = hashlib.sha256()
+    for name, tensor in model.classifier.state_dict().items():
+        digest.update(f"{name} {tensor_digest(tensor)}\n".encode())
+    return digest.hexdigest()
+
+
+def _require_same_paths(job: _Job, group: ProcessGroup) -> None:
+    work = job.array.work
+    seen = group.gather((work["images"], work["list of images"]))
+    for rank, each in enumerate(seen):
+        if each != seen[0]:
+            raise DataError(
+                f"process {rank} sees other images in {work['folder']} than process 0: "
+                f"{each[0]:,} against {seen[0][0]:,}",
+                "on several machines the folder must hold the same files under the same path",
+            )
+
+
+def _start(array: PartialArray, notify: Callable[[str], None], *, resume: bool) -> Progress:
+    if resume:
+        progress = array.load()
+        if progress is not None:
+            done = int(progress.done.sum())
+            notify(f"resuming: {done} of {array.num_blocks} blocks are there")
+            return progress
+        notify(f"no unfinished rows of {array.output}: starting with the first image")
+    elif array.rows.exists():
+        notify(f"starting again: {array.rows} is replaced, which --resume would have used")
+    return array.create()
+
+
+def _choose_share(done: np.ndarray, group: ProcessGroup) -> np.ndarray:
+    """The numbers of the blocks that this process computes: a part of those that are left."""
+    left = np.flatnonzero(~done)
+    first, last = (len(left) * rank // group.world_size for rank in (group.rank, group.rank + 1))
+    return left[first:last]
+
+
+def _build_loader(
+    job: _Job,
+    model: LoadedModel,
+    share: np.ndarray,
+    workers: int | Literal["auto"],
+    group: ProcessGroup,
+    notify: Callable[[str], None],
+) -> ImageLoader:
+    paths, block_rows = job.paths, job.array.block_rows
+    if len(share) < job.array.num_blocks:
+        rows = (share[:, None] * block_rows + np.arange(block_rows)).ravel()
+        paths = paths.select(rows[rows < len(paths)].tolist())
+    count = resolve_workers(workers, len(paths), processes=group.local_world_size)
+    return build_eval_loader(
+        paths,
+        None,
+        EvalTransform(model.preprocessing),
+        batch_size=block_rows,
+        workers=count,
+        pin_memory=find_model_device(model.classifier).type == "cuda",
+        notify=notify,
+    )
+
+
+def _compute_blocks(
+    batches: Iterable[Batch],
+    forward: Forward,
+    model: LoadedModel,
+    shape: tuple[int, ...],
+    streams: int,
+) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+    """Consecutive rows `[n, *shape]`, NaN where they failed, and why by the row's place in them."""
+    device = find_model_device(model.classifier)
+
+    def compute(batch: Batch) -> tuple[Tensor, Tensor]:
+        if not len(batch.positions):
+            return torch.empty(0, *shape), torch.empty(0, dtype=torch.bool)
+        features = compute_outputs(forward, batch.inputs, model.preprocessing, device)
+        finite = find_finite_rows(features).cpu()  # a CPU-GPU sync point, like the next copy
+        return features.cpu(), finite
+
+    start = 0
+    for batch, (features, finite) in compute_in_order(batches, compute, streams=streams):
+        failures = dict(batch.failures)
+        block = torch.full((len(batch.positions) + len(failures), *shape), float("nan"))
+        block[batch.positions[finite] - start] = features[finite]
+        failures |= dict.fromkeys(batch.positions[~finite].tolist(), NOT_FINITE)
+        yield block.numpy(), {place - start: reason for place, reason in failures.items()}
+        start += len(block)
+
+
+def _write_share(
+    job: _Job,
+    start: Progress,
+    share: np.ndarray,
+    blocks: Iterable[tuple[np.ndarray, dict[int, str]]],
+    group: ProcessGroup,
+    notify: Callable[[str], None],
+    progress: ShowProgress | None,
+) -> dict[int, str]:
+    """Write this process's blocks; the rows that failed and why."""
+    failures: dict[int, str] = {}
+    with ExitStack() as stack:
+        with group.together():
+            writer = stack.enter_context(job.array.writing(group.rank, start.token))
+        rounds = _Rounds(job, start, group, progress)
+        stop = stack.enter_context(StopRequest(notify, once=group.world_size == 1))
+        for block, (values, reasons) in zip(share.tolist(), blocks, strict=True):
+            first = block * job.array.block_rows
+            failed = {first + place: reason for place, reason in sorted(reasons.items())}
+            writer.write(block, values, failed)
+            failures |= failed
+            rounds.add(len(values))
+            if stop.received is not None:
+                message = f"{stop.received.name} stopped embedding"
+                raise build_stop_error(stop.received, message)
+        writer.commit()
+        rounds.end()
+    return failures
+
+
+class _Rounds:
+    """Exchanges progress among processes every few blocks, and shows it.
+
+    This also tells a process that another has ended while it still computes. The sum of a round is
+    awaited in the next one only, so that no process waits for one that is a little slower.
+    """
+
+    def __init__(
+        self, job: _Job, start: Progress, group: ProcessGroup, progress: ShowProgress | None
+    ) -> None:
+        self._group = group
+        self._progress = progress
+        self._total = len(job.paths)
+        done = job.array.count_rows(start.done)
+        self._done_before = done
+        self._own = self._blocks = 0
+        self._common = int((~start.done).sum()) // group.world_size  # blocks of every process
+        self._sum = torch.zeros(1, dtype=torch.int64)
+        self._finish: Callable[[], None] | None = None
+        if done:
+            self._show(0)
+
+    def add(self, rows: int) -> None:
+        """Count a block of this process."""
+        self._own += rows
+        self._blocks += 1
+        if self._group.world_size == 1:
+            self._show(self._own)
+        elif self._blocks % ROUND_BLOCKS == 0 and self._blocks <= self._common:
+            self.end()
+            self._sum = torch.tensor([self._own])
+            self._finish = self._group.start_sum(self._sum)
+
+    def end(self) -> None:
+        """Wait for the last exchange."""
+        if self._finish is not None:
+            self._finish()
+            self._finish = None
+            self._show(int(self._sum))
+
+    def _show(self, done: int) -> None:
+        if self._progress is not None:
+            self._progress(self._done_before + done, self._total)
+
+
+@contextmanager
+def _kept_for_resuming(
+    job: _Job, start: Progress, group: ProcessGroup, notify: Callable[[str], None]
+) -> Iterator[None]:
+    """Say how to go on after what ended the work early; remove what holds no row yet."""
+    try:
+        yield
+    except BaseException as error:
+        if group.world_size == 1 and not start.done.any() and not job.array.holds_rows():
+            job.array.remove()
+            raise
+        hint = f"go on with the same command and --resume: {job.array.rows} has what is done"
+        if isinstance(error, KeyboardInterrupt):
+            raise build_stop_error(error, "interrupted", hint) from error
+        if isinstance(error, VtrainError) and error.hint is None:
+            error.hint = hint
+        else:
+            notify(hint)
+        raise
+
+
+def _publish(job: _Job, failures: dict[int, str]) -> None:
+    # The array takes its place at last: a full disk here leaves the old one.
+    names = ("model", "weights", "preprocessing", "precision", "layer", "feature_maps")
+    facts = {
+        "schema": 1,
+        MADE_BY: f"{job.index.stem}.npy",
+        "shape": list(job.array.shape),
+        **{name: job.array.work[name] for name in names},
+    }
+    write_json(facts_path(job.index), facts)
+    rows = (
+        (row, path, f"error: {failures[row]}" if row in failures else "ok")
+        for row, path in enumerate(job.paths)
+    )
+    write_csv(job.index, ("row", "path", "status"), rows)
+    job.array.publish()

@@ -1,0 +1,327 @@
+"""The most probable classes of images: one answer or one reason for every input, in order."""
+
+import glob
+import math
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
+from vtrain.data.image_sets import UNKNOWN, ClassProbability, Prediction
+from vtrain.data.loaders import Batch, Notify, build_stream_loader, resolve_workers
+from vtrain.data.tars import find_status
+from vtrain.data.transforms import EvalTransform
+from vtrain.errors import DataError, UsageError
+from vtrain.inference.forward import (
+    NOT_FINITE,
+    find_finite_rows,
+    find_model_device,
+    find_top_classes,
+)
+from vtrain.inference.streams import choose_streams, compute_in_order
+from vtrain.runs.checkpoint import LoadedModel
+from vtrain.system.terminal import format_percent
+
+SCHEMA = 1
+LOOK_AHEAD = 65  # inputs; fewer are read without workers
+ERRORS_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PredictInput:
+    """One input as it will be named in the answer, or the reason why it stands for no image."""
+
+    path: str
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """How answers are made.
+
+    `raw` leaves the model's temperature out; `tta` averages over four views of each image. The
+    answer is `unknown` where the most probable class has less than `min_confidence` (0 to 1), or
+    the image is further than `max_distance` from the training images, in units of the distance
+    beyond which 5 % of the validation images lie.
+    """
+
+    raw: bool = False
+    tta: bool = False
+    min_confidence: float | None = None
+    max_distance: float | None = None
+
+    def require_bounds(self) -> None:
+        """NaN would let everything pass.
+
+        Raises:
+            UsageError: a bound is NaN.
+        """
+        bounds = {"min-confidence": self.min_confidence, "max-distance": self.max_distance}
+        for name, value in bounds.items():
+            if value is not None and math.isnan(value):
+                raise UsageError(f"{name} is {value}, expected a number")
+
+    def judge(self, answer: Prediction) -> Prediction:
+        """The answer, rejected where it is too unsure or too far away."""
+        if not answer.predictions:
+            return answer
+        if self.max_distance is not None and (answer.distance or 0.0) > self.max_distance:
+            return replace(answer, rejected="distance")
+        confidence = answer.predictions[0].probability
+        if self.min_confidence is not None and confidence < self.min_confidence:
+            return replace(answer, rejected="confidence")
+        return answer
+
+
+class FoundInputs(Iterator[PredictInput]):
+    """The images that files, folders, globs and `-` (one path per line on `stdin`) stand for.
+
+    Arguments keep their order and may repeat; a folder gives its images at any depth, sorted, and
+    a glob its matches, sorted. So do a tar and a list (.csv, .tsv, .txt) that are arguments by
+    themselves. What exists under its literal name is not taken for a glob, and lines of `stdin`
+    never are. Any other file is an input whatever its name ends with. What stands for no image
+    gives one input with an error.
+
+    They are found when they are asked for; `known` is how many there are so far, with those of the
+    last folder that was looked into. `notify` is told of files in folders that are not used.
+    """
+
+    def __init__(
+        self, arguments: Sequence[str], stdin: BinaryIO, *, notify: Callable[[str], None]
+    ) -> None:
+        self.known = 0
+        self._notify = notify
+        self._inputs = self._find(arguments, stdin)
+
+    def __next__(self) -> PredictInput:
+        return next(self._inputs)
+
+    def _find(self, arguments: Sequence[str], stdin: BinaryIO) -> Iterator[PredictInput]:
+        for argument in arguments:
+            if argument == "-":
+                for line in stdin:
+                    name = os.fsdecode(line).rstrip("\r\n")
+                    if name:
+                        yield from self._expand(name)
+            elif glob.has_magic(argument) and not os.path.lexists(argument):
+                # Path.glob takes no absolute patterns
+                names = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207
+                for name in names:
+                    yield from self._expand(name)
+                if not names:
+                    yield from self._count_one(argument, "no file matches this pattern")
+            else:
+                yield from self._expand(argument, may_list=True)
+
+    def _expand(self, name: str, *, may_list: bool = False) -> Iterator[PredictInput]:
+        try:
+            if not name:
+                return self._count_one(name, "the path is empty")
+            path = Path(name)
+            if not path.is_dir() and not (may_list and is_source(path)):
+                find_status(path)
+                return self._count_one(name, None)
+            images, skipped = scan_images(path, notify=self._notify)
+        except FileNotFoundError:
+            return self._count_one(name, "no such file or folder")
+        except DataError as error:
+            return self._count_one(name, error.message)
+        except (OSError, ValueError) as error:
+            return self._count_one(name, getattr(error, "strerror", None) or str(error))
+        if not images:
+            first = name_first_skipped(skipped)
+            return self._count_one(name, f"the folder holds no images{first}")
+        if skipped:
+            self._notify(describe_skipped(name, skipped))
+        self.known += len(images)
+        return (PredictInput(str(image)) for image in images)
+
+    def _count_one(self, name: str, error: str | None) -> Iterator[PredictInput]:
+        self.known += 1
+        return iter([PredictInput(name, error)])
+
+
+def predict(
+    inputs: Iterable[PredictInput],
+    model: LoadedModel,
+    *,
+    top_k: int = 5,
+    answering: Answering | None = None,
+    batch_size: int = 32,
+    workers: int | Literal["auto"] = "auto",
+    notify: Notify = warnings.warn,
+) -> Iterator[Prediction]:
+    """One `Prediction` per input, in their order, each as soon as its batch is done.
+
+    An image that cannot be read, or for which the model gives NaN, is answered with an error and
+    never with a class. `top_k` above the number of classes gives all classes. The same batches
+    give the same bits as `evaluate`; another `batch_size` may change float32 rounding, which moves
+    probabilities by some 1e-6.
+
+    Inputs are taken as they are needed, so that the memory needed does not grow with their number:
+    a batch is full before it is computed, and workers read ahead (see `build_stream_loader`), on a
+    CPU by as many batches more as are computed at a time.
+    `auto` looks at the first 65 inputs to see whether workers are worth while. `notify` is told of
+    workers that were lost.
+
+    Raises:
+        UsageError: `top_k` is below 1, or a bound is NaN, or a distance is asked for that the model
+            does not know.
+        ResourceError: while iterating: a loader worker died or hung.
+    """
+    if top_k < 1:
+        raise UsageError(f"top-k is {top_k}, expected 1 or more")
+    answering = answering or Answering()
+    answering.require_bounds()
+    if answering.max_distance is not None and model.novelty is None:
+        raise UsageError(
+            f"a distance was given, but {model.source} does not know its training images",
+            "leave --max-distance out, or use a model that vtrain has finished training",
+        )
+    return _answer(inputs, model, top_k, answering, batch_size, workers, notify)
+
+
+def _answer(
+    inputs: Iterable[PredictInput],
+    model: LoadedModel,
+    top_k: int,
+    answering: Answering,
+    batch_size: int,
+    workers: int | Literal["auto"],
+    notify: Notify,
+) -> Iterator[Prediction]:
+    inputs = iter(inputs)
+    if workers == "auto":
+        first = list(islice(inputs, LOOK_AHEAD))
+        inputs, workers = chain(first, inputs), resolve_workers(workers, len(first))
+    waiting: deque[PredictInput] = deque()
+    device = find_model_device(model.classifier)
+    batches = build_stream_loader(
+        _form_batches(inputs, waiting, batch_size),
+        EvalTransform(model.preprocessing),
+        workers=workers,
+        pin_memory=device.type == "cuda",
+        notify=notify,
+    )
+    answered = 0
+    for _, answers in compute_in_order(
+        batches,
+        partial(_answer_batch, model=model, top_k=top_k, answering=answering),
+        streams=choose_streams(device),
+    ):
+        yield from _take_errors(waiting)
+        for position in sorted(answers):
+            # An answer must never reach another input than its own.
+            assert position == answered, f"batch holds input {position}, expected {answered}"
+            answered += 1
+            yield replace(answers[position], path=waiting.popleft().path)
+            yield from _take_errors(waiting)
+    yield from _take_errors(waiting)
+    assert not waiting, f"no answer for {len(waiting)} inputs"
+
+
+def _form_batches(
+    inputs: Iterable[PredictInput], waiting: deque[PredictInput], batch_size: int
+) -> Iterator[list[Path]]:
+    """Batches of the images among the inputs, all of which queue up in `waiting`."""
+    paths: list[Path] = []
+    errors = 0
+    for each in inputs:
+        waiting.append(each)
+        if each.error is None:
+            paths.append(Path(each.path))
+        else:
+            errors += 1
+        # Without an image the errors can be told now: a batch of none lets them out.
+        if len(paths) == batch_size or (errors >= ERRORS_AT_ONCE and not paths):
+            yield paths
+            paths, errors = [], 0
+    if paths:
+        yield paths
+
+
+def _take_errors(waiting: deque[PredictInput]) -> Iterator[Prediction]:
+    """Answers for what stands before the first image in the queue."""
+    while waiting and waiting[0].error is not None:
+        each = waiting.popleft()
+        yield Prediction(each.path, error=each.error)
+
+
+def _answer_batch(
+    batch: Batch, model: LoadedModel, top_k: int, answering: Answering
+) -> dict[int, Prediction]:
+    """Answers by position, without their paths."""
+    answers = {position: Prediction("", error=reason) for position, reason in batch.failures}
+    if not len(batch.positions):
+        return answers
+    compute, temperature = model.choose_compute(raw=answering.raw, tta=answering.tta)
+    outputs = compute(batch.inputs)
+    logits = outputs.logits
+    ranked, probabilities = find_top_classes(logits, top_k, temperature=temperature)
+    distances: Iterable[float | None] = repeat(None)
+    if model.novelty is not None and outputs.features is not None:
+        distances = model.novelty.distances(outputs.features).tolist()
+    columns = (batch.positions, ranked, probabilities, find_finite_rows(logits))
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    for (position, indices, values, finite), distance in zip(rows, distances, strict=False):
+        if not finite:
+            answers[position] = Prediction("", error=NOT_FINITE)
+            continue
+        named = zip((model.classes[index] for index in indices), values, strict=True)
+        found = tuple(ClassProbability(name, probability) for name, probability in named)
+        answers[position] = answering.judge(Prediction("", found, distance=distance))
+    return answers
+
+
+def prediction_json(prediction: Prediction) -> dict[str, Any]:
+    """The object that one line of `vtrain predict --json` holds."""
+    return {
+        "schema": SCHEMA,
+        "path": prediction.path,
+        "status": "ok" if prediction.error is None else "error",
+        "predictions": [
+            {"class": each.name, "probability": each.probability} for each in prediction.predictions
+        ],
+        "error": prediction.error,
+        "answer": prediction.answer,
+        "rejected": prediction.rejected,
+        "distance": prediction.distance,
+    }
+
+
+def prediction_csv_header(top_k: int) -> list[str]:
+    """Column names for `top_k` classes: path, status, class_1, probability_1, …, error, more."""
+    ranks = range(1, top_k + 1)
+    pairs = [name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}")]
+    return ["path", "status", *pairs, "error", "answer", "rejected", "distance"]
+
+
+def prediction_csv_row(prediction: Prediction, top_k: int) -> list[object]:
+    """The cells under `prediction_csv_header(top_k)`; None where there is nothing to say."""
+    found = prediction.predictions[:top_k]
+    pairs: list[object] = [cell for each in found for cell in (each.name, each.probability)]
+    pairs += [None] * (2 * top_k - len(pairs))
+    status = "ok" if prediction.error is None else "error"
+    more = (prediction.error, prediction.answer, prediction.rejected, prediction.distance)
+    return [prediction.path, status, *pairs, *more]
+
+
+def format_prediction(prediction: Prediction) -> str:
+    """One line for people: `path: class 97.1 %, class 2.0 %`, or `path: error: reason`."""
+    if prediction.error is not None:
+        return f"{prediction.path}: error: {prediction.error}"
+    named = ", ".join(
+        f"{each.name} {format_percent(each.probability)}" for each in prediction.predictions
+    )
+    far = prediction.distance is not None and prediction.distance > 1
+    unlike = f"unlike the training images (distance {prediction.distance:.2f})" if far else ""
+    if prediction.rejected is not None:
+        reason = unlike or ("not sure" if prediction.rejected == "confidence" else "too far")
+        return f"{prediction.path}: {UNKNOWN}: {reason}; {named}"
+    return f"{prediction.path}: {named}" + (f"; {unlike}" if far else "")

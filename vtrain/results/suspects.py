@@ -1,0 +1,343 @@
+"""Labels of a run's own images that look wrong, ranked for people to look at."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vtrain.config.load import FitConfig
+from vtrain.data.image_sets import LabelledImages, SkippedFile, to_plain
+from vtrain.data.splits import scan_splits, split_digest
+from vtrain.errors import DataError, ModelError, VtrainError
+from vtrain.inference.forward import prepare_for_inference
+from vtrain.models.classifier import build_classifier
+from vtrain.models.precision import Precision
+from vtrain.models.weights import describe_weights, load_weights
+from vtrain.models.zoo import find_backbone
+from vtrain.results.features import Features, compute_features
+from vtrain.results.suspect_labels import SuspectRanking, count_steps, rank_suspects
+from vtrain.runs.checkpoint import LoadedModel, load_model
+from vtrain.runs.folder import RESOLVED_NAME
+from vtrain.runs.record import RunRecord, read_run
+from vtrain.system.terminal import Console, one_line
+
+SCHEMA = 1
+SHOWN_NEIGHBORS = 4
+SPLITS = {"train": ("train",), "val": ("val",), "both": ("train", "val")}
+CSV_HEADER = (
+    "rank", "path", "split", "label", "suggested", "score", "label_probability",
+    "suggested_probability", "neighbors", "neighbors_agreeing",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPath:
+    """An image and its class."""
+
+    path: Path
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A label that other images speak against.
+
+    `score` and the probabilities are between 0 and 1, see `SuspectRanking`. `agreeing` of its
+    `neighbors` most similar images have the same label; `against` are the first of the others.
+    """
+
+    rank: int
+    path: Path
+    split: str
+    label: str
+    suggested: str
+    score: float
+    label_probability: float
+    suggested_probability: float
+    neighbors: int
+    agreeing: int
+    against: tuple[LabelledPath, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SuspectReport:
+    """The most suspect labels of a run, and what they were found among.
+
+    `count` images of `splits` were looked at, `judged` of these could be: others are the only ones
+    of their class. `models` say whose features were asked. `failures` are images that cannot be
+    read, `notes` what is not as it was when the run was made, and the like.
+    """
+
+    run_dir: Path
+    splits: tuple[str, ...]
+    models: tuple[str, ...]
+    count: int
+    judged: int
+    suspects: tuple[Suspect, ...]
+    failures: tuple[SkippedFile, ...]
+    notes: tuple[str, ...]
+
+
+def find_suspects(
+    run_dir: Path,
+    *,
+    split: Literal["train", "val", "both"] = "train",
+    top: int | None = None,
+    device: torch.device,
+    precision: str = "auto",
+    batch_size: int = 32,
+    workers: int | Literal["auto"] = "auto",
+    console: Console,
+) -> SuspectReport:
+    """Rank the labels of a run's training or validation images by how wrong they look.
+
+    The images are those that the config in the run folder names, as they are now. Images of both
+    splits are asked in any case, the ranking has those of `split`. See `rank_suspects` for how.
+
+    Args:
+        run_dir: a run folder with a model.
+        split: whose labels are ranked.
+        top: how many are given, None for all.
+        device: where the features are computed.
+        precision: as for `load_model`.
+        batch_size: images per forward pass.
+        workers: processes that read images.
+        console: is told of what is going on, with bars.
+
+    Raises:
+        UsageError: it is no run folder.
+        ModelError: the run has no model yet, or no config that can be read.
+        DataError: the images are not there any more, or there is nothing to compare.
+    """
+    record = read_run(run_dir)
+    model = load_model(str(run_dir), device=device, precision=precision, notify=console.say)
+    if record.config is None:
+        raise ModelError(
+            f"{run_dir} does not say what it was trained on: {'; '.join(record.problems)}",
+            f"restore {RESOLVED_NAME} in it",
+        )
+    images = _Images.scan(record, record.config, console)
+    setting = _Setting(batch_size, workers, console)
+    notes = images.find_changes(record)
+    names = [model.source]
+    features = setting.compute(images.paths, model, "features of the run's model")
+    views, failures = [features], dict(features.failures)
+    if _can_have_learnt_labels(record.config):
+        try:
+            before = build_backbone_before(record.config, model, notify=console.say)
+        except VtrainError as error:
+            notes.append(f"judged by the run's model alone: {error.message}")
+        else:
+            names.append(before.source)
+            views.append(setting.compute(images.paths, before, "features before training"))
+            failures |= dict(views[1].failures)
+    ranking, positions = _rank(images, views, failures, console)
+    wanted = SPLITS[split]
+    return SuspectReport(
+        run_dir=run_dir,
+        splits=wanted,
+        models=tuple(names),
+        count=sum(len(images.splits[name]) for name in wanted),
+        judged=sum(images.split_of(positions[row]) in wanted for row in ranking.order.tolist()),
+        suspects=tuple(_list_suspects(images, ranking, positions, wanted, top)),
+        failures=tuple(
+            SkippedFile(images.paths[place], reason) for place, reason in sorted(failures.items())
+        ),
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """Training images, and behind them those for validation."""
+
+    splits: dict[str, LabelledImages]
+    paths: Sequence[Path]
+    labels: NDArray[np.int64]
+
+    @classmethod
+    def scan(cls, record: RunRecord, config: FitConfig, console: Console) -> "_Images":
+        try:
+            found = scan_splits(config.data, seed=config.seed, reporter=console)
+        except DataError as error:
+            raise DataError(
+                f"the images of {one_line(record.run_dir)} are not where they were: "
+                f"{error.message}",
+                "put them back, and run this in the folder that the run was started in",
+            ) from error
+        splits = {"train": found.train, "val": found.val}
+        return cls(
+            splits,
+            [*found.train.paths, *found.val.paths],
+            np.array([*found.train.labels, *found.val.labels], dtype=np.int64),
+        )
+
+    def split_of(self, position: int) -> str:
+        return "train" if position < len(self.splits["train"]) else "val"
+
+    def name_label(self, number: int) -> str:
+        return self.splits["train"].classes[number]
+
+    def find_changes(self, record: RunRecord) -> list[str]:
+        """What is said of images that are others than those the run was trained on."""
+        changes = []
+        if list(self.splits["train"].classes) != list(record.classes):
+            changes.append("the classes are others than when the run was made")
+        for name, images in self.splits.items():
+            then = record.data.get(name)
+            if not isinstance(then, dict) or record.data.get("bad_images"):
+                continue
+            if then.get("count") != len(images):
+                changes.append(
+                    f"data.{name} has changed since the run was made: {then.get('count')} images "
+                    f"then, {len(images)} now"
+                )
+            elif then.get("sha256") != _digest(images):
+                changes.append(
+                    f"data.{name} has changed since the run was made: as many images, of other "
+                    "names or sizes"
+                )
+        return changes
+
+
+def _digest(images: LabelledImages) -> str | None:
+    try:
+        return split_digest(images)
+    except OSError:  # one that was there a moment ago
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    """How features are computed."""
+
+    batch_size: int
+    workers: int | Literal["auto"]
+    console: Console
+
+    def compute(self, paths: Sequence[Path], model: LoadedModel, label: str) -> Features:
+        return compute_features(
+            paths,
+            model,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            reporter=self.console,
+            label=label,
+        )
+
+
+def _can_have_learnt_labels(config: FitConfig) -> bool:
+    """Whether features of the run's model depend on the labels it was trained on."""
+    return config.freeze != "head" and config.model.weights != "none"
+
+
+def build_backbone_before(
+    config: FitConfig, model: LoadedModel, *, notify: Callable[[str], None]
+) -> LoadedModel:
+    """The backbone of a run as it was before training, with the preprocessing of its `model`.
+
+    Raises:
+        ModelError, UsageError, ResourceError: the weights it started from cannot be had.
+    """
+    spec = find_backbone(config.model.backbone)
+    source = describe_weights(config.model.weights, spec)
+    classifier = build_classifier(
+        spec,
+        num_classes=len(model.classes),
+        head=config.model.head,
+        image_size=model.preprocessing.crop,
+        pretrained=source.pretrained_input,
+        options=config.model.options,
+    )
+    load_weights(classifier, config.model.weights, notify=lambda _: None)
+    name = f"{spec.name} before training ({config.model.weights})"
+    notify(one_line(f"model: {name}, {model.precision}"))
+    device = next(model.classifier.parameters()).device
+    prepared = prepare_for_inference(classifier, Precision(model.precision, device), in_place=True)
+    return LoadedModel(prepared, model.preprocessing, model.classes, name, model.precision)
+
+
+def _rank(
+    images: _Images, views: Sequence[Features], failures: dict[int, str], console: Console
+) -> tuple[SuspectRanking, NDArray[np.int64]]:
+    """The ranking of the images that all models have features of, and their positions."""
+    usable = np.ones(len(images.paths), dtype=bool)
+    usable[list(failures)] = False
+    positions = np.flatnonzero(usable)
+    if len(positions) < 2:
+        raise DataError(
+            f"{len(positions)} of {len(images.paths)} images can be read: there is nothing to "
+            "compare"
+        )
+    rows = [view.values[usable[view.positions]] for view in views]
+    with console.progress(count_steps(len(rows)), "comparing", unit="step") as bar:
+        ranking = rank_suspects(
+            rows[0], images.labels[positions], also=rows[1:], on_step=lambda: bar.update(1)
+        )
+    return ranking, positions
+
+
+def _list_suspects(
+    images: _Images,
+    ranking: SuspectRanking,
+    positions: NDArray[np.int64],
+    wanted: Sequence[str],
+    top: int | None,
+) -> Iterator[Suspect]:
+    rank = 0
+    for row in ranking.order.tolist():
+        position = int(positions[row])
+        split = images.split_of(position)
+        if split not in wanted:
+            continue
+        if rank == top:
+            return
+        rank += 1
+        yield Suspect(
+            rank=rank,
+            path=images.paths[position],
+            split=split,
+            label=images.name_label(ranking.labels[row]),
+            suggested=images.name_label(ranking.suggested[row]),
+            score=float(ranking.scores[row]),
+            label_probability=float(ranking.label_probability[row]),
+            suggested_probability=float(ranking.suggested_probability[row]),
+            neighbors=ranking.neighbors.shape[1],
+            agreeing=int(ranking.agreeing[row]),
+            against=tuple(_list_against(images, ranking, positions, row)),
+        )
+
+
+def _list_against(
+    images: _Images, ranking: SuspectRanking, positions: NDArray[np.int64], row: int
+) -> Iterator[LabelledPath]:
+    near = ranking.neighbors[row]
+    others = near[ranking.labels[near] != ranking.labels[row]]
+    for other in others[:SHOWN_NEIGHBORS].tolist():
+        label = images.name_label(ranking.labels[other])
+        yield LabelledPath(images.paths[int(positions[other])], label)
+
+
+def suspect_row(suspect: Suspect) -> tuple[object, ...]:
+    """The cells of `CSV_HEADER`."""
+    return (
+        suspect.rank,
+        suspect.path,
+        suspect.split,
+        suspect.label,
+        suspect.suggested,
+        f"{suspect.score:.4f}",
+        f"{suspect.label_probability:.4f}",
+        f"{suspect.suggested_probability:.4f}",
+        suspect.neighbors,
+        suspect.agreeing,
+    )
+
+
+def suspects_json(report: SuspectReport) -> dict[str, Any]:
+    """What `--json` prints."""
+    return {"schema": SCHEMA, **to_plain(report)}

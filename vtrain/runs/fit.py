@@ -1,0 +1,288 @@
+"""Training, whole: a plan, a folder for the run, and the run; or going on with an earlier one."""
+
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from vtrain.config.load import LoadedConfig, flatten_config
+from vtrain.data.image_sets import FitResult
+from vtrain.errors import ModelError, VtrainError
+from vtrain.runs.checkpoint import Checkpoint, load_last_checkpoint
+from vtrain.runs.epochs import FitRun
+from vtrain.runs.final_evaluation import evaluate_best
+from vtrain.runs.folder import (
+    DAMAGED_NAME,
+    LOG_NAME,
+    MODEL_NAME,
+    PREVIOUS_NAME,
+    choose_run_dir,
+    claim_run_dir,
+    find_changes,
+    has_run,
+    load_result,
+    lock_run,
+    require_new_run,
+    require_same_run,
+    save_result,
+)
+from vtrain.runs.plan import FitPlan, build_plan, run_facts, show_plan
+from vtrain.runs.profile import PROFILE_NAME, build_profile, show_profile
+from vtrain.runs.saved_state import describe_machine, write_description
+from vtrain.runs.stopping import has_stopped_early
+from vtrain.runs.stored_features import StoredFeatures
+from vtrain.system.files import sweep_temporaries, write_json
+from vtrain.system.log_file import logged_to
+from vtrain.system.machine import explain_torch_error, find_device, keep_freed_memory
+from vtrain.system.processes import ALONE, ProcessGroup
+from vtrain.system.reporter import Reporter
+from vtrain.system.signals import StopRequest, build_stop_error
+from vtrain.system.tensor_files import load_tensors
+
+Value = TypeVar("Value")
+Resume = bool | Literal["auto"]
+
+
+def fit(
+    loaded: LoadedConfig,
+    *,
+    resume: Resume = False,
+    profile: bool = False,
+    reporter: Reporter,
+    group: ProcessGroup = ALONE,
+) -> FitResult:
+    """Train what the config describes into a run folder.
+
+    `resume` goes on with an earlier run; `auto` does so where there is one.
+
+    `profile` measures where the time goes, says so at the end, and writes `profile.json`.
+
+    All processes of `group` call this together and get the same result; the first one alone reads
+    and writes the run folder.
+
+    Raises:
+        VtrainError: with the exit code of what went wrong; a stopped run can be resumed.
+    """
+    keep_freed_memory()
+    device = find_device(group.choose_device(loaded.config.train.device))
+    with _stopped_outside(), explained_errors(), group.joined(device), group.explained():
+        return _fit(loaded, _Job(reporter, group, profile), resume)
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What all steps of a command share."""
+
+    reporter: Reporter
+    group: ProcessGroup
+    profile: bool
+
+
+@contextmanager
+def _stopped_outside() -> Iterator[None]:
+    """Explain a stop outside of the run itself: while the images are checked, for instance."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        hint = "the same command with --resume auto goes on with a run, or starts it"
+        raise build_stop_error(
+            error, "stopped outside of training: nothing is lost", hint
+        ) from error
+
+
+def _fit(loaded: LoadedConfig, job: _Job, resume: Resume) -> FitResult:
+    reporter, group = job.reporter, job.group
+    # Also before the plan is made, which can take long: nobody should wait for a wrong name.
+    config = loaded.config
+
+    def choose() -> Path | None:
+        """The run to go on with, None where a new one is to be started."""
+        going_on = has_run(config.run_dir, loaded.name) if resume == "auto" else resume
+        chosen = choose_run_dir(config.run_dir, loaded.name, resume=going_on)
+        return chosen if going_on else None
+
+    run_dir = first_alone(group, choose)
+    if run_dir is not None:
+        with _locked(run_dir, reporter, group):
+            return _resume(loaded, run_dir, job)
+    plan = make_plan(loaded, reporter, group)
+    new = first_alone(group, lambda: claim_run_dir(config.run_dir, loaded.name))
+    with _locked(new, reporter, group):
+        first_alone(group, lambda: require_new_run(new))
+        return _run(plan, new, None, job)
+
+
+def first_alone(group: ProcessGroup, call: Callable[[], Value]) -> Value:
+    """What the first process gets from `call`, in all of them."""
+    value: Value | None = None
+    with group.together():
+        if group.is_main:
+            value = call()
+    found: Value = group.broadcast(value)
+    return found
+
+
+def make_plan(
+    loaded: LoadedConfig,
+    reporter: Reporter,
+    group: ProcessGroup,
+    checkpoint: Checkpoint | None = None,
+) -> FitPlan:
+    """The plan that all processes follow; a `checkpoint` fixes its phases and its batch size.
+
+    Raises:
+        VtrainError: what the config asks for cannot be had.
+    """
+    # The first alone: it may have to download weights, and what it finds out of the images is kept.
+    with group.together(main_first=True):
+        plan = build_plan(
+            loaded,
+            reporter,
+            planned_epochs=checkpoint.planned_epochs if checkpoint else None,
+            planned_batch=checkpoint.machine.get("batch_size") if checkpoint else None,
+            group=group,
+        )
+        # Before a run folder is made, and also for a plan that is only shown.
+        StoredFeatures(plan, reporter).check_phases()
+    return plan.with_batch_size(min(group.gather(plan.batch_size)))
+
+
+@contextmanager
+def _locked(run_dir: Path, reporter: Reporter, group: ProcessGroup) -> Iterator[None]:
+    with ExitStack() as stack:
+        with group.together():
+            if group.is_main:
+                stack.enter_context(lock_run(run_dir, notify=reporter.say))
+        yield
+
+
+@contextmanager
+def explained_errors() -> Iterator[None]:
+    """Turn errors of torch into ours, where the cause is known."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        explained = explain_torch_error(error)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
+    reporter, group = job.reporter, job.group
+    checkpoint, finished = first_alone(group, lambda: _read_run(run_dir, reporter))
+    if checkpoint is None and finished is not None:
+        return finished
+    if checkpoint is None:
+        reporter.say(f"{run_dir} holds no checkpoint yet: starting from the beginning")
+        return _run(make_plan(loaded, reporter, group), run_dir, None, job)
+    now = flatten_config(loaded.config)
+    # A key that is newer than the checkpoint had no other value than its default.
+    new = {key for key in now if key not in checkpoint.config and loaded.origins[key] == "default"}
+    changes = find_changes(
+        checkpoint.config, {key: value for key, value in now.items() if key not in new}
+    )
+    done = checkpoint.state.epoch
+    with group.together():
+        allowed = require_same_run(run_dir, config=changes, data=[], epochs_done=done)
+    longer = any(change.name in ("train.epochs", "train.early_stop") for change in allowed)
+    if finished is not None and not longer:
+        return finished
+    for change in allowed:
+        reporter.say(f"changed since the run was started: {change}")
+    plan = make_plan(loaded, reporter, group, checkpoint)
+    data = [
+        change
+        for change in find_changes(checkpoint.data, run_facts(plan))
+        if change.name in checkpoint.data or not change.name.startswith("preprocessing.")
+    ]
+    machine = find_changes({"processes": 1, **checkpoint.machine}, describe_machine(plan))
+    # Another number of processes makes other batches, and so another run.
+    processes = [change for change in machine if change.name == "processes"]
+    with group.together():
+        require_same_run(run_dir, config=[], data=[*data, *processes], epochs_done=done)
+    for change in machine:
+        reporter.warn(f"{change}: results can differ in the last bits")
+    return _run(plan, run_dir, checkpoint, job)
+
+
+def _read_run(run_dir: Path, reporter: Reporter) -> tuple[Checkpoint | None, FitResult | None]:
+    """The checkpoint of a run and, where it has finished, its result."""
+    result = load_result(run_dir)
+    if result is not None:
+        try:
+            load_tensors(run_dir / MODEL_NAME)
+        except ModelError:  # it is made up for where the run goes on
+            result = None
+    return load_last_checkpoint(run_dir, warn=reporter.warn), result
+
+
+def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job) -> FitResult:
+    """Describe or resume the run, train, evaluate the best model, and mark the run as done."""
+    processes, reporter = plan.group, job.reporter
+    with ExitStack() as stack:
+        if processes.is_main:
+            sweep_temporaries(run_dir)
+            reporter = stack.enter_context(logged_to(run_dir / LOG_NAME, reporter))
+        stack.enter_context(_logged_errors(reporter))
+        stack.enter_context(explained_errors())
+        stack.enter_context(processes.explained())
+        stop = stack.enter_context(StopRequest(reporter.say, once=processes.world_size == 1))
+        run = FitRun(plan, run_dir, reporter, stop, profile=job.profile)
+        saved = run.saved
+        stack.enter_context(run.stopped_at_once())
+        if checkpoint is not None:
+            saved.resume(checkpoint, steps_per_epoch=run.steps_per_epoch, batches=len(run.sampler))
+            if has_stopped_early(plan, saved.state):
+                reporter.say(
+                    f"the run stopped early after epoch {saved.state.epoch}; raise "
+                    "train.early_stop to train on"
+                )
+        else:
+            if processes.is_main:
+                write_description(plan, run_dir, steps_per_epoch=run.steps_per_epoch)
+            show_plan(plan, reporter)
+        with processes.together():
+            if processes.is_main:
+                saved.require_disk_space()
+        run.train()
+        with run.stopwatch.section("final evaluation"):
+            val, test = evaluate_best(run.validation, run_dir)
+        result = FitResult(
+            run_dir=run_dir,
+            best_epoch=saved.state.best_epoch,
+            val_top1=val.top1,
+            val_macro_f1=val.macro_f1,
+            test_top1=test.top1 if test is not None else None,
+            epochs=saved.state.epoch,
+            planned_epochs=plan.config.train.epochs,
+            seconds=saved.seconds,
+        )
+        if processes.is_main:
+            for name in (PREVIOUS_NAME, DAMAGED_NAME):
+                (run_dir / name).unlink(missing_ok=True)
+            save_result(run_dir, result)
+            if job.profile:
+                seconds = time.perf_counter() - saved.started
+                profile = build_profile(run.stopwatch.seconds, seconds)
+                write_json(run_dir / PROFILE_NAME, profile)
+                show_profile(profile, plan, reporter)
+        return result
+
+
+@contextmanager
+def _logged_errors(reporter: Reporter) -> Iterator[None]:
+    """What ends a run stands in its log; the terminal gets it from the command line."""
+    try:
+        yield
+    except VtrainError as error:
+        reporter.log(f"error: {error.message}")
+        if error.hint:
+            reporter.log(f"hint: {error.hint}")
+        raise
+    except Exception:
+        reporter.log(traceback.format_exc())
+        raise

@@ -1,0 +1,324 @@
+"""The folder of a run: its name, its lock, and what must not change when it is resumed."""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from vtrain.data.image_sets import FitResult, to_plain
+from vtrain.errors import ModelError, RunLockedError, UsageError
+from vtrain.system.files import require_space, write_error, write_json
+
+RUNS = Path("runs")
+CONFIG_NAME = "config.yaml"
+LOG_NAME = "log.txt"
+RESOLVED_NAME = "config.resolved.yaml"
+LOCK_NAME = "run.lock"
+RESULT_NAME = "result.json"
+MODEL_NAME = "model.safetensors"
+CHECKPOINT_NAME = "last.ckpt"
+PREVIOUS_NAME = "previous.ckpt"  # the one before, should the last one turn out to be damaged
+DAMAGED_NAME = "last.ckpt.damaged"
+# Forked loader workers inherit the lock and outlive a killed parent by some seconds.
+LOCK_WAIT_SECONDS = 15.0
+# What a resumed run may change; a change of epochs may only extend it.
+MAY_CHANGE = (
+    "run_dir",
+    "data.workers",
+    "train.device",
+    "train.early_stop",
+    "train.epochs",
+    "train.on_nan",
+    "train.report",
+    "train.save_every_steps",
+    "train.tensorboard",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A setting or fact that differs between a run and its resumption."""
+
+    name: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.before} -> {self.now}"
+
+
+def choose_run_dir(run_dir: str | None, name: str, *, resume: bool) -> Path:
+    """The folder of a new run, or with `resume` that of the run to go on with.
+
+    Without `run_dir` runs are numbered: `runs/<name>-001` and on; resume takes the highest.
+
+    Raises:
+        UsageError: a new run's folder exists already, or there is no run to resume.
+    """
+    if run_dir is None:
+        numbers = sorted(_run_numbers(name))
+        if not resume:
+            return _find_free(name, (numbers[-1] if numbers else 0) + 1)
+        if not numbers:
+            raise UsageError(
+                f"nothing to resume: no run of {name} below {RUNS}/",
+                "start one without --resume",
+            )
+        return RUNS / f"{name}-{numbers[-1]:03d}"
+    path = Path(run_dir)
+    if resume:
+        _require_run(path)
+    if not resume and _is_used(path):
+        raise UsageError(
+            f"run_dir: {path} exists already and is never overwritten",
+            "continue it with --resume, or choose another run_dir",
+        )
+    return path
+
+
+def has_run(run_dir: str | None, name: str) -> bool:
+    """Whether there is something to resume: a folder with anything in it, or a numbered run."""
+    if run_dir is None:
+        return any(True for _ in _run_numbers(name))
+    return _is_used(Path(run_dir))
+
+
+def _is_used(path: Path) -> bool:
+    return path.exists() and (not path.is_dir() or bool(_list_names(path)))
+
+
+def _list_names(folder: Path) -> set[str]:
+    try:
+        return {each.name for each in folder.iterdir()}
+    except OSError as error:
+        raise UsageError(
+            f"cannot read run folder {folder}: {error.strerror}", "choose another run_dir"
+        ) from error
+
+
+def _require_run(path: Path) -> None:
+    """Raise UsageError unless `path` is the folder of a run, or of one that was just starting."""
+    if not path.is_dir():
+        raise UsageError(f"nothing to resume: {path} does not exist", "start without --resume")
+    names = _list_names(path)
+    # The lock comes first in a new folder, the checkpoint is what matters in one that was copied.
+    if names and not names & {LOCK_NAME, CHECKPOINT_NAME, PREVIOUS_NAME}:
+        raise UsageError(
+            f"nothing to resume: {path} is not the folder of a run",
+            "choose another run_dir; what is there stays as it is",
+        )
+
+
+def claim_run_dir(run_dir: str | None, name: str) -> Path:
+    """Create the folder of a new run; of two starts at once each gets a number of its own.
+
+    Raises:
+        UsageError: the folder exists already, or cannot be created.
+    """
+    while True:
+        path = choose_run_dir(run_dir, name, resume=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(exist_ok=run_dir is not None)
+        except FileExistsError as error:
+            if run_dir is None and path.is_dir():  # another start was faster
+                continue
+            raise UsageError(
+                f"cannot create run folder {path}: it, or {path.parent}, is something else than a "
+                "folder",
+                "remove that, or choose another run_dir",
+            ) from error
+        except OSError as error:
+            raise write_error(path, error) from error
+        return path
+
+
+def require_new_run(run_dir: Path) -> None:
+    """Make sure, with the lock held, that no other start of a moment ago has used the folder.
+
+    Raises:
+        UsageError: there is something in it.
+    """
+    if _list_names(run_dir) - {LOCK_NAME}:
+        raise UsageError(
+            f"run_dir: {run_dir} has been used by another run since this one was started",
+            "continue that with --resume, or choose another run_dir",
+        )
+
+
+def _run_numbers(name: str) -> Iterator[int]:
+    for path in RUNS.glob(f"{glob_escape(name)}-*"):
+        found = re.fullmatch(r"(\d+)", path.name[len(name) + 1 :])
+        if found and path.is_dir():
+            yield int(found[1])
+
+
+def _find_free(name: str, number: int) -> Path:
+    """The first folder from `number` on whose name nothing has, not even a broken link."""
+    while os.path.lexists(path := RUNS / f"{name}-{number:03d}"):
+        number += 1
+    return path
+
+
+def glob_escape(text: str) -> str:
+    """The text as a glob pattern that matches only itself."""
+    return re.sub(r"([*?[])", r"[\1]", text)
+
+
+@contextlib.contextmanager
+def lock_run(run_dir: Path, *, notify: Callable[[str], None]) -> Iterator[None]:
+    """Hold `run.lock` while the context is open; `notify` is told of a longer wait.
+
+    The lock is the kernel's and goes with the process. On a file system that has none, the file
+    itself is the lock, which `notify` is told as well; one of a dead process of this machine does
+    not count.
+
+    Raises:
+        RunLockedError: another process holds it.
+        UsageError: the folder cannot be written.
+    """
+    path = run_dir / LOCK_NAME
+    lock = FileLock(path)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                lock.acquire(timeout=min(1.0, LOCK_WAIT_SECONDS))
+            except Timeout:
+                notify(f"waiting for {path}, held by {_read_owner(path)}")
+                lock.acquire(timeout=LOCK_WAIT_SECONDS)
+    except OSError as error:
+        if not isinstance(error, Timeout):
+            raise write_error(path, error) from error
+        raise RunLockedError(
+            f"run folder {run_dir} is in use by {_read_owner(path)}",
+            f"wait until it ends, or choose another run_dir; if its machine is gone, remove {path}",
+        ) from error
+    if any("flock" in str(each.message) for each in caught):
+        notify(f"{run_dir} is on a file system without locks: {path} alone keeps others out")
+    else:
+        _write_owner(path)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_owner(path: Path) -> None:
+    """Say in the lock's file who holds it, for others to tell; it keeps nobody out."""
+    text = f"process {os.getpid()} on {socket.gethostname()}, {time.strftime('%Y-%m-%d %H:%M')}"
+    with contextlib.suppress(OSError):
+        path.write_text(text, encoding="utf-8")
+
+
+def _read_owner(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")[:200].strip()
+    except OSError:
+        text = ""
+    return text if text.startswith("process ") and text.isprintable() else "another process"
+
+
+def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
+    """Differences between two flat mappings, sorted by name."""
+    return [
+        Change(name, before.get(name), now.get(name))
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    ]
+
+
+def require_same_run(
+    run_dir: Path, *, config: list[Change], data: list[Change], epochs_done: int
+) -> list[Change]:
+    """Refuse to resume with another experiment; returns the changes that are allowed.
+
+    Raises:
+        UsageError: a setting or the data differ in a way that would change the result.
+    """
+    refused = [change for change in config if change.name not in MAY_CHANGE] + data
+    for change in config:
+        if change.name == "train.epochs" and change.now < max(change.before, epochs_done):
+            refused.append(change)
+    if refused:
+        lines = "\n".join(f"  {change}" for change in refused)
+        raise UsageError(
+            f"{run_dir} cannot be resumed, because this changed:\n{lines}",
+            "undo the change, or start a new run with another run_dir",
+        )
+    return [change for change in config if change.name != "run_dir"]
+
+
+def count_needed_bytes(*, checkpoint_bytes: int, model_bytes: int) -> int:
+    """What a run needs of the disk: two checkpoints and a model, and one more of each at times."""
+    return 3 * checkpoint_bytes + 2 * model_bytes
+
+
+def require_disk_space(run_dir: Path, *, checkpoint_bytes: int, model_bytes: int) -> None:
+    """Find out before training whether the disk has room for what the run will save.
+
+    That is two checkpoints and a model, and at times a third and a second one while they are
+    written. What the run has saved already does not count.
+
+    Raises:
+        ResourceError: it has not.
+    """
+    kept = [CHECKPOINT_NAME, PREVIOUS_NAME, MODEL_NAME]
+    existing = sum((run_dir / name).stat().st_size for name in kept if (run_dir / name).exists())
+    needed = count_needed_bytes(checkpoint_bytes=checkpoint_bytes, model_bytes=model_bytes)
+    require_space(run_dir, needed - existing, "the checkpoints of this run")
+
+
+def save_result(run_dir: Path, result: FitResult) -> None:
+    """Mark the run as finished and say what it came to, in `result.json`."""
+    write_json(run_dir / RESULT_NAME, {"schema": 1, **to_plain(result)})
+
+
+def load_result(run_dir: Path) -> FitResult | None:
+    """What `result.json` says, None where the run has not finished or the file is damaged."""
+    try:
+        content = json.loads((run_dir / RESULT_NAME).read_text(encoding="utf-8"))
+        known = {name: content[name] for name in FitResult.__dataclass_fields__ if name in content}
+        result = FitResult(**{**known, "run_dir": run_dir, "already_finished": True})
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    numbers = (result.val_top1, result.val_macro_f1, result.seconds, result.test_top1 or 0.0)
+    counts = (result.best_epoch, result.epochs, result.planned_epochs)
+    whole = all(isinstance(each, int) for each in counts)
+    return result if whole and all(isinstance(each, (int, float)) for each in numbers) else None
+
+
+NAME_A_MODEL = "name a model: -m RUN, -m FILE or -m resnet50"
+NAME_A_RUN = "name a run folder"  # where a command takes no model
+
+
+def find_newest_run(runs: Path, instead: str = NAME_A_MODEL) -> Path:
+    """The folder of the run that finished last; `instead` is what the user may do without one.
+
+    Raises:
+        ModelError: no finished run below `runs`.
+    """
+    results = [
+        path for path in runs.glob(f"*/{RESULT_NAME}") if (path.parent / MODEL_NAME).exists()
+    ]
+    if not results:
+        raise ModelError(
+            f"no finished run below {runs}/",
+            f"train one with `vtrain fit CONFIG`, or {instead}",
+        )
+    return max(results, key=lambda path: path.stat().st_mtime).parent
+
+
+def find_run_names(runs: Path) -> list[str]:
+    """Finished runs as `runs/<name>`, sorted; none where the folder is missing."""
+    return sorted(str(path.parent) for path in runs.glob(f"*/{RESULT_NAME}"))

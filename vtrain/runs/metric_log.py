@@ -1,0 +1,62 @@
+"""Metrics of a run as files: `metrics.jsonl`, `metrics.csv` and, if asked for, TensorBoard."""
+
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from vtrain.data.image_sets import EpochMetrics
+from vtrain.errors import UsageError
+from vtrain.system.files import write_csv, write_text
+
+COLUMNS = tuple(each.name for each in fields(EpochMetrics))
+
+
+def write_metrics(run_dir: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """Write one row per epoch to `metrics.jsonl` and `metrics.csv`, whole files each time.
+
+    The history comes from the checkpoint, so that the files of a resumed run hold each epoch once.
+    """
+    lines = [json.dumps({name: row[name] for name in COLUMNS}) + "\n" for row in history]
+    write_text(run_dir / "metrics.jsonl", "".join(lines))
+    write_csv(
+        run_dir / "metrics.csv", COLUMNS, [[row[name] for name in COLUMNS] for row in history]
+    )
+
+
+def require_tensorboard() -> None:
+    """Raise UsageError unless the extra is installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UsageError(
+            "train.tensorboard is true, but the package tensorboard is not installed",
+            'install it with: pip install "vtrain[tensorboard]"',
+        )
+
+
+class TensorBoardLog:
+    """Scalars of every epoch for TensorBoard, under `<run folder>/tensorboard`."""
+
+    def __init__(self, run_dir: Path, *, purge_step: int) -> None:
+        """Start or continue the log; what was logged from epoch `purge_step` on is dropped.
+
+        Raises:
+            UsageError: the extra is not installed.
+        """
+        require_tensorboard()
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
+
+    def write(self, row: EpochMetrics) -> None:
+        """Log one epoch, flushed to disk."""
+        for name in COLUMNS:
+            value = getattr(row, name)
+            if name not in ("phase", "epoch"):
+                self._writer.add_scalar(name, value, row.epoch)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Release the file."""
+        self._writer.close()

@@ -1,0 +1,367 @@
+"""The plan of a run: data, model, phases and rates, known before the first step is taken."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from vtrain.config.load import FitConfig, LoadedConfig
+from vtrain.data.image_sets import Preprocessing, to_plain
+from vtrain.data.loaders import resolve_workers
+from vtrain.data.splits import Splits, check_splits, describe_splits, scan_splits
+from vtrain.errors import ConfigError, DataError
+from vtrain.models.classifier import Classifier, build_classifier
+from vtrain.models.freezing import (
+    HEAD,
+    Phase,
+    StageSummary,
+    apply_freeze,
+    build_phases,
+    match_rules,
+    summarize_stages,
+)
+from vtrain.models.precision import Precision, choose_inference_precision, choose_precision
+from vtrain.models.weights import describe_weights, load_weights
+from vtrain.models.zoo import BackboneSpec, find_backbone
+from vtrain.runs.metric_log import require_tensorboard
+from vtrain.system.machine import find_device, place_model, seed_everything
+from vtrain.system.processes import ALONE, ProcessGroup
+from vtrain.system.reporter import Reporter
+from vtrain.system.terminal import format_count, one_line
+from vtrain.training.memory import can_train, find_batch_size
+from vtrain.training.optim import (
+    ParamGroup,
+    build_param_groups,
+    choose_backbone_lr,
+    find_stage_rates,
+)
+
+# Separates the stream that initialises the model from the others drawn from a seed.
+MODEL_STREAM = 0
+# Images of a step for `data.batch_size: auto`, before train.accumulate.
+AUTO_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class FitPlan:
+    """Everything that is known before the first step; nothing has been written yet.
+
+    `data` is the content of `data.json`; `batch_size` images are computed at once by each process,
+    `accumulate` batches make a step; `param_groups` are the optimizer's, with a peak
+    learning rate for each phase.
+    """
+
+    loaded: LoadedConfig
+    splits: Splits
+    data: dict[str, Any]
+    spec: BackboneSpec
+    classifier: Classifier
+    preprocessing: Preprocessing
+    pretrained_input: bool
+    phases: tuple[Phase, ...]
+    param_groups: list[ParamGroup]
+    device: torch.device
+    group: ProcessGroup
+    precision: str
+    inference_precision: str
+    workers: int
+    batch_size: int
+    accumulate: int
+
+    @property
+    def config(self) -> FitConfig:
+        """The validated config."""
+        return self.loaded.config
+
+    def with_batch_size(self, batch_size: int) -> "FitPlan":
+        """The same plan with batches of another size, and as many images in a step."""
+        step = self.batch_size * self.accumulate
+        return replace(self, batch_size=batch_size, accumulate=step // batch_size)
+
+    def apply_freeze(self, phase: Phase) -> None:
+        """Make the classifier train what `phase` trains."""
+        apply_freeze(
+            self.classifier,
+            phase.rules,
+            freeze_batch_norm=self.config.model.batch_norm == "frozen",
+        )
+
+    def summarize_stages(self, index: int) -> list[StageSummary]:
+        """The stages of phase `index`, whose freeze is applied, with their peak rates."""
+        return summarize_stages(self.classifier, find_stage_rates(self.param_groups, index))
+
+    def augment(self, phase: Phase) -> str:
+        """The augmentation preset of a phase.
+
+        `auto`: none where the head alone is trained, since the features of an image are then the
+        same every time; light otherwise.
+        """
+        given = self.config.data.augment
+        if given != "auto":
+            return given
+        below_head = any(
+            scale is not None and self.classifier.stage_of(name) != HEAD
+            for name, scale in match_rules(self.classifier, phase.rules).items()
+        )
+        return "light" if below_head else "none"
+
+
+def build_plan(
+    loaded: LoadedConfig,
+    reporter: Reporter,
+    *,
+    planned_epochs: int | None = None,
+    planned_batch: int | None = None,
+    group: ProcessGroup = ALONE,
+) -> FitPlan:
+    """Scan and check the data, build the model, load its weights, and lay out the phases.
+
+    `planned_epochs` is the number of epochs that a resumed run started with: its phases stay
+    where they were, and only the last one is extended. Its weights come from the checkpoint, so
+    that none are loaded. `planned_batch` is its batch size, which stays.
+
+    Raises:
+        DataError, ModelError, UsageError: what the config asks for cannot be had.
+    """
+    config = loaded.config
+    device = find_device(group.choose_device(config.train.device))
+    spec = find_backbone(config.model.backbone)
+    if config.train.tensorboard:
+        require_tensorboard()
+    precision = choose_precision(config.train.precision, device, depthwise=spec.depthwise)
+    splits = scan_splits(config.data, seed=config.seed, reporter=reporter)
+    # Before the images are read, which can take long: nobody should wait for a wrong file name.
+    notify = reporter.say if planned_epochs is None else None
+    classifier, preprocessing, pretrained_input = _build_model(config, spec, splits, notify)
+    splits = check_splits(splits, config.data, reporter=reporter)
+    _require_batch(config, len(splits.train), group.world_size)
+    phases, groups = _lay_out(config, spec, classifier, planned_epochs)
+    place_model(classifier, device)
+    batch_size = planned_batch or _choose_batch(
+        config, classifier, phases, preprocessing, precision, device
+    )
+    _synchronize_norms(config, classifier, device, group)
+    return FitPlan(
+        loaded=loaded,
+        splits=splits,
+        data=_describe_data(splits),
+        spec=spec,
+        classifier=classifier,
+        preprocessing=preprocessing,
+        pretrained_input=pretrained_input,
+        phases=tuple(phases),
+        param_groups=groups,
+        device=device,
+        group=group,
+        precision=precision,
+        inference_precision=choose_inference_precision(
+            "auto", device, trained=config.train.precision
+        ),
+        workers=resolve_workers(
+            config.data.workers, len(splits.train), processes=group.local_world_size
+        ),
+        batch_size=batch_size,
+        accumulate=_step_size(config) // batch_size,
+    )
+
+
+def _step_size(config: FitConfig) -> int:
+    """Images of an optimiser step in each process."""
+    size = AUTO_BATCH if config.data.batch_size == "auto" else config.data.batch_size
+    return size * config.train.accumulate
+
+
+def _choose_batch(
+    config: FitConfig,
+    classifier: Classifier,
+    phases: Sequence[Phase],
+    preprocessing: Preprocessing,
+    precision: str,
+    device: torch.device,
+) -> int:
+    """Images to compute at once: as the config says, or as many of a step's as fit.
+
+    The CPU's memory can be overdrawn without an error, and gains nothing from larger batches.
+    """
+    if config.data.batch_size != "auto":
+        return config.data.batch_size
+    if device.type != "cuda":
+        return AUTO_BATCH
+    for phase in phases:  # the last trains the most
+        apply_freeze(classifier, phase.rules)
+    format_ = Precision(precision, device)
+    edge = preprocessing.crop
+    return find_batch_size(
+        lambda size: can_train(classifier, size, image_size=edge, precision=format_),
+        _step_size(config),
+    )
+
+
+def _lay_out(
+    config: FitConfig, spec: BackboneSpec, classifier: Classifier, planned_epochs: int | None
+) -> tuple[list[Phase], list[ParamGroup]]:
+    """The phases, and the optimizer's param groups over all of them."""
+    phases = _plan_phases(config, spec, planned_epochs)
+    # A policy that trains nothing must fail here, not when its phase begins.
+    tables = [apply_freeze(classifier, phase.rules) for phase in phases]
+    groups = build_param_groups(
+        classifier,
+        tables,
+        config.optim,
+        backbone_lr=choose_backbone_lr(config, spec),
+    )
+    return phases, groups
+
+
+def _synchronize_norms(
+    config: FitConfig, classifier: Classifier, device: torch.device, group: ProcessGroup
+) -> None:
+    if config.model.batch_norm != "sync" or group.world_size == 1:
+        return
+    if device.type != "cuda":
+        raise ConfigError(
+            f"model.batch_norm: sync needs GPUs, and the device is {device}",
+            "set model.batch_norm=frozen, or train",
+        )
+    torch.nn.SyncBatchNorm.convert_sync_batchnorm(classifier)  # type: ignore[no-untyped-call]
+
+
+def _describe_data(splits: Splits) -> dict[str, Any]:
+    try:
+        return describe_splits(splits)
+    except OSError as error:
+        raise DataError(
+            f"{one_line(error.filename)} was there a moment ago and is not now: {error.strerror}",
+            "let nothing change the folder while a run starts",
+        ) from error
+
+
+def _require_batch(config: FitConfig, images: int, processes: int) -> None:
+    size = AUTO_BATCH if config.data.batch_size == "auto" else config.data.batch_size
+    if size * processes > images:
+        together = f"{size}" if processes == 1 else f"{size} in each of {processes} processes"
+        raise ConfigError(
+            f"data.batch_size: {together} is more than the {images} training images",
+            f"set data.batch_size={max(1, images // (4 * processes))} or less",
+        )
+
+
+def _build_model(
+    config: FitConfig, spec: BackboneSpec, splits: Splits, notify: Callable[[str], None] | None
+) -> tuple[Classifier, Preprocessing, bool]:
+    """The classifier, its input, and how it was built; with `notify` its weights are loaded."""
+    source = describe_weights(config.model.weights, spec)
+    preprocessing = source.preprocessing
+    if config.data.image_size is not None:
+        preprocessing = preprocessing.with_image_size(config.data.image_size)
+    seed_everything(config.seed, MODEL_STREAM)
+    classifier = build_classifier(
+        spec,
+        num_classes=len(splits.classes),
+        head=config.model.head,
+        image_size=preprocessing.crop,
+        pretrained=source.pretrained_input,
+        options=config.model.options,
+    )
+    if notify is not None:
+        load_weights(classifier, config.model.weights, notify=notify)
+    return classifier, preprocessing, source.pretrained_input
+
+
+def _plan_phases(config: FitConfig, spec: BackboneSpec, planned_epochs: int | None) -> list[Phase]:
+    planned = planned_epochs or config.train.epochs
+    phases = build_phases(config, [stage.name for stage in spec.stages], epochs=planned)
+    last = phases[-1]
+    extended = last.epochs + config.train.epochs - planned
+    return [*phases[:-1], Phase(last.name, extended, last.rules, last.restart_schedule)]
+
+
+def run_facts(plan: FitPlan) -> dict[str, Any]:
+    """What must be the same when a run is resumed, besides its config: data and preprocessing."""
+    facts: dict[str, Any] = {"classes": ", ".join(map(one_line, plan.splits.classes))}
+    for name, split in plan.data.items():
+        if isinstance(split, dict):
+            facts[f"data.{name} count"] = split["count"]
+            facts[f"data.{name} files"] = split["sha256"][:12]
+    if plan.splits.exclusion is not None:
+        facts["images left out by data.exclude"] = plan.splits.exclusion.digest[:12]
+    for name, value in to_plain(plan.preprocessing).items():
+        facts[f"preprocessing.{name}"] = value
+    return facts
+
+
+def show_plan(plan: FitPlan, reporter: Reporter) -> None:
+    """Say what will be trained, on what, and how."""
+    show_facts(plan, reporter)
+    show_phases(plan, reporter)
+
+
+def show_facts(plan: FitPlan, reporter: Reporter) -> None:
+    """Data, input, model and batches, a line each."""
+    splits, config = plan.splits, plan.config
+    counts = splits.train.class_counts()
+    reporter.say(
+        f"data: {len(splits.train)} train, {len(splits.val)} val"
+        + (f", {len(splits.test)} test" if splits.test is not None else "")
+        + f" images of {len(splits.classes)} classes ({_format_range(counts)} per class)"
+        + f"; {splits.describe_check()}"
+    )
+    pre = plan.preprocessing
+    reporter.say(
+        f"input: {pre.crop}x{pre.crop} px (resize {pre.resize}, {pre.interpolation}), "
+        f"augmentation {', '.join(sorted({plan.augment(phase) for phase in plan.phases}))}"
+    )
+    reporter.say(
+        f"model: {plan.spec.name}, weights {config.model.weights}, on {plan.device}, "
+        f"{plan.precision}, loader workers: {plan.workers}, threads: {torch.get_num_threads()}"
+        + (f", {plan.group.world_size} processes" if plan.group.world_size > 1 else "")
+    )
+    if config.data.batch_size == "auto":
+        reporter.say(
+            f"batches: {plan.batch_size} images at once, {plan.accumulate} batches in a step"
+        )
+
+
+def show_phases(plan: FitPlan, reporter: Reporter, *, every: bool = False) -> None:
+    """The table of stages of each phase, or of the first one where there are many."""
+    for index, phase in enumerate(plan.phases):
+        plan.apply_freeze(phase)
+        if index == 0 or every or len(plan.phases) <= 3:
+            show_stages(phase, plan.summarize_stages(index), reporter)
+
+
+def _format_range(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def show_stages(phase: Phase, stages: list[StageSummary], reporter: Reporter) -> None:
+    """The table of stages of a phase: parameters, trainable, peak learning rate, BatchNorm."""
+    total = sum(stage.parameters for stage in stages)
+    trainable = sum(stage.trainable for stage in stages)
+    reporter.table(
+        ("stage", "parameters", "trainable", "learning rate", "BatchNorm"),
+        [
+            (
+                stage.name,
+                format_count(stage.parameters),
+                format_count(stage.trainable) if stage.trainable else "frozen",
+                format_rates(stage.learning_rates),
+                stage.batch_norm,
+            )
+            for stage in stages
+        ],
+        title=f"phase {phase.name}, {phase.epochs} epoch{'s' if phase.epochs > 1 else ''}: "
+        f"trains {format_count(trainable)} "
+        f"of {format_count(total)} parameters",
+        right=(1, 2, 3),
+    )
+
+
+def format_rates(rates: tuple[float, float] | None) -> str:
+    """One rate, or the lowest and highest."""
+    if rates is None:
+        return "-"
+    low, high = rates
+    return f"{low:.2e}" if low == high else f"{low:.2e} to {high:.2e}"

@@ -1,0 +1,297 @@
+"""What a run writes while it trains, and what it takes up again when it is resumed."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from vtrain.checkpoint_content import check_fit
+from vtrain.config.load import dump_config, flatten_config
+from vtrain.data.image_sets import EpochMetrics, to_plain
+from vtrain.errors import DivergedError, ModelError
+from vtrain.inference.calibration import MAX_BANK
+from vtrain.models.classifier import Classifier
+from vtrain.models.freezing import verify_frozen
+from vtrain.models.model_file import ModelFile, save_model
+from vtrain.plan_record import build_plan_record
+from vtrain.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from vtrain.runs.folder import (
+    CHECKPOINT_NAME,
+    CONFIG_NAME,
+    MODEL_NAME,
+    RESOLVED_NAME,
+    RESULT_NAME,
+    require_disk_space,
+)
+from vtrain.runs.metric_log import write_metrics
+from vtrain.runs.plan import FitPlan, run_facts
+from vtrain.runs.record import DATA_NAME, ENVIRONMENT_NAME, PLAN_NAME
+from vtrain.system.files import write_json, write_text
+from vtrain.system.machine import describe_environment
+from vtrain.system.reporter import Reporter
+from vtrain.system.tensor_files import find_non_finite, load_tensors, shorten_names
+from vtrain.system.terminal import one_line
+from vtrain.training.optim import optimizer_bytes
+from vtrain.training.state import TrainState
+from vtrain.training.step import Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class BestModel:
+    """The best weights so far and their metrics, until they are written."""
+
+    state: dict[str, Tensor]
+    metrics: EpochMetrics
+
+
+def describe_machine(plan: FitPlan) -> dict[str, Any]:
+    """What the last bits of a result depend on, besides config and data."""
+    return {
+        "device": plan.device.type,
+        "precision": plan.precision,
+        "threads": torch.get_num_threads(),
+        "processes": plan.group.world_size,
+        "batch_size": plan.batch_size,
+    }
+
+
+def write_description(plan: FitPlan, run_dir: Path, *, steps_per_epoch: int) -> None:
+    """Write what a new run is into its folder."""
+    write_text(run_dir / CONFIG_NAME, plan.loaded.text)
+    write_json(run_dir / DATA_NAME, plan.data)
+    write_settings(plan, run_dir, steps_per_epoch=steps_per_epoch)
+
+
+def write_settings(plan: FitPlan, run_dir: Path, *, steps_per_epoch: int) -> None:
+    """Write what may differ when a run is resumed: settings, machine and plan."""
+    loaded = plan.loaded
+    write_text(run_dir / RESOLVED_NAME, dump_config(loaded.config, loaded.origins))
+    choices = {
+        **describe_machine(plan),
+        "inference_precision": plan.inference_precision,
+        "workers": plan.workers,
+        "accumulate": plan.accumulate,
+    }
+    write_json(run_dir / ENVIRONMENT_NAME, {**describe_environment(), "choices": choices})
+    write_json(run_dir / PLAN_NAME, build_plan_record(plan, steps_per_epoch=steps_per_epoch))
+
+
+@dataclass(slots=True)
+class SavedState:
+    """The checkpoint and the best model of a run.
+
+    All processes call the methods together, the first alone writes. `saved_at` is when, on this
+    process's clock, and `saved_step` of which step the checkpoint is; None before the first.
+    `frozen` are the digests of the tensors that the current phase must not change.
+    """
+
+    plan: FitPlan
+    run_dir: Path
+    trainer: Trainer
+    reporter: Reporter
+    planned_epochs: int
+    started: float = field(default_factory=time.perf_counter)
+    seconds_before: float = 0.0
+    frozen: dict[str, str] = field(default_factory=dict)
+    best: BestModel | None = None
+    saved_at: float | None = None
+    saved_step: int | None = None
+
+    @property
+    def state(self) -> TrainState:
+        """Where the run is."""
+        return self.trainer.state
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, over all its processes' lives."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    @property
+    def candidate(self) -> Classifier:
+        """What is validated and saved: the classifier, or the average of its weights."""
+        ema = self.trainer.ema
+        return self.plan.classifier if ema is None else cast(Classifier, ema.model)
+
+    def require_disk_space(self) -> None:
+        """Find out before training whether everything can be saved.
+
+        Raises:
+            ResourceError: the disk is too full.
+        """
+        checkpoint, model = count_saved_bytes(self.plan, self.trainer)
+        require_disk_space(self.run_dir, checkpoint_bytes=checkpoint, model_bytes=model)
+
+    def verify_frozen(self) -> None:
+        """Prove that what a phase has frozen is what it was when the phase began.
+
+        Raises:
+            ModelError: it is not.
+        """
+        if self.candidate is not self.plan.classifier:
+            verify_frozen(self.candidate, self.frozen)  # the average, which is what is saved
+        count = verify_frozen(self.plan.classifier, self.frozen)
+        if count:
+            self.reporter.say(f"frozen: all {count} frozen tensors are bit for bit as loaded")
+
+    # --- saving ------------------------------------------------------------------------------
+
+    def note_best(self, metrics: EpochMetrics, *, copy: bool) -> None:
+        """Take the weights as they are now for the best so far; they are written with the rest.
+
+        Raises:
+            DivergedError: they are not finite.
+        """
+        self.state.best_top1, self.state.best_loss = metrics.val_top1, metrics.val_loss
+        self.state.best_epoch = metrics.epoch
+        weights = self.candidate.state_dict()
+        if names := find_non_finite(weights):
+            raise DivergedError(
+                f"the weights are not finite after step {self.state.step}: {shorten_names(names)}",
+                "lower optim.lr and optim.backbone_lr, or set train.precision=fp32",
+            )
+        if copy:
+            weights = {name: tensor.clone() for name, tensor in weights.items()}
+        self.best = BestModel(weights, metrics)
+
+    def save(self) -> None:
+        """Write what is to be kept."""
+        self.trainer.sync()
+        with self.trainer.stopwatch.section("saving"):
+            self.state.seconds = self.seconds
+            # Before the checkpoint: a run that is killed in between repeats this epoch.
+            self.save_best()
+            if self.plan.group.is_main:
+                save_checkpoint(self.run_dir / CHECKPOINT_NAME, self._build_checkpoint())
+                write_metrics(self.run_dir, self.state.history)
+        self.saved_at = time.perf_counter()
+        self.saved_step = self.state.step
+
+    def save_best(self) -> None:
+        """Write the best weights, if they are not written yet."""
+        best, self.best = self.best, None
+        if best is None or not self.plan.group.is_main:
+            return
+        plan, environment = self.plan, describe_environment()
+        save_model(
+            self.run_dir / MODEL_NAME,
+            best.state,
+            ModelFile(
+                backbone=plan.spec.name,
+                options=dict(plan.config.model.options),
+                pretrained_input=plan.pretrained_input,
+                head=plan.config.model.head.model_dump(),
+                classes=plan.splits.classes,
+                preprocessing=plan.preprocessing,
+                config=plan.config.model_dump(mode="json"),
+                metrics=to_plain(best.metrics),
+                versions={"vtrain": environment["vtrain"], **environment["packages"]},
+            ),
+        )
+
+    def _build_checkpoint(self) -> Checkpoint:
+        trainer, plan = self.trainer, self.plan
+        return Checkpoint(
+            model=plan.classifier.state_dict(),
+            ema=trainer.ema.model.state_dict() if trainer.ema is not None else None,
+            optimizer=trainer.optimizer.state_dict(),
+            scaler=trainer.precision.scaler.state_dict(),
+            state=self.state,
+            planned_epochs=self.planned_epochs,
+            frozen=self.frozen,
+            config=flatten_config(plan.config),
+            data=run_facts(plan),
+            machine=describe_machine(plan),
+        )
+
+    # --- going back --------------------------------------------------------------------------
+
+    def resume(self, checkpoint: Checkpoint, *, steps_per_epoch: int, batches: int) -> None:
+        """Take a run up again where a checkpoint was saved; `batches` make an epoch.
+
+        Raises:
+            ModelError: the checkpoint does not fit the model.
+        """
+        self.restore(checkpoint, batches=batches)
+        self._require_best()
+        self.planned_epochs = checkpoint.planned_epochs
+        self.seconds_before = checkpoint.state.seconds
+        if self.plan.group.is_main:
+            (self.run_dir / RESULT_NAME).unlink(missing_ok=True)
+            write_settings(self.plan, self.run_dir, steps_per_epoch=steps_per_epoch)
+            write_metrics(self.run_dir, self.state.history)
+        self.reporter.say(
+            f"resumed {self.run_dir} after epoch {self.state.epoch}, batch {self.state.batch} "
+            f"(step {self.state.step})"
+        )
+
+    def roll_back(self, step: int, *, batches: int) -> None:
+        """Go back to the last checkpoint, to come to this point again without `step`."""
+        processes, checkpoint = self.plan.group, None
+        with processes.together():
+            if processes.is_main:
+                checkpoint = load_checkpoint(self.run_dir / CHECKPOINT_NAME)
+        left_out = sorted({*self.state.left_out, step})
+        self.best = None
+        self.restore(processes.broadcast(checkpoint), batches=batches)
+        self.state.left_out = left_out
+
+    def restore(self, checkpoint: Checkpoint, *, batches: int) -> None:
+        """Load weights, averages, moments, loss scale and counters.
+
+        Nothing else is needed: the order of images, their augmentation and dropout come from the
+        seed and the counters, the learning rate from the step.
+
+        Raises:
+            ModelError: the checkpoint does not fit the model.
+        """
+        trainer, ema = self.trainer, self.trainer.ema
+        try:
+            check_fit(checkpoint, trainer.optimizer, batches=batches, averaged=ema is not None)
+            self.plan.classifier.load_state_dict(checkpoint.model)
+            if ema is not None and checkpoint.ema is not None:
+                ema.model.load_state_dict(checkpoint.ema)
+            trainer.optimizer.load_state_dict(checkpoint.optimizer)
+            if checkpoint.machine["precision"] == self.plan.precision:
+                trainer.precision.scaler.load_state_dict(checkpoint.scaler)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"{one_line(self.run_dir / CHECKPOINT_NAME)} does not fit the model: {error}",
+                "start a new run with another run_dir",
+            ) from error
+        trainer.state = checkpoint.state
+        self.frozen = dict(checkpoint.frozen)
+        self.saved_step = self.state.step
+
+    def _require_best(self) -> None:
+        """Make up for a best model whose file is missing or damaged, as far as that can be done."""
+        state, problem = self.state, None
+        if self.plan.group.is_main and state.best_epoch:
+            try:
+                load_tensors(self.run_dir / MODEL_NAME)
+            except ModelError as error:
+                problem = error.message
+        problem = self.plan.group.broadcast(problem)
+        if problem is None:
+            return
+        # Early stopping counts from here.
+        state.best_epoch, state.best_top1, state.best_loss = state.epoch, -1.0, math.inf
+        if state.batch == 0:  # these are the weights that the last row of metrics is about
+            self.note_best(EpochMetrics(**state.history[-1]), copy=True)
+        self.reporter.warn(
+            f"the best model so far is lost ({problem}): the best from epoch "
+            f"{state.epoch + (state.batch > 0)} on is kept"
+        )
+
+
+def count_saved_bytes(plan: FitPlan, trainer: Trainer) -> tuple[int, int]:
+    """Bytes of a checkpoint and of a finished model, once every parameter has been stepped."""
+    model = sum(tensor.nbytes for tensor in plan.classifier.state_dict().values())
+    copies = 1 if trainer.ema is None else 2
+    rows = min(len(plan.splits.train), MAX_BANK)
+    bank = rows * plan.classifier.feature_dim * torch.float16.itemsize
+    return copies * model + optimizer_bytes(trainer.optimizer), model + bank

@@ -1,0 +1,258 @@
+"""Looks at a folder of images and writes a commented config that is ready to run."""
+
+import statistics
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from vtrain.config.yaml12 import format_scalar
+from vtrain.data.folders import find_splits, scan_labelled
+from vtrain.data.image_sets import LabelledImages
+from vtrain.errors import ImageError, UsageError
+from vtrain.models.zoo import BackboneSpec, find_backbone
+from vtrain.system.files import write_text
+
+MAX_HEADERS = 200  # image headers read for their sizes, spread over all images
+VAL_FRACTION = 0.2
+BATCH_SIZE = 32
+SMALL_CLASS = 20  # images; with fewer, a validation result is mostly chance
+IMBALANCE = 10  # times as many images in the largest class as in the smallest
+LONG_SIDE = 3  # times the short side: the square crop loses most of such an image
+LARGE_EDGE = 2000  # pixels; beyond, decoding can cost more than training
+NAMES_SHOWN = 20
+WIDTH = 96
+
+
+@dataclass(frozen=True, slots=True)
+class FolderSummary:
+    """What was found in a folder of images.
+
+    `counts` has the images per class of each split, in the order of `classes`. `sizes` are
+    (width, height) in pixels of a sample of training images, `formats` counts suffixes over all
+    images, `skipped` the files that are not used. Without `val` a share of `train` is held out.
+    """
+
+    root: Path
+    train: Path
+    val: Path | None
+    test: Path | None
+    classes: tuple[str, ...]
+    counts: dict[str, tuple[int, ...]]
+    sizes: tuple[tuple[int, int], ...]
+    formats: dict[str, int]
+    skipped: int
+
+    @property
+    def training_images(self) -> int:
+        """Images left to train on once validation images are held out."""
+        if self.val is not None:
+            return sum(self.counts["train"])
+        # As split_stratified counts: rounded, at least one of each class on either side.
+        return sum(n - min(max(round(n * VAL_FRACTION), 1), n - 1) for n in self.counts["train"])
+
+    def lines(self) -> list[str]:
+        """The facts in a few lines, for people."""
+        splits = [f"{sum(counts)} {name}" for name, counts in self.counts.items()]
+        formats = [f"{count} {suffix}" for suffix, count in self.formats.items()]
+        lines = [
+            f"images: {', '.join(splits)}",
+            f"classes: {len(self.classes)}, {_span(self.counts['train'])} training images each",
+            f"files: {', '.join(formats)}",
+        ]
+        if self.sizes:
+            short, long = [min(size) for size in self.sizes], [max(size) for size in self.sizes]
+            lines.append(f"size: short side {_span(short)} px, long side {_span(long)} px")
+        if self.skipped:
+            lines.append(f"not used: {self.skipped} files that are not images in a class folder")
+        return lines
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def inspect_folder(root: Path) -> FolderSummary:
+    """Scan a folder that has `train` and `val` or `test` subfolders, or one subfolder a class.
+
+    No image is decoded; the headers of up to `MAX_HEADERS` are read for their sizes.
+
+    Raises:
+        DataError: the folder has neither layout, or a split has classes that train lacks.
+    """
+    splits = find_splits(root)
+    train = splits.train if splits else root
+    val, test = (splits.val, splits.test) if splits else (None, None)
+    images = {"train": scan_labelled(train, name="train")}
+    for name, folder in (("val", val), ("test", test)):
+        if folder is not None:
+            images[name] = scan_labelled(folder, classes=images["train"].classes, name=name)
+    return FolderSummary(
+        root=root,
+        train=train,
+        val=val,
+        test=test,
+        classes=images["train"].classes,
+        counts={name: tuple(split.class_counts()) for name, split in images.items()},
+        sizes=tuple(_read_sizes(images["train"].paths)),
+        formats=_count_suffixes(images.values()),
+        skipped=sum(len(split.skipped) for split in images.values()),
+    )
+
+
+def _count_suffixes(splits: Iterable[LabelledImages]) -> dict[str, int]:
+    suffixes = Counter(path.suffix.lower() for split in splits for path in split.paths)
+    return dict(suffixes.most_common())
+
+
+def _read_sizes(paths: Sequence[Path]) -> Iterator[tuple[int, int]]:
+    """Sizes from the headers of images spread evenly over `paths`; unreadable ones are left out."""
+    from vtrain.data.images import read_size
+
+    for path in paths[:: -(-len(paths) // MAX_HEADERS)]:
+        with suppress(ImageError):  # training names the file
+            yield read_size(path)
+
+
+def build_config_text(summary: FolderSummary, *, backbone: str = "resnet18") -> str:
+    """A config for the folder, with what was found in comments; it loads without a change.
+
+    Raises:
+        UsageError: no such backbone, or a folder whose name is not valid Unicode.
+    """
+    spec = find_backbone(backbone)
+    notes = [*_notes(summary, spec)]
+    sections = [
+        "\n".join(_comment([*summary.lines(), _class_line(summary), *notes])),
+        "\n".join(_model_lines(spec)),
+        "\n".join(_data_lines(summary)),
+        "\n".join(_train_lines()),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _comment(paragraphs: Iterable[str]) -> list[str]:
+    lines = []
+    for text in paragraphs:
+        lines += textwrap.wrap(
+            text,
+            WIDTH,
+            initial_indent="# ",
+            subsequent_indent="#   ",
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+    return lines
+
+
+def _class_line(summary: FolderSummary) -> str:
+    # A class folder may be called anything, but must not end the comment.
+    names = [n if n.isprintable() else ascii(n) for n in summary.classes[:NAMES_SHOWN]]
+    more = len(summary.classes) - len(names)
+    return "class names: " + ", ".join(names) + (f" and {more} more" if more else "")
+
+
+def _notes(summary: FolderSummary, spec: BackboneSpec) -> Iterator[str]:
+    """What the user may want to act on."""
+    counts = summary.counts["train"]
+    if min(counts) < SMALL_CLASS:
+        yield (
+            f"note: the smallest class has {min(counts)} training images; freeze: head is safer "
+            f"and faster than lp-ft where most have fewer than {SMALL_CLASS}"
+        )
+    if max(counts) >= IMBALANCE * min(counts):
+        yield (
+            f"note: the largest class has {max(counts) // min(counts)} times the images of the "
+            "smallest; data.balance: sampler or loss gives rare classes more weight, and "
+            "val_macro_f1 tells more than val_top1"
+        )
+    if summary.sizes:
+        yield from _size_notes(summary.sizes, spec)
+
+
+def _size_notes(sizes: Sequence[tuple[int, int]], spec: BackboneSpec) -> Iterator[str]:
+    short = statistics.median(min(size) for size in sizes)
+    elongated = sum(max(size) >= LONG_SIDE * min(size) for size in sizes)
+    if 2 * short <= spec.image_size:
+        yield (
+            f"note: half of the images are at most {short:.0f} px, the model's input is "
+            f"{spec.image_size} px; a smaller data.image_size is faster, if less accurate"
+        )
+    if short > LARGE_EDGE:
+        yield (
+            f"note: half of the images are over {LARGE_EDGE} px; shrinking the files once to "
+            f"about {2 * spec.image_size} px saves reading time in every epoch"
+        )
+    if 2 * elongated >= len(sizes):
+        yield (
+            f"note: half of the images are {LONG_SIDE} or more times as long as wide; the model "
+            "sees their centre square only"
+        )
+
+
+def _model_lines(spec: BackboneSpec) -> Iterator[str]:
+    yield "model:"
+    yield f"  backbone: {spec.name}  # vtrain backbones lists all"
+    if not spec.weights:
+        yield "  weights: none  # it has none, so everything is trained from scratch"
+        yield "freeze: none"
+        return
+    yield f"  weights: DEFAULT  # {spec.default_weights}"
+    yield "freeze: lp-ft  # head: train the last layer only, fastest; none: fine-tune all at once"
+
+
+def _data_lines(summary: FolderSummary) -> Iterator[str]:
+    yield "data:"
+    yield f"  train: {_format_path(summary.train)}"
+    if summary.val is not None:
+        yield f"  val: {_format_path(summary.val)}"
+    else:
+        yield f"  val_fraction: {VAL_FRACTION}  # of each class, chosen by seed"
+    if summary.test is not None:
+        yield f"  test: {_format_path(summary.test)}"
+    yield "  augment: auto  # random crops and flips; none if left and right differ, as in text"
+    images = summary.training_images
+    comment = "" if images >= 4 * BATCH_SIZE else f"  # there are {images} training images"
+    yield f"  batch_size: {choose_batch_size(images)}{comment}"
+    yield "  workers: auto"
+
+
+def choose_batch_size(images: int) -> int:
+    """32, or for small sets a power of two that makes at least four steps an epoch, if it can."""
+    size = BATCH_SIZE
+    while size > 2 and 4 * size > images:
+        size //= 2
+    return min(size, max(images, 1))
+
+
+def _format_path(path: Path) -> str:
+    text = str(path)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the folder name {text!a} is not valid UTF-8, which a config cannot hold",
+            "rename the folder",
+        ) from error
+    return format_scalar(text)
+
+
+def _train_lines() -> Iterator[str]:
+    yield "train:"
+    yield "  epochs: 10"
+    yield "# every other key has its default: `vtrain config` with this file shows them"
+
+
+def write_config(path: Path, text: str) -> None:
+    """Write a config as a new file.
+
+    Raises:
+        UsageError: there is something at `path` already, or no folder to write to.
+        ResourceError: the disk is full.
+    """
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path} exists already", "choose another file with -o, or remove it")
+    write_text(path, text)
