@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vtrain.data.image_sets import ImagePrediction
-from vtrain.results.evaluate import write_predictions_csv
-from vtrain.system.files import write_json
+from vtrain.runs.evaluation_files import ImagePrediction, write_predictions_csv
+from vtrain.system.json_csv import write_json
 
 CONFIG = "model: {{backbone: simple_cnn, weights: none}}\nfreeze: none\nseed: {seed}\n{more}"
 DATA = "data: {train: images/train, val: images/val}\n"

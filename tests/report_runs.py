@@ -9,11 +9,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tests.tiny import draw_image
-from vtrain.config.load import FitConfig, dump_config
-from vtrain.data.image_sets import EpochMetrics, FitResult, to_plain
-from vtrain.runs.folder import save_result
-from vtrain.runs.metric_log import write_metrics
-from vtrain.system.files import write_csv, write_json
+from vtrain.config.dump import dump_config
+from vtrain.config.keys import FitConfig
+from vtrain.runs.folder import FitResult, save_result
+from vtrain.runs.metric_log import EpochMetrics, write_metrics
+from vtrain.system.json_csv import to_plain, write_csv, write_json
 
 HEADER = (
     "path", "label", "prediction", "probability", "correct", "label_probability", "second",

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tests.tiny import draw_labelled
 from vtrain.config.load import LoadedConfig, load_config
-from vtrain.data.image_sets import FitResult
 from vtrain.errors import InterruptedRunError, StoppedError
 from vtrain.runs.checkpoint import load_checkpoint
 from vtrain.runs.fit import Resume, fit
+from vtrain.runs.folder import FitResult
 from vtrain.system.reporter import SILENT, Interruptible, Progress, Reporter
 from vtrain.system.tensor_files import load_tensors
 from vtrain.system.terminal import Console

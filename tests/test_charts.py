@@ -8,7 +8,7 @@ import pytest
 from markupsafe import Markup
 
 from tests.report_runs import HOSTILE
-from vtrain.data.image_sets import CalibrationBin
+from vtrain.inference.calibration import CalibrationBin
 from vtrain.pages.charts import (
     MOST_COLOURS,
     Bar,

@@ -12,21 +12,16 @@ import torchvision
 from torch import Tensor, nn
 
 from tests.tiny import CPU, build_tiny_model
-from vtrain.config.load import HeadConfig
-from vtrain.data.image_sets import Preprocessing
+from vtrain.config.keys import HeadConfig
+from vtrain.config.preprocessing import Preprocessing
 from vtrain.errors import ExitCode, ModelError, UsageError, VtrainError
 from vtrain.models.backbones import eval_preprocessing
 from vtrain.models.model_file import ModelFile, save_model
 from vtrain.models.zoo import find_backbone
-from vtrain.runs.checkpoint import (
-    CHECKPOINT_FORMAT,
-    Checkpoint,
-    LoadedModel,
-    load_checkpoint,
-    load_model,
-    save_checkpoint,
-)
-from vtrain.system.tensor_files import load_torch, save_tensors, save_torch
+from vtrain.runs.checkpoint import CHECKPOINT_FORMAT, Checkpoint, load_checkpoint, save_checkpoint
+from vtrain.runs.load_model import LoadedModel, load_model
+from vtrain.system.tensor_files import save_tensors
+from vtrain.system.torch_files import load_torch, save_torch
 from vtrain.training.state import TrainState
 
 SMALL = "shufflenet_v2_x0_5"  # 5 MB of random weights

@@ -12,16 +12,9 @@ import pytest
 import yaml
 
 from vtrain.config.allowed import known_keys
-from vtrain.config.load import (
-    FitConfig,
-    FreezeRule,
-    LoadedConfig,
-    dump_config,
-    flatten_config,
-    json_schema,
-    load_config,
-    reference_yaml,
-)
+from vtrain.config.dump import dump_config, json_schema, reference_yaml
+from vtrain.config.keys import FitConfig, FreezeRule, flatten_config
+from vtrain.config.load import LoadedConfig, load_config
 from vtrain.config.mistakes import OTHER_NAMES
 from vtrain.config.yaml12 import parse_yaml
 from vtrain.errors import ConfigError, ExitCode
@@ -559,7 +552,7 @@ def test_any_config_survives_being_written_and_read() -> None:
 
 
 def test_reference_is_what_the_model_says() -> None:
-    command = 'python -c "from vtrain.config.load import reference_yaml; print(reference_yaml(), end=str())"'
+    command = 'python -c "from vtrain.config.dump import reference_yaml; print(reference_yaml(), end=str())"'
     text = (ROOT / "configs/reference.yaml").read_text(encoding="utf-8")
     assert text == reference_yaml(), f"write it anew: {command} > configs/reference.yaml"
 
@@ -609,7 +602,8 @@ def test_errors_and_schema_come_without_heavy_imports(project: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from vtrain.config.load import load_config, json_schema, reference_yaml
+from vtrain.config.load import load_config
+from vtrain.config.dump import json_schema, reference_yaml
 from vtrain.errors import ConfigError
 try:
     load_config(Path("configs/x.yaml"))

@@ -10,25 +10,22 @@ from typing import Any
 import pytest
 
 from tests.cli.program import TerminalProgram
-from vtrain.data.image_sets import EpochMetrics
 from vtrain.errors import DataError
 from vtrain.runs.epochs import describe_epoch
+from vtrain.runs.metric_log import EpochMetrics
 from vtrain.system.log_file import logged_to
 from vtrain.system.terminal import (
     Console,
     find_width,
-    format_count,
-    format_duration,
     format_json,
     format_table,
-    one_line,
     print_csv_row,
     print_json,
     print_line,
     print_table,
     print_text,
-    printable,
 )
+from vtrain.system.text import format_count, format_duration, one_line, printable
 
 METRICS = EpochMetrics(
     phase="finetune",

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from tests.tiny import CPU, break_image, build_tiny_model, draw_image, poison
-from vtrain.data.image_sets import EmbedResult
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform, normalize_images
 from vtrain.errors import (
@@ -35,9 +34,9 @@ from vtrain.inference.forward import compute_outputs
 from vtrain.models.backbones import eval_preprocessing
 from vtrain.models.classifier import build_pretrained_classifier, load_torchvision_state
 from vtrain.models.zoo import backbone_names, find_backbone
-from vtrain.results.embed import _choose_share, digest_weights, embed
+from vtrain.results.embed import EmbedResult, _choose_share, digest_weights, embed
 from vtrain.results.resumable_array import PartialArray, lock_output
-from vtrain.runs.checkpoint import LoadedModel
+from vtrain.runs.load_model import LoadedModel
 from vtrain.system.processes import ProcessGroup
 
 CLASSES = ("ant", "bee", "cat")

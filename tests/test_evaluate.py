@@ -13,21 +13,21 @@ from sklearn.metrics import f1_score, log_loss
 from torch import Tensor, nn
 
 from tests.tiny import CPU, break_image, build_tiny_model, draw_image, draw_labelled, poison
-from vtrain.data.image_sets import EvaluationResult, ImagePrediction, LabelledImages
-from vtrain.data.loaders import Batch
+from vtrain.data.batches import Batch
+from vtrain.data.image_sets import LabelledImages
 from vtrain.errors import DataError, ModelError
 from vtrain.inference.forward import Outputs, compute_outputs, prepare_for_inference
+from vtrain.inference.scores import ModelEvaluation, evaluate_model
 from vtrain.models.precision import Precision
-from vtrain.results.evaluate import (
-    ModelEvaluation,
-    describe_match,
-    evaluate,
-    evaluate_model,
+from vtrain.results.evaluate import describe_match, evaluate
+from vtrain.results.predict import PredictInput, predict
+from vtrain.runs.evaluation_files import (
+    EvaluationResult,
+    ImagePrediction,
     evaluation_json,
     write_predictions_csv,
 )
-from vtrain.results.predict import PredictInput, predict
-from vtrain.runs.checkpoint import LoadedModel
+from vtrain.runs.load_model import LoadedModel
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 COUNTS = {"ant": 4, "bee": 3, "cat": 5, "dog": 2, "eel": 3, "fox": 1}

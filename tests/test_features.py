@@ -11,7 +11,7 @@ from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform
 from vtrain.inference.forward import compute_outputs
 from vtrain.results.features import Features, compute_features
-from vtrain.runs.checkpoint import LoadedModel, load_model
+from vtrain.runs.load_model import LoadedModel, load_model
 
 
 @pytest.fixture

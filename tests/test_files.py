@@ -18,16 +18,13 @@ import pytest
 
 from vtrain.data.image_sets import SkippedFile
 from vtrain.errors import ExitCode, ResourceError, UsageError
-from vtrain.system.files import (
-    atomic_write,
-    encode_text,
+from vtrain.system.files import atomic_write, encode_text, sweep_temporaries, write_text
+from vtrain.system.json_csv import (
     format_csv_row,
     format_json_line,
     read_csv_cell,
-    sweep_temporaries,
     write_csv,
     write_json,
-    write_text,
 )
 
 

@@ -14,15 +14,16 @@ from sklearn.metrics import f1_score
 
 from tests.runs import assert_same_run, draw_tiny_data, read_model, run
 from tests.tiny import CPU, build_tiny_model, draw_labelled
-from vtrain.data.folders import sample_classes, scan_labelled
-from vtrain.data.image_sets import ImagePrediction, Prediction, to_plain
+from vtrain.data.folders import scan_labelled
+from vtrain.data.splits import sample_classes
 from vtrain.errors import ModelError
 from vtrain.models.model_file import BANK, read_model_file
-from vtrain.results.evaluate import evaluate, evaluation_json
-from vtrain.results.predict import Answering, PredictInput, predict
-from vtrain.runs.checkpoint import LoadedModel, load_model
+from vtrain.results.evaluate import evaluate
+from vtrain.results.predict import Answering, PredictInput, Prediction, predict
+from vtrain.runs.evaluation_files import ImagePrediction, evaluation_json, read_predictions
 from vtrain.runs.final_evaluation import FinalEvaluation
-from vtrain.runs.record import read_predictions
+from vtrain.runs.load_model import LoadedModel, load_model
+from vtrain.system.json_csv import to_plain
 from vtrain.system.tensor_files import load_tensors
 
 A = Path("runs/a")
@@ -272,7 +273,7 @@ def test_logits_are_scored_in_parts_to_the_same_bits(monkeypatch: pytest.MonkeyP
     run("run_dir=runs/a")
     before = (A / "predictions-val.csv").read_bytes()
     (A / "result.json").unlink()
-    monkeypatch.setattr("vtrain.results.evaluate._SCORED_AT_ONCE", 7)
+    monkeypatch.setattr("vtrain.inference.scores._SCORED_AT_ONCE", 7)
     run("run_dir=runs/a", resume=True)
     assert (A / "predictions-val.csv").read_bytes() == before
 

@@ -39,8 +39,8 @@ from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import verify_frozen
 from vtrain.models.model_file import load_model_file, save_model
 from vtrain.runs.checkpoint import load_checkpoint, save_checkpoint
+from vtrain.runs.evaluation_files import read_predictions
 from vtrain.runs.folder import claim_run_dir, lock_run
-from vtrain.runs.record import read_predictions
 from vtrain.runs.validation import Validation
 
 

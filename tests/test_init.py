@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vtrain.config.load import FitConfig, load_config
+from vtrain.config.keys import FitConfig
+from vtrain.config.load import load_config
 from vtrain.errors import DataError, UsageError
 from vtrain.runs.starter_config import (
     MAX_HEADERS,
@@ -180,7 +181,8 @@ def test_batch_size_suits_the_number_of_images(images: int, batch_size: int) -> 
 
 
 def test_training_images_are_counted_as_the_split_does() -> None:
-    from vtrain.data.folders import scan_labelled, split_stratified
+    from vtrain.data.folders import scan_labelled
+    from vtrain.data.splits import split_stratified
 
     for name, count in (("a", 1), ("b", 2), ("c", 7), ("d", 13)):
         draw(f"set/{name}", count)

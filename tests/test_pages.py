@@ -7,7 +7,7 @@ from jinja2 import DictLoader
 from tests.tiny import break_image, draw_image
 from vtrain.pages import page
 from vtrain.pages.thumbnails import make_thumbnail
-from vtrain.system.terminal import format_percent
+from vtrain.system.text import format_percent
 
 
 def test_a_name_can_be_no_markup() -> None:

@@ -11,7 +11,7 @@ import torch
 from tests.faults.pickles import call, number, saved, table, text, whole
 from vtrain.system import pickle_check
 from vtrain.system.pickle_check import PickleRefusedError, PythonObjectError, check_pickle
-from vtrain.system.tensor_files import load_torch
+from vtrain.system.torch_files import load_torch
 
 
 def check(content: bytes) -> None:

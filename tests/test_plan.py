@@ -11,7 +11,8 @@ from tests.tiny import draw_labelled
 from vtrain.config.load import load_config
 from vtrain.errors import ConfigError, ExitCode, UsageError
 from vtrain.models.freezing import FROZEN, ParamRule, Phase, StageSummary
-from vtrain.runs.plan import FitPlan, build_plan, format_rates, show_plan, show_stages
+from vtrain.runs.plan import FitPlan, build_plan
+from vtrain.runs.plan_text import format_rates, show_plan, show_stages
 from vtrain.system.terminal import Console
 from vtrain.training.optim import build_schedule
 

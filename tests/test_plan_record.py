@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.runs import draw_tiny_data, load, run
-from vtrain.plan_record import build_plan_record
 from vtrain.runs.plan import build_plan
+from vtrain.runs.plan_text import build_plan_record
 from vtrain.runs.record import PLAN_NAME, read_run
 from vtrain.system.terminal import Console
 

@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from tests.tiny import CPU, break_image, build_tiny_model, draw_image, poison
-from vtrain.data.image_sets import ClassProbability, Prediction
+from vtrain.commands.predict import format_prediction
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform, normalize_images
 from vtrain.errors import UsageError
 from vtrain.results.predict import (
+    ClassProbability,
     FoundInputs,
     PredictInput,
-    format_prediction,
+    Prediction,
     predict,
     prediction_csv_header,
     prediction_csv_row,

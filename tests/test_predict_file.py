@@ -26,7 +26,7 @@ from vtrain.results.prediction_files import (
     choose_form,
     write_predictions,
 )
-from vtrain.system.files import format_csv_row
+from vtrain.system.json_csv import format_csv_row
 
 CLASSES = ("ant", "=bee", "cat", "dog", "eel", "fox")
 FORMS: tuple[FileForm, ...] = ("json", "csv")

@@ -12,21 +12,20 @@ import pytest
 
 from tests.browser import check_page, check_source
 from tests.report_runs import HOSTILE, build_epochs, change_json, write_run
-from vtrain.data.image_sets import ImagePrediction, to_plain
 from vtrain.errors import UsageError
+from vtrain.pages.report.embedding_map import build_map, principal_components
 from vtrain.pages.report.images import (
-    build_map,
     find_label_errors,
     find_least_sure,
     find_strangest,
     find_worst,
-    principal_components,
 )
 from vtrain.pages.report.model_card import escape_markdown
 from vtrain.pages.report.report import ReportResult, find_shown_images, write_report
 from vtrain.pages.thumbnails import Thumbnail, make_thumbnail
+from vtrain.runs.evaluation_files import ImagePrediction
 from vtrain.runs.metric_log import write_metrics
-from vtrain.system.files import write_csv
+from vtrain.system.json_csv import to_plain, write_csv
 
 NAMES = ("ant", "bee", "cow")
 

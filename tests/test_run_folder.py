@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from vtrain.data.image_sets import FitResult
 from vtrain.errors import ExitCode, ModelError, RunLockedError, UsageError
 from vtrain.runs.folder import (
     Change,
+    FitResult,
     choose_run_dir,
     claim_run_dir,
     find_changes,

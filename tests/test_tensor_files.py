@@ -19,12 +19,11 @@ from vtrain.errors import ExitCode, ModelError, ResourceError
 from vtrain.system.tensor_files import (
     is_safetensors,
     load_tensors,
-    load_torch,
     read_metadata,
     save_tensors,
-    save_torch,
     tensors_sha256,
 )
+from vtrain.system.torch_files import load_torch, save_torch
 
 SQUEEZENET = Path(__file__).parents[2] / "shared" / "weights" / "squeezenet1_0-imagenet.pth"
 

@@ -8,8 +8,8 @@ import pytest
 import torchvision
 
 from vtrain.errors import UsageError
+from vtrain.models.backbone_spec import BUILDER_OPTIONS
 from vtrain.models.zoo import (
-    BUILDER_OPTIONS,
     backbone_names,
     check_image_size,
     check_options,

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vtrain.config.load import HeadConfig
+from vtrain.config.keys import HeadConfig
 from vtrain.models.backbones import eval_preprocessing
 from vtrain.models.classifier import build_classifier
 from vtrain.models.zoo import find_backbone
-from vtrain.runs.checkpoint import LoadedModel
+from vtrain.runs.load_model import LoadedModel
 
 CPU = torch.device("cpu")
 

@@ -23,20 +23,16 @@ import torch
 
 from tests.benchmarks.measure import read_metrics
 from vtrain.config.load import load_config
+from vtrain.data.batches import Batch
 from vtrain.data.folders import scan_images, scan_labelled
-from vtrain.data.loaders import (
-    Batch,
-    EpochBatchSampler,
-    ImageLoader,
-    build_eval_loader,
-    build_train_loader,
-)
+from vtrain.data.loaders import ImageLoader, build_eval_loader, build_train_loader
+from vtrain.data.sampler import EpochBatchSampler
 from vtrain.data.transforms import EvalTransform, TrainTransform
 from vtrain.models.backbones import eval_preprocessing
 from vtrain.models.zoo import find_backbone
 from vtrain.results.embed import embed
-from vtrain.runs.checkpoint import load_model
 from vtrain.runs.fit import fit
+from vtrain.runs.load_model import load_model
 from vtrain.system.machine import find_device
 from vtrain.system.terminal import Console
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.data.test_shards import pack
 from tests.tiny import draw_labelled
-from vtrain.config.load import DataConfig
+from vtrain.config.keys import DataConfig
 from vtrain.data.exclusion import read_exclusion, write_exclusion
 from vtrain.data.splits import Splits, check_splits, describe_splits, scan_splits
 from vtrain.errors import DataError

@@ -12,7 +12,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from vtrain.data.loaders import EpochBatchSampler
+from vtrain.data.sampler import EpochBatchSampler
 from vtrain.inference import feature_store
 from vtrain.inference.feature_store import (
     BlockWriter,

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from vtrain.data.folders import find_splits, scan_images, scan_labelled, split_stratified
+from vtrain.data.folders import find_splits, scan_images, scan_labelled
 from vtrain.data.image_names import IMAGE_SUFFIXES
 from vtrain.data.image_sets import LabelledImages
+from vtrain.data.splits import split_stratified
 from vtrain.errors import DataError
 
 

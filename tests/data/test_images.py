@@ -26,9 +26,10 @@ from tests.pictures import (
     save,
     two_colours,
 )
-from vtrain.data import images
+from vtrain.data import file_pool, images
+from vtrain.data.file_pool import map_images
 from vtrain.data.image_sets import SkippedFile
-from vtrain.data.images import MAX_FILE_BYTES, check_image, map_images, read_image
+from vtrain.data.images import MAX_FILE_BYTES, check_image, read_image
 from vtrain.errors import ImageError
 
 
@@ -211,14 +212,14 @@ def test_a_file_that_is_the_end_of_its_process_is_listed(
 
     monkeypatch.setattr(images, "read_image", read)  # forked workers inherit it
     for name in ("_CHECK_SECONDS", "_APART_SECONDS"):
-        monkeypatch.setattr(images, name, 1.0)
+        monkeypatch.setattr(file_pool, name, 1.0)
     found = find_bad([*[good] * 20, killer, *[good] * 20], workers=2)
     assert found == [SkippedFile(killer, reason)]
 
 
 def test_spawned_processes_check_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spawning = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
-    monkeypatch.setattr(images, "ProcessPoolExecutor", spawning)
+    monkeypatch.setattr(file_pool, "ProcessPoolExecutor", spawning)
     good = write(tmp_path / "good.png", save(two_colours(), format="PNG"))
     bad = write(tmp_path / "bad.jpg", b"no image")
     found = find_bad([good] * 3 + [bad], workers=1)

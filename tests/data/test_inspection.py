@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 
 from tests.data.test_shards import pack
 from tests.tiny import break_image, draw_image, draw_labelled
-from vtrain.data import image_checks, images, kept_scans
+from vtrain.data import file_pool, image_checks, images, kept_scans
 from vtrain.data.folders import scan_labelled
 from vtrain.data.image_checks import (
     FACTS,
@@ -53,7 +53,7 @@ def with_facts(request: pytest.FixtureRequest) -> bool:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the images that are truly read."""
     names: list[str] = []
-    truly_map = images.map_images
+    truly_map = file_pool.map_images
 
     def map_images(read: Any, paths: Sequence[Path], **named: Any) -> list[Any]:
         names.extend(path.name for path in paths)
@@ -201,7 +201,7 @@ def test_a_killed_look_goes_on_where_it_was(
     root: Path, monkeypatch: pytest.MonkeyPatch, with_facts: bool
 ) -> None:
     monkeypatch.setattr(image_checks, "_PIECE_FILES", 1)
-    truly_map = images.map_images
+    truly_map = file_pool.map_images
     calls: list[object] = []
 
     def die(*arguments: Any, **named: Any) -> Any:
@@ -363,7 +363,7 @@ def test_a_file_that_kills_its_process_is_named(
         path = call.args[1]  # type: ignore[attr-defined]
         return "the process that decoded it died" if path.parts[-2:] == ("bee", "000.jpg") else None
 
-    monkeypatch.setattr(images, "run_apart", run_apart)
+    monkeypatch.setattr(file_pool, "run_apart", run_apart)
     found = look(root, workers=1, with_facts=with_facts)
     assert [(e.path.name, e.reason) for e in found.bad] == [
         ("000.jpg", "the process that decoded it died")

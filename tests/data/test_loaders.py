@@ -22,21 +22,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from vtrain.config.preprocessing import Preprocessing
+from vtrain.data.batches import SAMPLE_STREAM, Batch, prefetch_to_device
 from vtrain.data.folders import scan_labelled
-from vtrain.data.image_sets import LabelledImages, Preprocessing
-from vtrain.data.loaders import (
-    ORDER_STREAM,
-    SAMPLE_STREAM,
-    Batch,
-    EpochBatchSampler,
-    ImageLoader,
-    build_eval_loader,
-    build_train_loader,
-    prefetch_to_device,
-    resolve_workers,
-)
+from vtrain.data.image_sets import LabelledImages
+from vtrain.data.loaders import ImageLoader, build_eval_loader, build_train_loader
+from vtrain.data.sampler import ORDER_STREAM, EpochBatchSampler
 from vtrain.data.transforms import EvalTransform, TrainTransform
-from vtrain.data.workers import worker_troubles
+from vtrain.data.workers import resolve_workers, worker_troubles
 from vtrain.errors import ResourceError
 from vtrain.runs.plan import MODEL_STREAM
 from vtrain.system.machine import mix_seed
@@ -171,7 +164,7 @@ def test_order_samples_steps_and_model_draw_from_different_streams(
         drawn.append(parts)
         return mix_seed(*parts)
 
-    monkeypatch.setattr("vtrain.data.loaders.mix_seed", record)
+    monkeypatch.setattr("vtrain.data.sampler.mix_seed", record)
     indices_of(build_sampler(seed=7), 0)
     streams = {parts[1] for parts in drawn}
     assert {parts[0] for parts in drawn} == {7}
@@ -718,7 +711,7 @@ def test_prefetching_on_the_cpu_changes_nothing() -> None:
 
 
 def test_processes_of_a_job_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtrain.data.loaders.count_cores", lambda: 12)
+    monkeypatch.setattr("vtrain.data.workers.count_cores", lambda: 12)
     assert resolve_workers("auto", 1000) == 8
     assert resolve_workers("auto", 1000, processes=4) == 3
     assert resolve_workers("auto", 1000, processes=100) == 1

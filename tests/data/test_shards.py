@@ -11,11 +11,13 @@ from PIL import Image
 
 from tests.data.test_tar_headers import write
 from tests.tiny import draw_image
-from vtrain.config.load import DataConfig
+from vtrain.config.keys import DataConfig
+from vtrain.config.preprocessing import Preprocessing
 from vtrain.data import kept_scans, tars
+from vtrain.data.file_pool import map_images
 from vtrain.data.folders import is_source, scan_images, scan_labelled
-from vtrain.data.image_sets import LabelledImages, Preprocessing
-from vtrain.data.images import check_image, map_images, read_image
+from vtrain.data.image_sets import LabelledImages
+from vtrain.data.images import check_image, read_image
 from vtrain.data.loaders import build_eval_loader
 from vtrain.data.splits import check_splits, describe_splits, scan_splits
 from vtrain.data.tars import find_status

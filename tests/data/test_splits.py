@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.tiny import break_image, draw_labelled
-from vtrain.config.load import DataConfig
+from vtrain.config.keys import DataConfig
 from vtrain.data import kept_scans
 from vtrain.data.splits import (
     Splits,
@@ -21,7 +21,7 @@ from vtrain.data.splits import (
     split_digest,
 )
 from vtrain.errors import DataError, ExitCode
-from vtrain.system.files import write_json
+from vtrain.system.json_csv import write_json
 from vtrain.system.terminal import Console
 
 COUNTS = {"ant": 4, "bee": 6, "cow": 2}

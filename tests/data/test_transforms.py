@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tv
 from torchvision.transforms._presets import ImageClassification
 
-from vtrain.data.image_sets import Interpolation, Preprocessing
+from vtrain.config.preprocessing import Interpolation, Preprocessing
 from vtrain.data.transforms import (
     AUGMENT_PRESETS,
     EvalTransform,

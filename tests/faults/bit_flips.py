@@ -16,7 +16,8 @@ from tests.faults.made_files import checkpoint_bytes, model_bytes
 from vtrain.errors import ModelError
 from vtrain.models.model_file import load_model_file
 from vtrain.models.weights import load_weights_file
-from vtrain.runs.checkpoint import load_checkpoint, load_model
+from vtrain.runs.checkpoint import load_checkpoint
+from vtrain.runs.load_model import load_model
 
 SEED = 3
 CPU = torch.device("cpu")

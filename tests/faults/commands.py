@@ -16,7 +16,7 @@ from PIL import Image
 import vtrain.cli
 from tests.cli.program import Outcome
 from tests.tiny import build_tiny_model
-from vtrain.data.image_sets import Preprocessing
+from vtrain.config.preprocessing import Preprocessing
 from vtrain.models.model_file import ModelFile, save_model
 
 IMAGE_SIZE = 32

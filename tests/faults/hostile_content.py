@@ -19,10 +19,11 @@ from tests.faults.made_files import (
     describe_model,
 )
 from tests.faults.pickles import Content
-from vtrain.data.image_sets import to_plain
 from vtrain.models.model_file import BANK, METADATA_KEY, MODEL_FORMAT
 from vtrain.runs.checkpoint import CHECKPOINT_FORMAT, Checkpoint
-from vtrain.system.tensor_files import save_tensors, save_torch
+from vtrain.system.json_csv import to_plain
+from vtrain.system.tensor_files import save_tensors
+from vtrain.system.torch_files import save_torch
 from vtrain.training.state import TrainState
 
 GONE = object()  # in place of a value: the entry is left out

@@ -21,7 +21,8 @@ from tests.faults.pickles import Content
 from tests.forking import fork, wait
 from vtrain.errors import ModelError
 from vtrain.models.weights import load_weights
-from vtrain.runs.checkpoint import load_checkpoint, load_model
+from vtrain.runs.checkpoint import load_checkpoint
+from vtrain.runs.load_model import load_model
 
 CPU = torch.device("cpu")
 CANARY = "canary"

@@ -16,7 +16,7 @@ import vtrain.cli
 from tests.forking import fork, wait
 from tests.tiny import draw_labelled
 from vtrain.errors import ExitCode
-from vtrain.system.tensor_files import load_torch, save_torch
+from vtrain.system.torch_files import load_torch, save_torch
 
 CONFIG = """
 run_dir: run

@@ -19,7 +19,7 @@ import numpy as np
 import vtrain.cli
 from tests.tiny import draw_image
 from vtrain.errors import ExitCode
-from vtrain.system.terminal import printable
+from vtrain.system.text import printable
 
 CLASSES = ("ant", "bee")
 GOOD_OF_EACH = 3

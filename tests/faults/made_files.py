@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vtrain.config.load import HeadConfig
-from vtrain.data.image_sets import Preprocessing
+from vtrain.config.keys import HeadConfig
+from vtrain.config.preprocessing import Preprocessing
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.model_file import ModelFile, save_model
 from vtrain.models.zoo import find_backbone

@@ -12,7 +12,8 @@ from threading import current_thread, main_thread
 from types import FrameType
 
 from tests.faults.case import Case
-from vtrain.config.load import dump_config, load_config
+from vtrain.config.dump import dump_config
+from vtrain.config.load import load_config
 from vtrain.config.yaml12 import MAX_BYTES, MAX_NODES
 from vtrain.errors import ConfigError
 

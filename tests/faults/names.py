@@ -25,7 +25,7 @@ from tests.faults.case import Case, NotPossible
 from tests.faults.commands import draw_png, place, run, write_config, write_model
 from vtrain.config.load import load_config
 from vtrain.models.model_file import read_model_file
-from vtrain.system.terminal import HARMLESS, printable
+from vtrain.system.text import HARMLESS, printable
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")

@@ -232,7 +232,7 @@ def _limit_in_workers(size: int) -> None:
 
         return set_up
 
-    wrap("vtrain.data.loaders", "_set_up_worker", build)
+    wrap("vtrain.data.loaders", "set_up_worker", build)
 
 
 def _memory_limit(folder: Path) -> None:

@@ -27,7 +27,8 @@ from vtrain.results.predict import PredictInput
 from vtrain.results.prediction_files import FileForm, write_predictions
 from vtrain.runs.checkpoint import load_checkpoint, save_checkpoint
 from vtrain.runs.metric_log import COLUMNS, write_metrics
-from vtrain.system.files import sweep_temporaries, write_csv, write_json, write_text
+from vtrain.system.files import sweep_temporaries, write_text
+from vtrain.system.json_csv import write_csv, write_json
 
 Act = Callable[[Path], object]
 

@@ -10,8 +10,9 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from vtrain.data.image_sets import Preprocessing
+from vtrain.config.preprocessing import Preprocessing
 from vtrain.errors import ModelError, UsageError
+from vtrain.models.backbone_spec import OptionValue
 from vtrain.models.backbones import (
     auxiliary_prefixes,
     build_backbone,
@@ -23,7 +24,7 @@ from vtrain.models.backbones import (
     pretrained_classes,
     rename_legacy_keys,
 )
-from vtrain.models.zoo import OptionValue, backbone_names, find_backbone
+from vtrain.models.zoo import backbone_names, find_backbone
 
 SMALLEST = (
     "resnet18",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vtrain.errors import ModelError, UsageError
+from vtrain.models.backbone_spec import BackboneSpec
 from vtrain.models.backbones import build_backbone
 from vtrain.models.classifier import (
     Classifier,
@@ -23,7 +24,7 @@ from vtrain.models.classifier import (
     build_pretrained_classifier,
     load_torchvision_state,
 )
-from vtrain.models.zoo import BackboneSpec, backbone_names, find_backbone
+from vtrain.models.zoo import backbone_names, find_backbone
 
 SMALLEST = (
     "resnet18",

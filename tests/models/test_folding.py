@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vtrain.models.backbone_spec import BackboneSpec
 from vtrain.models.classifier import POOLED, Classifier, build_pretrained_classifier
 from vtrain.models.folding import FoldedPair, apply_folding, find_foldable
-from vtrain.models.zoo import BackboneSpec, backbone_names, find_backbone
+from vtrain.models.zoo import backbone_names, find_backbone
 
 CHEAP = (
     "simple_cnn", "separable_cnn", "preact_resnet18", "preact_resnet50", "squeezenet1_1",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
-from vtrain.config.load import (
+from vtrain.config.keys import (
     DataConfig,
     FitConfig,
     FreezeRule,
@@ -20,6 +20,7 @@ from vtrain.config.load import (
     TrainConfig,
 )
 from vtrain.errors import ConfigError, ModelError
+from vtrain.models.backbone_spec import OptionValue
 from vtrain.models.backbones import EmptyOnMeta
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.freezing import (
@@ -39,7 +40,7 @@ from vtrain.models.freezing import (
     tensor_digest,
     verify_frozen,
 )
-from vtrain.models.zoo import OptionValue, backbone_names, find_backbone
+from vtrain.models.zoo import backbone_names, find_backbone
 
 # One small member of each family, with every random layer that its options can switch on.
 FAMILIES: dict[str, dict[str, OptionValue]] = {

@@ -14,8 +14,8 @@ from safetensors import safe_open
 
 from tests.forking import fork, wait
 from tests.tiny import CPU, build_tiny_model
-from vtrain.config.load import HeadConfig
-from vtrain.data.image_sets import Preprocessing, to_plain
+from vtrain.config.keys import HeadConfig
+from vtrain.config.preprocessing import Preprocessing
 from vtrain.errors import ExitCode, ModelError
 from vtrain.models import model_file
 from vtrain.models.classifier import Classifier, build_classifier
@@ -32,8 +32,9 @@ from vtrain.models.model_file import (
     save_model,
 )
 from vtrain.models.zoo import find_backbone
-from vtrain.runs.checkpoint import load_model
+from vtrain.runs.load_model import load_model
 from vtrain.system import tensor_files
+from vtrain.system.json_csv import to_plain
 from vtrain.system.machine import place_model
 from vtrain.system.tensor_files import read_metadata, save_tensors
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.models.test_classifier import fill, make_images, small_image_size
-from vtrain.config.load import FitConfig, HeadConfig
+from vtrain.config.keys import FitConfig, HeadConfig
 from vtrain.models.classifier import PENULTIMATE, Classifier, build_classifier
 from vtrain.models.freezing import FROZEN, TRAINED, ParamRule, apply_freeze, build_phases
 from vtrain.models.splitting import BoundaryError, LowerPart, UpperPart, find_frozen_boundary

@@ -19,7 +19,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, VisionTransformer
 
-from vtrain.data.image_sets import Preprocessing, to_plain
+from vtrain.config.preprocessing import Preprocessing
 from vtrain.errors import ExitCode, ModelError, UsageError
 from vtrain.models.backbones import build_meta_backbone
 from vtrain.models.classifier import Classifier, build_classifier, build_pretrained_classifier
@@ -32,7 +32,9 @@ from vtrain.models.weights import (
     load_weights_file,
 )
 from vtrain.models.zoo import backbone_names, find_backbone
-from vtrain.system.tensor_files import load_torch, save_tensors
+from vtrain.system.json_csv import to_plain
+from vtrain.system.tensor_files import save_tensors
+from vtrain.system.torch_files import load_torch
 
 SQUEEZENET = Path(__file__).parents[3] / "shared" / "weights" / "squeezenet1_0-imagenet.pth"
 

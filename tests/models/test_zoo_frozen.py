@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.models.test_classifier import fill, make_images, small_image_size
-from vtrain.config.load import FitConfig, HeadConfig
+from vtrain.config.keys import FitConfig, HeadConfig
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.freezing import (
     Phase,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tests.tiny import CPU, break_image, build_tiny_model, draw_image
-from vtrain.data.image_sets import Preprocessing
+from vtrain.config.preprocessing import Preprocessing
 from vtrain.data.transforms import EvalTransform, TrainTransform
 from vtrain.errors import DataError
 from vtrain.inference import feature_store

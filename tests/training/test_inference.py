@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import CPU
-from vtrain.config.load import HeadConfig
-from vtrain.data.image_sets import Preprocessing
+from vtrain.config.keys import HeadConfig
+from vtrain.config.preprocessing import Preprocessing
 from vtrain.errors import UsageError
 from vtrain.inference.forward import (
     InferenceClassifier,

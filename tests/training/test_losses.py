@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from tests.tiny import CPU
-from vtrain.training.losses import balanced_class_weights, build_loss
+from vtrain.data.sampler import balanced_class_weights
+from vtrain.training.losses import build_loss
 
 
 def logits_and_labels(images: int = 6, classes: int = 4) -> tuple[Tensor, Tensor]:

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from vtrain.data.image_sets import EpochMetrics
 from vtrain.errors import UsageError
-from vtrain.runs.metric_log import TensorBoardLog, write_metrics
+from vtrain.runs.metric_log import EpochMetrics, TensorBoardLog, write_metrics
 
 COLUMNS = [
     "phase",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import CPU, build_tiny_model
-from vtrain.config.load import OptimConfig
+from vtrain.config.keys import OptimConfig
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import FROZEN, TRAINED, ParamRule, build_param_groups, match_rules
 from vtrain.training.optim import build_optimizer, head_learning_rate, set_learning_rates

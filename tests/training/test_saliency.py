@@ -10,9 +10,10 @@ from torch.nn import functional
 from torchvision.models import VisionTransformer
 
 from tests.models.test_classifier import fill
-from vtrain.config.load import HeadConfig
+from vtrain.config.keys import HeadConfig
 from vtrain.errors import UsageError
 from vtrain.inference.forward import prepare_for_inference
+from vtrain.models.backbone_spec import BackboneSpec
 from vtrain.models.classifier import Classifier, build_classifier, build_pretrained_classifier
 from vtrain.models.precision import Precision
 from vtrain.models.saliency import (
@@ -22,7 +23,7 @@ from vtrain.models.saliency import (
     find_map_stages,
     name_method,
 )
-from vtrain.models.zoo import BackboneSpec, backbone_names, find_backbone
+from vtrain.models.zoo import backbone_names, find_backbone
 from vtrain.results.explain import take_full_precision
 
 CPU = torch.device("cpu")

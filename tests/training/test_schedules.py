@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from vtrain.config.load import OptimConfig
+from vtrain.config.keys import OptimConfig
 from vtrain.training.optim import build_schedule
 from vtrain.training.schedules import Schedule
 

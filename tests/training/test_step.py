@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.tiny import CPU
-from vtrain.data.loaders import Batch
+from vtrain.data.batches import Batch
 from vtrain.errors import DivergedError
 from vtrain.models.precision import Precision
 from vtrain.system.reporter import SILENT, Reporter, Silent

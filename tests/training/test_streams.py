@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from vtrain.data.loaders import Batch
+from vtrain.data.batches import Batch
 from vtrain.inference.streams import MAX_STREAMS, choose_streams, compute_in_order
 from vtrain.models.classifier import build_pretrained_classifier
 from vtrain.models.zoo import find_backbone

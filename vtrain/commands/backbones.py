@@ -9,7 +9,7 @@ from vtrain.errors import UsageError
 from vtrain.system.terminal import Console, print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    from vtrain.models.zoo import BackboneSpec
+    from vtrain.models.backbone_spec import BackboneSpec
 
 
 def backbones(
@@ -42,8 +42,8 @@ def backbones(
 
 
 def _list_backbones(as_json: bool, console: Console) -> None:
-    from vtrain.data.image_sets import to_plain
     from vtrain.models.zoo import backbone_names, find_backbone
+    from vtrain.system.json_csv import to_plain
 
     specs = [find_backbone(name) for name in backbone_names()]
     if as_json:
@@ -73,8 +73,8 @@ def _show_backbone(name: str, image_size: int | None, as_json: bool) -> None:
     from vtrain.models.zoo import find_backbone
 
     spec = find_backbone(name)  # a typo shall not wait for torch
-    from vtrain.data.image_sets import to_plain
     from vtrain.models.backbones import describe_facts, describe_stages
+    from vtrain.system.json_csv import to_plain
 
     stages = describe_stages(spec, image_size=image_size)
     facts = describe_facts(spec, image_size=image_size)

@@ -8,7 +8,8 @@ import typer
 
 from vtrain.commands.options import Json
 from vtrain.errors import UsageError
-from vtrain.system.terminal import Console, format_bytes, print_json, print_table
+from vtrain.system.terminal import Console, print_json, print_table
+from vtrain.system.text import format_bytes
 
 if TYPE_CHECKING:
     from vtrain.system.cache_folder import CacheEntry
@@ -35,8 +36,8 @@ def cache(
     vtrain cache
     vtrain cache --clear --unused-days 30
     """
-    from vtrain.data.image_sets import to_plain
     from vtrain.system.cache_folder import clear_cache, find_cache_folder, list_cache
+    from vtrain.system.json_csv import to_plain
 
     if unused_days and not clear:
         raise UsageError("--unused-days was given without --clear", "add --clear")

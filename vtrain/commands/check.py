@@ -8,14 +8,8 @@ import typer
 from vtrain.commands.options import Device, Json, Model, Overrides, Page, Workers, choose_workers
 from vtrain.commands.outcomes import require_page_name
 from vtrain.errors import DataError, UsageError
-from vtrain.system.terminal import (
-    Console,
-    one_line,
-    print_json,
-    print_line,
-    print_table,
-    quote_path,
-)
+from vtrain.system.terminal import Console, print_json, print_line, print_table
+from vtrain.system.text import one_line, quote_path
 
 if TYPE_CHECKING:
     from vtrain.results.check import CheckResult, Embed
@@ -106,7 +100,7 @@ def check(
 def _build_embed(model: str | None, device: str, workers: int | None, console: Console) -> "Embed":
     """What computes the features of images."""
     from vtrain.results.features import compute_features
-    from vtrain.runs.checkpoint import load_model
+    from vtrain.runs.load_model import load_model
     from vtrain.system.machine import find_device
 
     loaded = load_model(model, device=find_device(device), precision="auto", notify=console.say)

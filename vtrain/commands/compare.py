@@ -14,16 +14,12 @@ from vtrain.system.terminal import (
     Console,
     data_stream,
     find_width,
-    format_bytes,
-    format_duration,
-    format_percent,
-    one_line,
     print_json,
     print_line,
     print_table,
     print_text,
-    quote_path,
 )
+from vtrain.system.text import format_bytes, format_duration, format_percent, one_line, quote_path
 
 if TYPE_CHECKING:
     from vtrain.results.compare import ComparedRun, Comparison, RunDifference

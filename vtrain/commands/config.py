@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from vtrain.commands.options import Config, Json, Overrides, complete_backbones
-from vtrain.system.terminal import Console, print_json, print_line, print_text, quote_path
+from vtrain.system.terminal import Console, print_json, print_line, print_text
+from vtrain.system.text import quote_path
 
 
 def init(
@@ -50,7 +51,8 @@ def show_config(
     vtrain config flowers.yaml
     vtrain config flowers.yaml optim.lr=1e-4
     """
-    from vtrain.config.load import dump_config, load_config
+    from vtrain.config.dump import dump_config
+    from vtrain.config.load import load_config
 
     loaded = load_config(config, overrides or [])
     if as_json:
@@ -71,6 +73,6 @@ def schema() -> None:
     \b
     vtrain schema > vtrain.schema.json
     """
-    from vtrain.config.load import json_schema
+    from vtrain.config.dump import json_schema
 
     print_json(json_schema())

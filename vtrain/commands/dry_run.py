@@ -5,13 +5,14 @@ from itertools import accumulate
 from typing import Any, TextIO
 
 from vtrain.commands.terminal_plot import draw_plot
-from vtrain.data.image_sets import to_plain
 from vtrain.data.transforms import AUGMENT_PRESETS
-from vtrain.plan_record import build_plan_record
 from vtrain.runs.dry_run import Forecast, Outline, PhaseForecast, build_rate_curve
 from vtrain.runs.folder import MODEL_NAME
-from vtrain.runs.plan import FitPlan, show_facts, show_phases
-from vtrain.system.terminal import Console, format_bytes, one_line
+from vtrain.runs.plan import FitPlan
+from vtrain.runs.plan_text import build_plan_record, show_facts, show_phases
+from vtrain.system.json_csv import to_plain
+from vtrain.system.terminal import Console
+from vtrain.system.text import format_bytes, one_line
 
 MOST_CLASSES = 20
 FEW_PHASES = 4  # that a sentence can name

@@ -11,7 +11,7 @@ from vtrain.commands.processes import reported_once
 from vtrain.system.terminal import Console, print_json, print_line
 
 if TYPE_CHECKING:
-    from vtrain.data.image_sets import EmbedResult
+    from vtrain.results.embed import EmbedResult
 
 
 def embed(
@@ -53,7 +53,7 @@ def embed(
     torchrun --nproc-per-node=8 -m vtrain embed photos/ photos.npy --resume
     """
     from vtrain.results.embed import embed as run_embed
-    from vtrain.runs.checkpoint import load_model
+    from vtrain.runs.load_model import load_model
     from vtrain.system.machine import find_device
     from vtrain.system.processes import read_process_group
 
@@ -87,7 +87,7 @@ def embed(
 def _show_embed(result: "EmbedResult", *, as_json: bool) -> None:
     from dataclasses import replace
 
-    from vtrain.data.image_sets import to_plain
+    from vtrain.system.json_csv import to_plain
 
     if as_json:
         plain = to_plain(replace(result, failures=tuple(result.failures)))

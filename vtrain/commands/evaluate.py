@@ -10,7 +10,8 @@ from vtrain.commands.outcomes import require_all_readable
 from vtrain.system.terminal import Console, print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    from vtrain.data.image_sets import ClassMetrics, EvaluationResult
+    from vtrain.inference.metrics import ClassMetrics
+    from vtrain.runs.evaluation_files import EvaluationResult
 
 
 def evaluate(
@@ -30,7 +31,7 @@ def evaluate(
     vtrain evaluate flowers/test -m runs/flowers-001 --json
     """
     from vtrain.results.evaluate import evaluate as run_evaluate
-    from vtrain.results.evaluate import evaluation_json
+    from vtrain.runs.evaluation_files import evaluation_json
 
     loaded = compute.load_model(model, console)
     with console.counter("evaluating") as progress:

@@ -9,6 +9,7 @@ import typer
 from vtrain.commands.options import BatchSize, Device, Json, Model
 from vtrain.commands.outcomes import require_all_answered
 from vtrain.system.terminal import Console, print_json, print_line
+from vtrain.system.text import format_percent
 
 if TYPE_CHECKING:
     from vtrain.results.explanation_files import WrittenExplanation
@@ -65,7 +66,7 @@ def explain(
     from vtrain.results.explain import explain_images
     from vtrain.results.explanation_files import require_empty_folder, write_explanations
     from vtrain.results.predict import FoundInputs
-    from vtrain.runs.checkpoint import load_model
+    from vtrain.runs.load_model import load_model
     from vtrain.system.machine import find_device
 
     require_empty_folder(output)
@@ -101,9 +102,22 @@ def explain(
 
 
 def _show_explanation(written: "WrittenExplanation", *, as_json: bool) -> None:
-    from vtrain.results.explanation_files import explanation_json, format_explanation
+    from vtrain.results.explanation_files import explanation_json
 
     if as_json:
         print_json(explanation_json(written), indent=False)
     else:
         print_line(format_explanation(written))
+
+
+def format_explanation(written: "WrittenExplanation") -> str:
+    """One line for people: `path: class 97.1 %, overlay`, or `path: error: reason`."""
+    each = written.explanation
+    if each.error is not None:
+        return f"{each.path}: error: {each.error}"
+    text = f"{each.explained} {format_percent(each.explained_probability)}"
+    if each.explained != each.prediction:
+        text += f" (predicted {each.prediction} {format_percent(each.probability)})"
+    if not each.found:
+        text += ", nothing speaks for it"
+    return f"{each.path}: {text}, {written.overlay}"

@@ -11,18 +11,12 @@ from vtrain.commands.processes import reported_once
 from vtrain.commands.usage_errors import RESUME_AUTO
 from vtrain.errors import UsageError, VtrainError
 from vtrain.runs.folder import LOG_NAME
-from vtrain.system.terminal import (
-    Console,
-    format_duration,
-    one_line,
-    print_json,
-    print_line,
-    quote_path,
-)
+from vtrain.system.terminal import Console, print_json, print_line
+from vtrain.system.text import format_duration, one_line, quote_path
 
 if TYPE_CHECKING:
     from vtrain.config.load import LoadedConfig
-    from vtrain.data.image_sets import FitResult
+    from vtrain.runs.folder import FitResult
     from vtrain.system.processes import ProcessGroup
 
 

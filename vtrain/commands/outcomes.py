@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vtrain.errors import DataError, UsageError
-from vtrain.system.terminal import one_line, quote_path
+from vtrain.system.text import one_line, quote_path
 
 if TYPE_CHECKING:
     from vtrain.data.image_sets import SkippedFile

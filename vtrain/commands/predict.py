@@ -11,10 +11,10 @@ from vtrain.commands.options import Compute, Csv, Json, Model, Raw, Tta, choose_
 from vtrain.commands.outcomes import require_all_answered, require_one_form
 from vtrain.errors import UsageError
 from vtrain.system.terminal import Console, print_csv_row, print_json, print_line
+from vtrain.system.text import format_percent
 
 if TYPE_CHECKING:
-    from vtrain.data.image_sets import Prediction
-    from vtrain.results.predict import FoundInputs
+    from vtrain.results.predict import FoundInputs, Prediction
 
 
 def predict(
@@ -131,12 +131,7 @@ def _show_predictions(
 
 
 def _build_printer(as_json: bool, as_csv: bool, top_k: int) -> Callable[["Prediction"], None]:
-    from vtrain.results.predict import (
-        format_prediction,
-        prediction_csv_header,
-        prediction_csv_row,
-        prediction_json,
-    )
+    from vtrain.results.predict import prediction_csv_header, prediction_csv_row, prediction_json
 
     if as_json:
         return lambda answer: print_json(prediction_json(answer), indent=False)
@@ -144,3 +139,20 @@ def _build_printer(as_json: bool, as_csv: bool, top_k: int) -> Callable[["Predic
         print_csv_row(prediction_csv_header(top_k))
         return lambda answer: print_csv_row(prediction_csv_row(answer, top_k))
     return lambda answer: print_line(format_prediction(answer))
+
+
+def format_prediction(prediction: "Prediction") -> str:
+    """One line for people: `path: class 97.1 %, class 2.0 %`, or `path: error: reason`."""
+    from vtrain.results.predict import UNKNOWN
+
+    if prediction.error is not None:
+        return f"{prediction.path}: error: {prediction.error}"
+    named = ", ".join(
+        f"{each.name} {format_percent(each.probability)}" for each in prediction.predictions
+    )
+    far = prediction.distance is not None and prediction.distance > 1
+    unlike = f"unlike the training images (distance {prediction.distance:.2f})" if far else ""
+    if prediction.rejected is not None:
+        reason = unlike or ("not sure" if prediction.rejected == "confidence" else "too far")
+        return f"{prediction.path}: {UNKNOWN}: {reason}; {named}"
+    return f"{prediction.path}: {named}" + (f"; {unlike}" if far else "")

@@ -15,13 +15,11 @@ from vtrain.system.terminal import (
     Console,
     data_stream,
     find_width,
-    format_duration,
-    one_line,
     print_json,
     print_table,
     print_text,
-    quote_path,
 )
+from vtrain.system.text import format_duration, one_line, quote_path
 
 if TYPE_CHECKING:
     from vtrain.results.probe import ProbeResult

@@ -7,7 +7,8 @@ import typer
 
 from vtrain.commands.options import Run
 from vtrain.commands.outcomes import require_page_name
-from vtrain.system.terminal import Console, format_bytes, format_duration, one_line, print_line
+from vtrain.system.terminal import Console, print_line
+from vtrain.system.text import format_bytes, format_duration, one_line
 
 
 def report(

@@ -6,14 +6,8 @@ import typer
 
 from vtrain.commands.options import Compute, Csv, Json, Page, Run, choose_workers
 from vtrain.commands.outcomes import require_one_form, require_page_name
-from vtrain.system.terminal import (
-    Console,
-    one_line,
-    print_csv_row,
-    print_json,
-    print_table,
-    quote_path,
-)
+from vtrain.system.terminal import Console, print_csv_row, print_json, print_table
+from vtrain.system.text import one_line, quote_path
 
 if TYPE_CHECKING:
     from vtrain.results.suspects import SuspectReport

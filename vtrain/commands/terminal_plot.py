@@ -6,7 +6,8 @@ from string import ascii_letters
 from textwrap import fill
 from typing import TextIO
 
-from vtrain.system.terminal import find_width, one_line
+from vtrain.system.terminal import find_width
+from vtrain.system.text import one_line
 
 HEIGHT = 13  # rows between title and legend
 WIDTH, WIDEST = 80, 100  # columns off a terminal, and at most on one

@@ -2,6 +2,7 @@
 
 import re
 from copy import deepcopy
+from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,8 +17,9 @@ from vtrain.config.allowed import (
 )
 from vtrain.config.keys import FitConfig
 from vtrain.config.source import SECTIONS, ConfigSource, Mistake, dotted
-from vtrain.config.yaml12 import KeyPath, clip, format_scalar, is_string, one_line
+from vtrain.config.yaml12 import KeyPath, format_scalar, is_string, one_line
 from vtrain.errors import ConfigError
+from vtrain.system.text import clip
 
 MAX_LINES = 100  # of a report: nobody mends more at once, and generated files can have thousands
 MAX_LINE = 600  # characters
@@ -240,3 +242,12 @@ def _format_mistake(mistake: Mistake) -> str:
     line = f"{label}: {mistake.text}" if known else f"{label}: {key}: {mistake.text}"
     # Keys, names and paths can hold anything of any length, but a mistake is one line.
     return one_line(line, MAX_LINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A mistake about the value at `path`; shown at `at` where that value is only a default."""
+
+    path: KeyPath
+    text: str
+    at: KeyPath = ()

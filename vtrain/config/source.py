@@ -12,13 +12,13 @@ from vtrain.config.yaml12 import (
     Document,
     KeyPath,
     Position,
-    clip,
     load_yaml,
     one_line,
     parse_value,
     walk_paths,
 )
 from vtrain.errors import ConfigError
+from vtrain.system.text import clip, list_names
 
 SUFFIXES = (".yaml", ".yml")
 SECTIONS = ("model", "data", "optim", "train")
@@ -121,14 +121,6 @@ def _hint_missing(path: Path, name: str) -> str:
     if close:
         return f"did you mean {one_line(str(Path(name).with_name(close[0])), 1000)}?"
     return "write a config for a folder of images with: vtrain init FOLDER"
-
-
-def list_names(folder: Path) -> list[str]:
-    """Names in a folder, sorted; none where it cannot be read."""
-    try:
-        return sorted(each.name for each in folder.iterdir())
-    except OSError:
-        return []
 
 
 def _source_of(document: Document, name: str, text: str) -> ConfigSource:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from vtrain.errors import ConfigError
+from vtrain.system.text import clip
 
 KeyPath = tuple[str | int, ...]
 
@@ -347,11 +348,6 @@ class _Builder:
 
 def _short_tag(tag: str) -> str:
     return clip("!!" + tag.removeprefix(_TAG) if tag.startswith(_TAG) else tag)
-
-
-def clip(text: str, width: int = 60) -> str:
-    """`text`, cut to `width` characters for a message."""
-    return text if len(text) <= width else text[: width - 3] + "..."
 
 
 def one_line(text: str, width: int) -> str:

@@ -14,8 +14,9 @@ from pathlib import Path
 from vtrain.data.image_names import describe_error
 from vtrain.data.image_sets import LabelledImages, PackedPaths
 from vtrain.errors import DataError
-from vtrain.system.files import format_json_line, write_text
-from vtrain.system.terminal import one_line
+from vtrain.system.files import write_text
+from vtrain.system.json_csv import format_json_line
+from vtrain.system.text import one_line
 
 _COMMENT, _QUOTE = "#", '"'
 

@@ -1,22 +1,11 @@
 """Finds images: class folders for training, any depth for prediction; also tars and lists."""
 
-import hashlib
-import os
 import stat
-from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice, zip_longest
 from pathlib import Path
 
-from vtrain.config.checks import explain_missing
-from vtrain.data.image_names import (
-    NOT_AN_IMAGE,
-    OUTSIDE,
-    compose,
-    describe_error,
-    enumerate_names,
-)
+from vtrain.data.image_names import NOT_AN_IMAGE, OUTSIDE, compose, describe_error
 from vtrain.data.image_sets import (
     LIST_SUFFIXES,
     TAR_SUFFIX,
@@ -36,7 +25,8 @@ from vtrain.data.tars import (
 )
 from vtrain.data.walk import FolderEntries, FolderScan, path_text
 from vtrain.errors import DataError
-from vtrain.system.terminal import one_line
+from vtrain.system.files import explain_missing
+from vtrain.system.text import enumerate_names, one_line
 
 _SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -151,74 +141,6 @@ def scan_images(
 def is_source(path: Path) -> bool:
     """Whether a path stands for many images: a folder, a tar or a list."""
     return path.is_dir() or path.name.lower().endswith((TAR_SUFFIX, *LIST_SUFFIXES))
-
-
-def split_stratified(
-    images: LabelledImages, fraction: float, *, seed: int
-) -> tuple[LabelledImages, LabelledImages]:
-    """Split off `fraction` of each class (0 to 1, rounded) for validation: (train, val).
-
-    A class with at least two images gets at least one on each side; a single image stays in train.
-    Which images go is decided by a hash of the seed and the path below the root, so neither the
-    order of the file system nor other files matter.
-    """
-    held_out = bytearray(len(images))
-    for members in _shuffle_classes(images, seed):
-        wanted = round(len(members) * fraction)
-        count = min(max(wanted, 1), len(members) - 1)
-        for index in members[:count]:
-            held_out[index] = 1
-    train = array("Q", (index for index, held in enumerate(held_out) if not held))
-    val = array("Q", (index for index, held in enumerate(held_out) if held))
-    return images.subset(train), images.subset(val)
-
-
-def sample_stratified(images: LabelledImages, count: int, *, seed: int) -> LabelledImages:
-    """About `count` images, of each class in its share and at least two where it has them.
-
-    All of them where there are no more. Unlike `sample_classes` it keeps the shares of the classes.
-    Which images are taken is decided as in `split_stratified`.
-    """
-    if len(images) <= count:
-        return images
-    chosen: list[int] = []
-    for members in _shuffle_classes(images, seed):
-        chosen += members[: max(2, round(len(members) * count / len(images)))]
-    return images.subset(sorted(chosen))
-
-
-def sample_classes(images: LabelledImages, most: int, *, seed: int = 0) -> LabelledImages:
-    """At most so many of the images, of each class as equally many as there are, in their order.
-
-    A hash of the seed and the path below the root decides, as in `split_stratified`.
-    """
-    if len(images) <= most:
-        return images
-    # The first of every class, then the second of every class, and so on.
-    rounds = zip_longest(*_shuffle_classes(images, seed))
-    drawn = (index for each in rounds for index in each if index is not None)
-    return images.subset(sorted(islice(drawn, most)))
-
-
-def _shuffle_classes(images: LabelledImages, seed: int) -> Iterator[list[int]]:
-    """Positions of the images of each class that has any, as hashes of their places order them."""
-    by_class: dict[int, list[int]] = {}
-    for index, label in enumerate(images.labels):
-        by_class.setdefault(label, []).append(index)
-    ranks = _rank_all(images, seed)
-    for _, members in sorted(by_class.items()):
-        yield sorted(members, key=lambda i: ranks[16 * i : 16 * i + 16])
-
-
-def _rank_all(images: LabelledImages, seed: int) -> bytes:
-    """16 bytes for each image, one behind the other: hashes of the seed and its place."""
-    ranks = bytearray()
-    key = f"{seed}/".encode()
-    for place in images.places():
-        # The same on every system: between folders there is always a slash.
-        portable = place if os.sep == "/" else place.replace(os.fsencode(os.sep), b"/")
-        ranks += hashlib.blake2b(key + portable, digest_size=16).digest()
-    return bytes(ranks)
 
 
 def find_splits(root: Path) -> SplitFolders | None:

@@ -19,8 +19,9 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
+from vtrain.data.file_pool import map_images
 from vtrain.data.image_sets import PackedPaths, SkippedFile
-from vtrain.data.images import CHECK_RULES, check_image, map_images, read_image, read_whole
+from vtrain.data.images import CHECK_RULES, check_image, read_image, read_whole
 from vtrain.data.kept_scans import Notify, ScanFile, is_settled
 from vtrain.data.tars import FileStatus, find_status
 from vtrain.system.signals import shield_worker, stop_signals_blocked

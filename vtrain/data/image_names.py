@@ -1,9 +1,6 @@
 """Names of images and classes, and how messages speak of them."""
 
 import unicodedata
-from collections.abc import Sequence
-
-from vtrain.system.terminal import one_line
 
 IMAGE_SUFFIXES = (
     ".jpg",
@@ -23,7 +20,6 @@ IMAGE_SUFFIXES = (
 HIDDEN_PREFIXES = (".", "__MACOSX")
 NOT_AN_IMAGE = "is not named like an image"
 OUTSIDE = "lies outside the class folders"
-_NAMED_AT_MOST = 5
 
 
 def is_image_name(name: str) -> bool:
@@ -34,13 +30,6 @@ def is_image_name(name: str) -> bool:
 def compose(name: str) -> str:
     """NFC: macOS stores é as two characters, most other systems as one."""
     return unicodedata.normalize("NFC", name)
-
-
-def enumerate_names(names: Sequence[str]) -> str:
-    """The first names in quotes, and how many more there are."""
-    shown = ", ".join(f"'{one_line(name)}'" for name in names[:_NAMED_AT_MOST])
-    rest = len(names) - _NAMED_AT_MOST
-    return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 def describe_error(error: Exception) -> str:

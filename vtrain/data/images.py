@@ -2,20 +2,15 @@
 
 import hashlib
 import logging
-import multiprocessing
 import os
 import re
 import stat
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import partial
 from io import BufferedReader, BytesIO, FileIO, RawIOBase
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -27,9 +22,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from vtrain.data.tars import read_member
-from vtrain.data.workers import run_apart
 from vtrain.errors import ImageError
-from vtrain.system.signals import shield_worker, stop_signals_blocked
 
 # Only these decoders ever see a file: an EPS named .jpg must not start Ghostscript.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF")
@@ -73,10 +66,7 @@ _NOT_REGULAR = (
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _JPEG_BARE = (0x01, 0xD8)  # markers without a segment behind them
-_CHUNK_FILES = 16  # files in one task of a checking process
-_CHECK_SECONDS = 300.0  # for one task, whose files may come over a slow network
-_APART_SECONDS = 60.0  # for one file in a process of its own
-_WAVE_FILES = 1024  # files for each process of one pool
+
 _DIGEST_BYTES = 16
 
 Found = TypeVar("Found")
@@ -176,105 +166,6 @@ def _is_animated(image: ImageFile.ImageFile) -> bool:
         return bool(getattr(image, "is_animated", False)) and image.format != "MPO"
     except Exception:  # of a second frame that is damaged
         return True
-
-
-def map_images(
-    read: Callable[[Path], Found],
-    paths: Sequence[Path],
-    *,
-    workers: int,
-    progress: Callable[[int], object] | None = None,
-) -> list[Found | str]:
-    """What `read` returns for each image, or the reason why that image cannot be used.
-
-    Args:
-        read: can be pickled, and raises ImageError alone; its results are no strings.
-        paths: files to read.
-        workers: processes to use; 0 reads in this process.
-        progress: called with the number of files done since its last call.
-
-    A file whose decoder kills its process (or makes the kernel do so) gets a reason as well.
-    """
-    report = progress or (lambda _: None)
-    results: list[Found | str] = []
-    if workers == 0:
-        for path in paths:
-            results.append(_try(read, path))
-            report(1)
-        return results
-    wave = workers * _WAVE_FILES
-    for start in range(0, len(paths), wave):
-        results += _map_wave(read, paths[start : start + wave], workers, report)
-    return results
-
-
-def _map_wave(
-    read: Callable[[Path], Found],
-    paths: Sequence[Path],
-    workers: int,
-    report: Callable[[int], object],
-) -> list[Found | str]:
-    """One pool, one wave: when a process dies, only this wave is looked at file by file."""
-    chunks = [paths[i : i + _CHUNK_FILES] for i in range(0, len(paths), _CHUNK_FILES)]
-    results: list[Found | str] = []
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(min(workers, len(chunks)), initializer=shield_worker)
-    try:
-        with stop_signals_blocked():
-            futures = _submit_chunks(pool, read, chunks)
-        for chunk, future in zip(chunks, futures, strict=True):
-            try:
-                found = future.result(_CHECK_SECONDS) if future else _try_apart(read, chunk)
-            except (BrokenProcessPool, TimeoutError) as error:
-                if isinstance(error, TimeoutError):
-                    _kill_all(set(multiprocessing.active_children()) - others)
-                found = _try_apart(read, chunk)
-            results += found
-            report(len(chunk))
-    except KeyboardInterrupt:
-        _kill_all(set(multiprocessing.active_children()) - others)
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return results
-
-
-def _kill_all(processes: Iterable[BaseProcess]) -> None:
-    for process in processes:
-        process.kill()
-
-
-def _submit_chunks(
-    pool: ProcessPoolExecutor, read: Callable[[Path], Found], chunks: Sequence[Sequence[Path]]
-) -> list["Future[list[Found | str]] | None"]:
-    """One future a chunk; None from where on the pool refuses because a process has died."""
-    futures: list[Future[list[Found | str]] | None] = []
-    for chunk in chunks:
-        try:
-            futures.append(pool.submit(_try_all, read, chunk))
-        except BrokenProcessPool:
-            futures.append(None)
-    return futures
-
-
-def _try_apart(read: Callable[[Path], Found], paths: Sequence[Path]) -> list[Found | str]:
-    """As `_try_all`, where a file may kill its process or hold it up: each gets its own."""
-    results: list[Found | str] = []
-    for path in paths:
-        reason = run_apart(partial(_try, read, path), timeout=_APART_SECONDS)
-        results.append(_try(read, path) if reason is None else reason)
-    return results
-
-
-def _try_all(read: Callable[[Path], Found], paths: Sequence[Path]) -> list[Found | str]:
-    return [_try(read, path) for path in paths]
-
-
-def _try(read: Callable[[Path], Found], path: Path) -> Found | str:
-    try:
-        return read(path)
-    except ImageError as error:
-        return error.message
 
 
 def _open(file: BinaryIO) -> ImageFile.ImageFile:

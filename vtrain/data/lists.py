@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vtrain.data.image_names import compose, describe_error, enumerate_names
+from vtrain.data.image_names import compose, describe_error
 from vtrain.data.image_sets import SkippedFile
 from vtrain.data.tars import find_status
 from vtrain.errors import DataError
-from vtrain.system.terminal import one_line
+from vtrain.system.text import enumerate_names, one_line
 
 _PATH_HEADERS = ("path", "file", "filename", "image")
 _LABEL_HEADERS = ("label", "class")

@@ -1,185 +1,43 @@
 """Batches of images from worker processes, the same ones for any number of workers."""
 
 import multiprocessing
-import sys
 import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vtrain.data.batches import Batch, Failure
 from vtrain.data.image_sets import LabelledImages, PackedPaths
 from vtrain.data.images import read_image
+from vtrain.data.sampler import EpochBatchSampler, SampleKey
 from vtrain.data.transforms import ImageTransform
 from vtrain.data.workers import (
     child_signals_kept,
     find_trouble,
     run_apart,
+    set_up_worker,
     worker_troubles,
 )
-from vtrain.errors import DataError, ImageError, ResourceError
-from vtrain.system.machine import count_cores, mix_seed
-from vtrain.system.signals import shield_worker, stop_signals_blocked
-from vtrain.system.terminal import one_line
+from vtrain.errors import ImageError, ResourceError
+from vtrain.system.signals import stop_signals_blocked
 
 # A batch takes a worker well under 10 s even for large photographs on a network disk.
 WORKER_TIMEOUT_S = 300.0
 _LOOK_SECONDS = 2.0  # how long a worker may be dead before that is noticed
 _PROBE_SECONDS = 60.0
 _TIMED_OUT = "DataLoader timed out"
-_MAX_AUTO_WORKERS = 8
-_SMALL_SET = 64  # reading so few images takes less time than starting a process
-# These separate the streams here from the others that are drawn from a run's seed.
-ORDER_STREAM = 2
-SAMPLE_STREAM = 3
 
 Notify: TypeAlias = Callable[[str], object]
-SampleKey: TypeAlias = tuple[int, int | None]  # index, seed of its augmentation
-Failure: TypeAlias = tuple[int, str]  # position in the input list, reason
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What the model gets of the images that could be read, and what became of the others.
-
-    inputs: uint8 images [B, 3, H, W], channels last in memory, or stored activations [B, ...] of a
-    frozen part. labels: int64 [B], -1 where unknown. positions: int64 [B], index of each image in
-    the input list. failures: position and reason of each image of this batch that could not be
-    read; they are in none of the tensors.
-    """
-
-    inputs: Tensor
-    labels: Tensor
-    positions: Tensor
-    failures: tuple[Failure, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def pin_memory(self) -> "Batch":
-        """The same batch with what goes to a GPU in page-locked memory; the loader calls this."""
-        inputs, labels = self.inputs.pin_memory(), self.labels.pin_memory()
-        return Batch(inputs, labels, self.positions, self.failures)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        # Only the inputs are worth a shared-memory segment and its file descriptor.
-        small = (self.labels.tolist(), self.positions.tolist(), self.failures)
-        return _rebuild_batch, (self.inputs, *small)
-
-
-def _rebuild_batch(
-    inputs: Tensor, labels: list[int], positions: list[int], failures: tuple[Failure, ...]
-) -> Batch:
-    int64 = torch.int64
-    return Batch(
-        inputs,
-        torch.tensor(labels, dtype=int64),
-        torch.tensor(positions, dtype=int64),
-        failures,
-    )
-
-
-class EpochBatchSampler(Sampler[list[SampleKey]]):
-    """Batches of (index, sample seed) as a pure function of (seed, epoch).
-
-    The order depends on (seed, epoch), each sample's seed on (seed, epoch, index). A last batch
-    with under two images for each rank is merged into the one before it: BatchNorm cannot train on
-    one value.
-
-    Args:
-        num_images: N, the length of the data set and of an epoch.
-        batch_size: images in a batch, over all ranks together.
-        seed: of the run.
-        weights: None for a permutation, or N weights for drawing with replacement.
-        rank: which part of each batch to give.
-        world_size: number of parts; a part is empty where a batch has fewer images than that.
-    """
-
-    def __init__(
-        self,
-        *,
-        num_images: int,
-        batch_size: int,
-        seed: int,
-        weights: Sequence[float] | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self._num_images = num_images
-        self._batch_size = batch_size
-        self._seed = seed
-        self._weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
-        self._rank = rank
-        self._world_size = world_size
-        self._epoch = 0
-        self._start_batch = 0
-
-    def set_epoch(self, epoch: int, *, start_batch: int = 0) -> None:
-        """Choose the next epoch and the first of its batches to give, both counted from 0."""
-        self._epoch = epoch
-        self._start_batch = start_batch
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch, whatever `start_batch` is."""
-        full, rest = divmod(self._num_images, self._batch_size)
-        merged = full > 0 and rest < 2 * self._world_size
-        return full + (rest > 0 and not merged)
-
-    def batch_sizes(self) -> list[int]:
-        """Images in each batch of an epoch, over all ranks together."""
-        before_last = len(self) - 1
-        if before_last < 0:
-            return []
-        return [self._batch_size] * before_last + [
-            self._num_images - self._batch_size * before_last
-        ]
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        order = self._draw_order()
-        epoch, batches = self._epoch, len(self)
-        for batch in range(self._start_batch, batches):
-            first = batch * self._batch_size
-            last = self._num_images if batch == batches - 1 else first + self._batch_size
-            indices = self._take_part(order[first:last]).tolist()
-            yield [(index, mix_seed(self._seed, SAMPLE_STREAM, epoch, index)) for index in indices]
-
-    def _draw_order(self) -> Tensor:
-        seed = mix_seed(self._seed, ORDER_STREAM, self._epoch)
-        generator = torch.Generator().manual_seed(seed)
-        if self._weights is None:
-            return torch.randperm(self._num_images, generator=generator)
-        return torch.multinomial(
-            self._weights, self._num_images, replacement=True, generator=generator
-        )
-
-    def _take_part(self, indices: Tensor) -> Tensor:
-        first = len(indices) * self._rank // self._world_size
-        last = len(indices) * (self._rank + 1) // self._world_size
-        return indices[first:last]
-
-
-def resolve_workers(value: int | Literal["auto"], num_images: int, *, processes: int = 1) -> int:
-    """Worker processes for `data.workers`: `auto` is one for each usable core, at most eight.
-
-    `auto` gives 0, reading in the main process, for 64 images or fewer. Several `processes` of one
-    job share the cores of their machine.
-    """
-    if value != "auto":
-        return value
-    if num_images <= _SMALL_SET:
-        return 0
-    return max(1, min(count_cores() // processes, _MAX_AUTO_WORKERS))
 
 
 def build_train_loader(
@@ -240,22 +98,6 @@ def build_eval_loader(
     )
 
 
-def require_readable(batches: Iterable[Batch], paths: Sequence[Path]) -> Iterator[Batch]:
-    """The batches as they come, as long as every image in them could be read.
-
-    Raises:
-        DataError: an image was readable before training and is not now.
-    """
-    for batch in batches:
-        for position, reason in batch.failures:
-            path = one_line(paths[position])
-            raise DataError(
-                f"{path} was readable before training and is not now: {reason}",
-                "restore the file, then continue with --resume",
-            )
-        yield batch
-
-
 def build_stream_loader(
     batches: Iterable[Sequence[Path]],
     transform: ImageTransform,
@@ -280,30 +122,6 @@ def build_stream_loader(
         timeout=timeout,
         notify=notify,
     )
-
-
-def prefetch_to_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches with their tensors on `device`; on CUDA the next one travels meanwhile.
-
-    It is copied on a stream of its own, so that it does not queue up behind the computation.
-    """
-    if device.type != "cuda":
-        yield from batches
-        return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    coming: Batch | None = None
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            inputs = batch.inputs.to(device, non_blocking=True)
-            labels = batch.labels.to(device, non_blocking=True)
-        if coming is not None:
-            yield coming
-        torch.cuda.current_stream(device).wait_stream(stream)
-        for tensor in (inputs, labels):  # its memory must not be used again before it is read
-            tensor.record_stream(torch.cuda.current_stream(device))
-        coming = replace(batch, inputs=inputs, labels=labels)
-    if coming is not None:
-        yield coming
 
 
 class ImageLoader:
@@ -446,7 +264,7 @@ class ImageLoader:
             collate_fn=_keep_batch,  # type: ignore[arg-type]  # __getitems__ gives a Batch
             # An iterator draws a base seed when it is made: from here, not from the global one.
             generator=torch.Generator().manual_seed(self._seed),
-            worker_init_fn=_set_up_worker,
+            worker_init_fn=set_up_worker,
             persistent_workers=self._kept and self._workers > 0,
             timeout=min(self._timeout, _LOOK_SECONDS) if self._workers else 0,
             pin_memory=self._pin_memory,
@@ -635,22 +453,3 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(state)
-
-
-def _set_up_worker(_: int) -> None:
-    """One compute thread; signals are the parent's to answer."""
-    shield_worker()
-    torch.set_num_threads(1)
-    sys.excepthook = _report_unless_disconnected
-
-
-def _report_unless_disconnected(
-    kind: type[BaseException], error: BaseException, trace: TracebackType | None
-) -> None:
-    """Say nothing when the parent stops in the middle of taking a batch over.
-
-    The thread that hands out a worker's tensors calls `sys.excepthook` by itself, so that Ctrl-C
-    in the parent would end with a traceback from here.
-    """
-    if not issubclass(kind, (ConnectionError, EOFError)):
-        sys.__excepthook__(kind, error, trace)

@@ -2,25 +2,26 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vtrain.config.load import DataConfig
+from vtrain.config.keys import DataConfig
 from vtrain.data.exclusion import Exclusion, exclude_images
-from vtrain.data.folders import scan_labelled, split_stratified
+from vtrain.data.folders import scan_labelled
 from vtrain.data.image_checks import Sizes, inspect_images
-from vtrain.data.image_names import enumerate_names
 from vtrain.data.image_sets import LabelledImages, SkippedFile
-from vtrain.data.loaders import resolve_workers
 from vtrain.data.tars import find_status
+from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError
 from vtrain.system.reporter import Reporter
-from vtrain.system.terminal import one_line
+from vtrain.system.text import enumerate_names, one_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,3 +247,71 @@ def _read_size(path: str) -> int:
         return os.stat(path).st_size  # noqa: PTH116  # one of possibly a million
     except NotADirectoryError:
         return find_status(path).st_size
+
+
+def split_stratified(
+    images: LabelledImages, fraction: float, *, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Split off `fraction` of each class (0 to 1, rounded) for validation: (train, val).
+
+    A class with at least two images gets at least one on each side; a single image stays in train.
+    Which images go is decided by a hash of the seed and the path below the root, so neither the
+    order of the file system nor other files matter.
+    """
+    held_out = bytearray(len(images))
+    for members in _shuffle_classes(images, seed):
+        wanted = round(len(members) * fraction)
+        count = min(max(wanted, 1), len(members) - 1)
+        for index in members[:count]:
+            held_out[index] = 1
+    train = array("Q", (index for index, held in enumerate(held_out) if not held))
+    val = array("Q", (index for index, held in enumerate(held_out) if held))
+    return images.subset(train), images.subset(val)
+
+
+def sample_stratified(images: LabelledImages, count: int, *, seed: int) -> LabelledImages:
+    """About `count` images, of each class in its share and at least two where it has them.
+
+    All of them where there are no more. Unlike `sample_classes` it keeps the shares of the classes.
+    Which images are taken is decided as in `split_stratified`.
+    """
+    if len(images) <= count:
+        return images
+    chosen: list[int] = []
+    for members in _shuffle_classes(images, seed):
+        chosen += members[: max(2, round(len(members) * count / len(images)))]
+    return images.subset(sorted(chosen))
+
+
+def sample_classes(images: LabelledImages, most: int, *, seed: int = 0) -> LabelledImages:
+    """At most so many of the images, of each class as equally many as there are, in their order.
+
+    A hash of the seed and the path below the root decides, as in `split_stratified`.
+    """
+    if len(images) <= most:
+        return images
+    # The first of every class, then the second of every class, and so on.
+    rounds = zip_longest(*_shuffle_classes(images, seed))
+    drawn = (index for each in rounds for index in each if index is not None)
+    return images.subset(sorted(islice(drawn, most)))
+
+
+def _shuffle_classes(images: LabelledImages, seed: int) -> Iterator[list[int]]:
+    """Positions of the images of each class that has any, as hashes of their places order them."""
+    by_class: dict[int, list[int]] = {}
+    for index, label in enumerate(images.labels):
+        by_class.setdefault(label, []).append(index)
+    ranks = _rank_all(images, seed)
+    for _, members in sorted(by_class.items()):
+        yield sorted(members, key=lambda i: ranks[16 * i : 16 * i + 16])
+
+
+def _rank_all(images: LabelledImages, seed: int) -> bytes:
+    """16 bytes for each image, one behind the other: hashes of the seed and its place."""
+    ranks = bytearray()
+    key = f"{seed}/".encode()
+    for place in images.places():
+        # The same on every system: between folders there is always a slash.
+        portable = place if os.sep == "/" else place.replace(os.fsencode(os.sep), b"/")
+        ranks += hashlib.blake2b(key + portable, digest_size=16).digest()
+    return bytes(ranks)

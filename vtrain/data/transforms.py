@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from vtrain.data.image_sets import Interpolation, Preprocessing
+from vtrain.config.preprocessing import Interpolation, Preprocessing
 from vtrain.errors import UsageError
 
 _RESAMPLING = {

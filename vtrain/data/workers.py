@@ -4,12 +4,21 @@ import errno
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal
+
+import torch
 
 from vtrain.errors import ResourceError
+from vtrain.system.machine import count_cores
 from vtrain.system.signals import shield_worker, stop_signals_blocked
+
+_MAX_AUTO_WORKERS = 8
+_SMALL_SET = 64  # reading so few images takes less time than starting a process
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,3 +151,35 @@ def child_signals_kept() -> Iterator[None]:
     finally:
         if signal.getsignal(signal.SIGCHLD) != before:
             signal.signal(signal.SIGCHLD, before)
+
+
+def resolve_workers(value: int | Literal["auto"], num_images: int, *, processes: int = 1) -> int:
+    """Worker processes for `data.workers`: `auto` is one for each usable core, at most eight.
+
+    `auto` gives 0, reading in the main process, for 64 images or fewer. Several `processes` of one
+    job share the cores of their machine.
+    """
+    if value != "auto":
+        return value
+    if num_images <= _SMALL_SET:
+        return 0
+    return max(1, min(count_cores() // processes, _MAX_AUTO_WORKERS))
+
+
+def set_up_worker(_: int) -> None:
+    """One compute thread; signals are the parent's to answer."""
+    shield_worker()
+    torch.set_num_threads(1)
+    sys.excepthook = _report_unless_disconnected
+
+
+def _report_unless_disconnected(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Say nothing when the parent stops in the middle of taking a batch over.
+
+    The thread that hands out a worker's tensors calls `sys.excepthook` by itself, so that Ctrl-C
+    in the parent would end with a traceback from here.
+    """
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)

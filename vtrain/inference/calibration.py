@@ -107,3 +107,31 @@ def set_threshold(novelty: Novelty, distances: Tensor) -> Novelty:
     """The same distance in units of the one below which 95 % of `distances` `[N]` lie."""
     threshold = float(torch.quantile(distances.double(), FAMILIAR)) if len(distances) else 1.0
     return Novelty(novelty.bank, novelty.neighbors, max(threshold * novelty.threshold, 1e-6))
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationBin:
+    """Images whose confidence is above `low` and at most `high`, their mean and their accuracy."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationResult:
+    """How far probabilities are from the shares that are right: errors from 0 to 1.
+
+    All are expected calibration errors. `ece` is that of the probabilities at `temperature`,
+    `ece_raw` that without it. `ece_held_out` is what `ece` would be if no image had helped to fit
+    its own temperature; None where they have not.
+    """
+
+    temperature: float
+    ece: float
+    ece_raw: float
+    ece_held_out: float | None
+    bins: tuple[CalibrationBin, ...]
+    bins_raw: tuple[CalibrationBin, ...]

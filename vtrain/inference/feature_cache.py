@@ -20,8 +20,9 @@ import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vtrain.data.image_sets import Preprocessing, to_plain
-from vtrain.data.loaders import SAMPLE_STREAM, Batch, build_eval_loader, require_readable
+from vtrain.config.preprocessing import Preprocessing
+from vtrain.data.batches import SAMPLE_STREAM, Batch, require_readable
+from vtrain.data.loaders import build_eval_loader
 from vtrain.data.tars import find_status
 from vtrain.data.transforms import ImageTransform, normalize_images
 from vtrain.errors import DataError
@@ -40,11 +41,12 @@ from vtrain.models.classifier import PENULTIMATE, Classifier
 from vtrain.models.precision import Precision
 from vtrain.models.splitting import LowerPart
 from vtrain.system.cache_folder import make_room
+from vtrain.system.json_csv import to_plain
 from vtrain.system.machine import find_version, mix_seed
 from vtrain.system.processes import ALONE, ProcessGroup
 from vtrain.system.reporter import Reporter
 from vtrain.system.tensor_files import tensors_sha256
-from vtrain.system.terminal import format_bytes, one_line
+from vtrain.system.text import format_bytes, one_line
 
 Missing: TypeAlias = NDArray[np.int64]  # [M, 2], numbers of images and of their views
 

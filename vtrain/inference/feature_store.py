@@ -15,11 +15,13 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vtrain.data.loaders import Batch, EpochBatchSampler
+from vtrain.data.batches import Batch
+from vtrain.data.sampler import EpochBatchSampler
 from vtrain.data.tars import find_status
 from vtrain.errors import ModelError, VtrainError
 from vtrain.system.cache_folder import FACTS_NAME
-from vtrain.system.files import sweep_temporaries, write_json
+from vtrain.system.files import sweep_temporaries
+from vtrain.system.json_csv import write_json
 from vtrain.system.tensor_files import map_tensors, save_tensors
 
 # Bytes of a digest that names one view of one file: 16 make a collision unthinkable.

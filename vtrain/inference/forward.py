@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vtrain.data.image_sets import Preprocessing
+from vtrain.config.preprocessing import Preprocessing
 from vtrain.data.transforms import normalize_images
 from vtrain.inference.metrics import rank_classes, sum_dtype
 from vtrain.models.classifier import Classifier

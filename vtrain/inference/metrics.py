@@ -1,11 +1,10 @@
 """Classification metrics that stay on the device and add up exactly however images are split."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from vtrain.data.image_sets import ClassMetrics
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:
@@ -42,6 +41,22 @@ class RunningMean:
         """The mean so far, NaN before the first value; a CPU-GPU sync point."""
         total, count = self.state.tolist()
         return total / count if count else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMetrics:
+    """Precision, recall and F1 of one class (0 to 1; 0 where undefined) and its image count.
+
+    The intervals are those of 95 %, None where nothing can be said.
+    """
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    precision_interval: tuple[float, float] | None = None
+    recall_interval: tuple[float, float] | None = None
 
 
 class ConfusionMatrix:

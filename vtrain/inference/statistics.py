@@ -19,7 +19,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vtrain.data.image_sets import CalibrationBin
+from vtrain.inference.calibration import CalibrationBin
 
 Interval = tuple[float, float]
 Counts = NDArray[np.int64]

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from vtrain.data.loaders import Batch
+from vtrain.data.batches import Batch
 from vtrain.system.machine import count_cores
 
 Result = TypeVar("Result")

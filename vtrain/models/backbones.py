@@ -14,21 +14,15 @@ from torchvision.models import MNASNet, VisionTransformer
 from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.ops import StochasticDepth
 
-from vtrain.data.image_sets import Preprocessing
+from vtrain.config.preprocessing import Preprocessing
 from vtrain.errors import ModelError
+from vtrain.models.backbone_spec import BackboneSpec, OptionValue, StageInfo
 from vtrain.models.small_backbones import (
     build_preact_resnet,
     build_separable_cnn,
     build_simple_cnn,
 )
-from vtrain.models.zoo import (
-    BackboneSpec,
-    OptionValue,
-    StageInfo,
-    check_image_size,
-    check_options,
-    find_weights,
-)
+from vtrain.models.zoo import check_image_size, check_options, find_weights
 
 NO_OPTIONS: Mapping[str, OptionValue] = {}
 

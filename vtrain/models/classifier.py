@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vtrain.errors import ModelError, UsageError
+from vtrain.models.backbone_spec import BackboneSpec, OptionValue, Stage
 from vtrain.models.backbones import (
     NO_OPTIONS,
     as_feature_map,
@@ -16,7 +17,6 @@ from vtrain.models.backbones import (
     interpolate_position_embedding,
     rename_legacy_keys,
 )
-from vtrain.models.zoo import BackboneSpec, OptionValue, Stage
 from vtrain.system.tensor_files import shorten_names
 
 HEAD = "head"

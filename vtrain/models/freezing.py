@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from vtrain.config.load import FitConfig, FreezeRule
+from vtrain.config.keys import FitConfig, FreezeRule
 from vtrain.errors import ConfigError, ModelError
 from vtrain.models.classifier import Classifier
 

@@ -10,9 +10,9 @@ from torch.nn import functional
 from torchvision.models.convnext import LayerNorm2d
 
 from vtrain.errors import UsageError
+from vtrain.models.backbone_spec import BackboneSpec, Stage
 from vtrain.models.backbones import as_feature_map
 from vtrain.models.classifier import Classifier
-from vtrain.models.zoo import BackboneSpec, Stage
 
 # Too little to change an activation, and above zero: ReLU lets the gradient through everywhere.
 _ABOVE_ZERO = 1e-30

@@ -11,8 +11,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from vtrain.data.image_sets import Preprocessing
+from vtrain.config.preprocessing import Preprocessing
 from vtrain.errors import ModelError
+from vtrain.models.backbone_spec import BackboneSpec
 from vtrain.models.backbones import (
     auxiliary_prefixes,
     eval_preprocessing,
@@ -27,15 +28,15 @@ from vtrain.models.model_file import (
     load_model_tensors,
     read_model_file,
 )
-from vtrain.models.zoo import BackboneSpec, backbone_names, find_backbone, find_weights
+from vtrain.models.zoo import backbone_names, find_backbone, find_weights
 from vtrain.system.tensor_files import (
     find_non_finite,
     is_safetensors,
     load_tensors,
-    load_torch,
     read_metadata,
     shorten_names,
 )
+from vtrain.system.torch_files import load_torch
 
 Notify = Callable[[str], None]
 WeightsKind = Literal["none", "pretrained", "file", "vtrain"]

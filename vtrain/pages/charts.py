@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from vtrain.data.image_sets import CalibrationBin
+from vtrain.inference.calibration import CalibrationBin
 from vtrain.pages.svg import (
     CHAR_WIDTH,
     WIDTH,

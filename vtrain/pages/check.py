@@ -11,7 +11,7 @@ from vtrain.pages.page import write_page
 from vtrain.pages.thumbnails import Picture, make_thumbnail
 from vtrain.results.check import ALL, CheckResult
 from vtrain.results.check_findings import LONG_SIDE, SEVERITIES, DataSet, Finding, FoundGroup
-from vtrain.system.terminal import format_percent
+from vtrain.system.text import format_percent
 
 MOST_GROUPS = 60  # of each kind that are shown
 MOST_MEMBERS = 8  # images of one group

@@ -21,7 +21,7 @@ from vtrain.results.compare import (
     describe_difference,
     format_points,
 )
-from vtrain.system.terminal import format_bytes, format_duration, format_percent, one_line
+from vtrain.system.text import format_bytes, format_duration, format_percent, one_line
 
 MOST_PICTURES = 48  # on the page; a picture takes some 5 kB
 MOST_CLASSES = 20  # of each comparison

@@ -8,13 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vtrain.system.files import write_text
-from vtrain.system.terminal import (
-    format_bytes,
-    format_count,
-    format_duration,
-    format_percent,
-    one_line,
-)
+from vtrain.system.text import format_bytes, format_count, format_duration, format_percent, one_line
 
 
 @cache

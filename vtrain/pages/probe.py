@@ -15,7 +15,7 @@ from vtrain.results.probe_table import (
     recommend,
     table_rows,
 )
-from vtrain.system.terminal import format_duration, one_line
+from vtrain.system.text import format_duration, one_line
 
 DETAIL_COLUMNS = (
     "backbone",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from vtrain.system.terminal import one_line
+from vtrain.system.text import one_line
 
 WIDTH = 360  # of a chart in its own units, which are pixels on a phone
 CHAR_WIDTH = 6.3  # of the charts' text, on average and in pixels

@@ -10,16 +10,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vtrain.config.load import FitConfig, load_config
+from vtrain.config.keys import FitConfig
+from vtrain.config.load import load_config
 from vtrain.data.duplicates import Group, find_similar_pairs, group_images, join_pairs
 from vtrain.data.exclusion import Exclusion, write_exclusion
 from vtrain.data.folders import find_splits, is_source, scan_images, scan_labelled
 from vtrain.data.image_checks import Inspection, hash_all_pixels, inspect_images
 from vtrain.data.image_names import HIDDEN_PREFIXES
-from vtrain.data.image_sets import LabelledImages, to_plain
+from vtrain.data.image_sets import LabelledImages
 from vtrain.data.kept_scans import Notify
-from vtrain.data.loaders import resolve_workers
 from vtrain.data.splits import describe_unmatched, scan_splits
+from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError, UsageError
 from vtrain.models.weights import describe_weights
 from vtrain.models.zoo import find_backbone
@@ -39,8 +40,9 @@ from vtrain.results.check_findings import (
     find_unreadable,
 )
 from vtrain.results.features import Features
+from vtrain.system.json_csv import to_plain
 from vtrain.system.reporter import SILENT
-from vtrain.system.terminal import one_line
+from vtrain.system.text import one_line
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
 LIST_TITLE = "Images that a run leaves out with data.exclude, found by vtrain check."

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from vtrain.data.duplicates import Group
 from vtrain.data.exclusion import Exclusion
 from vtrain.data.image_checks import Inspection, Trait, find_wrong_suffixes, format_name
-from vtrain.data.image_names import enumerate_names
 from vtrain.data.image_sets import LabelledImages, SkippedFile
-from vtrain.system.terminal import one_line
+from vtrain.system.text import enumerate_names, one_line
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")

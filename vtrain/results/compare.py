@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vtrain.data.image_sets import ImagePrediction
 from vtrain.errors import DataError, ModelError, UsageError
 from vtrain.inference.statistics import (
     Interval,
@@ -22,9 +21,10 @@ from vtrain.inference.statistics import (
     paired_bootstrap_macro_f1,
     smallest_visible_difference,
 )
+from vtrain.runs.evaluation_files import ImagePrediction, predictions_path, read_predictions
 from vtrain.runs.folder import MODEL_NAME, RESOLVED_NAME
-from vtrain.runs.record import RunRecord, predictions_path, read_predictions, read_run
-from vtrain.system.terminal import one_line
+from vtrain.runs.record import RunRecord, read_run
+from vtrain.system.text import one_line
 
 Split = Literal["val", "test"]
 Verdict = Literal["better", "worse", "unclear"]

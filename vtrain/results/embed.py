@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtrain.data.batches import Batch
 from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
-from vtrain.data.image_sets import EmbedResult, PackedPaths, SkippedFile, to_plain
-from vtrain.data.loaders import (
-    Batch,
-    ImageLoader,
-    build_eval_loader,
-    resolve_workers,
-)
+from vtrain.data.image_sets import PackedPaths, SkippedFile
+from vtrain.data.loaders import ImageLoader, build_eval_loader
 from vtrain.data.transforms import EvalTransform
+from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError, UsageError, VtrainError
 from vtrain.inference.forward import (
     NOT_FINITE,
@@ -33,11 +30,11 @@ from vtrain.inference.streams import choose_streams, compute_in_order
 from vtrain.models.classifier import LOGITS, PENULTIMATE
 from vtrain.models.freezing import tensor_digest
 from vtrain.results.resumable_array import PartialArray, Progress, lock_output, require_writable
-from vtrain.runs.checkpoint import LoadedModel
-from vtrain.system.files import write_csv, write_json
+from vtrain.runs.load_model import LoadedModel
+from vtrain.system.json_csv import to_plain, write_csv, write_json
 from vtrain.system.processes import ALONE, ProcessGroup
 from vtrain.system.signals import StopRequest, build_stop_error
-from vtrain.system.terminal import one_line
+from vtrain.system.text import one_line
 
 ROUND_BLOCKS = 4  # between two exchanges of progress among processes
 MADE_BY = "vtrain embed"  # a key of the .json, which tells it from others
@@ -58,6 +55,17 @@ class _Job:
 def facts_path(output: Path) -> Path:
     """Where it stands which model an array was made with."""
     return output.with_suffix(".json")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """What `embed` wrote: `[count, dim]` float32 rows; those of `failures` are NaN."""
+
+    output: Path
+    index: Path
+    count: int
+    dim: tuple[int, ...]
+    failures: Sequence[SkippedFile] = ()
 
 
 def embed(

@@ -25,6 +25,7 @@ from vtrain.inference.forward import (
     find_finite_rows,
     find_model_device,
 )
+from vtrain.models.backbone_spec import Stage
 from vtrain.models.classifier import Classifier
 from vtrain.models.precision import Precision
 from vtrain.models.saliency import (
@@ -33,10 +34,9 @@ from vtrain.models.saliency import (
     find_map_stage,
     find_map_stages,
 )
-from vtrain.models.zoo import Stage
 from vtrain.results.predict import PredictInput
-from vtrain.runs.checkpoint import LoadedModel
-from vtrain.system.terminal import one_line
+from vtrain.runs.load_model import LoadedModel
+from vtrain.system.text import one_line
 
 NAMED_CLASSES = 50  # that an error lists; of more, those that are spelt like what was typed
 FEW_CELLS = 4  # a map with fewer along an edge shows little

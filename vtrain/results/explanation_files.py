@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from vtrain.data.image_sets import to_plain
 from vtrain.errors import UsageError, VtrainError
 from vtrain.results.explain import Explanation, overlay
-from vtrain.system.files import atomic_write, write_error, write_json
+from vtrain.system.files import atomic_write, write_error
+from vtrain.system.json_csv import to_plain, write_json
 from vtrain.system.signals import build_stop_error
-from vtrain.system.terminal import format_percent
 
 SCHEMA = 1
 INDEX_NAME = "explanations.json"
@@ -185,16 +184,3 @@ def explanation_json(written: WrittenExplanation, *, below: Path | None = None) 
             "box": [place.left, place.top, place.right, place.bottom],
         }
     return {**row, "error": each.error}
-
-
-def format_explanation(written: WrittenExplanation) -> str:
-    """One line for people: `path: class 97.1 %, overlay`, or `path: error: reason`."""
-    each = written.explanation
-    if each.error is not None:
-        return f"{each.path}: error: {each.error}"
-    text = f"{each.explained} {format_percent(each.explained_probability)}"
-    if each.explained != each.prediction:
-        text += f" (predicted {each.prediction} {format_percent(each.probability)})"
-    if not each.found:
-        text += ", nothing speaks for it"
-    return f"{each.path}: {text}, {written.overlay}"

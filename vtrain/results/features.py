@@ -8,15 +8,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vtrain.data.loaders import Batch, Failure, build_eval_loader, resolve_workers
+from vtrain.data.batches import Batch, Failure
+from vtrain.data.loaders import build_eval_loader
 from vtrain.data.transforms import EvalTransform
+from vtrain.data.workers import resolve_workers
 from vtrain.inference.feature_cache import FeatureCache, FrozenPart, Views, build_frozen_part
 from vtrain.inference.feature_store import StoreError
 from vtrain.inference.forward import NOT_FINITE, find_model_device
 from vtrain.inference.streams import choose_streams, compute_in_order
 from vtrain.models.classifier import PENULTIMATE
 from vtrain.models.precision import Precision
-from vtrain.runs.checkpoint import LoadedModel
+from vtrain.runs.load_model import LoadedModel
 from vtrain.system.cache_folder import FEATURES, find_cache_folder
 from vtrain.system.reporter import Progress, Reporter
 

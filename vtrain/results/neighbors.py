@@ -13,15 +13,14 @@ import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from vtrain.data.image_sets import to_plain
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, ImageError, ModelError, UsageError
 from vtrain.inference.forward import NOT_FINITE, compute_outputs, find_model_device
 from vtrain.results.embed import MAX_FACTS_BYTES, digest_weights, facts_path
-from vtrain.runs.checkpoint import LoadedModel, load_model
-from vtrain.system.files import read_csv_cell
-from vtrain.system.terminal import one_line
+from vtrain.runs.load_model import LoadedModel, load_model
+from vtrain.system.json_csv import read_csv_cell, to_plain
+from vtrain.system.text import one_line
 
 Metric = Literal["cosine", "euclidean"]
 Vector = NDArray[np.float32]

@@ -12,11 +12,12 @@ from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from vtrain.data.batches import Batch
 from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
-from vtrain.data.image_sets import UNKNOWN, ClassProbability, Prediction
-from vtrain.data.loaders import Batch, Notify, build_stream_loader, resolve_workers
+from vtrain.data.loaders import Notify, build_stream_loader
 from vtrain.data.tars import find_status
 from vtrain.data.transforms import EvalTransform
+from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError, UsageError
 from vtrain.inference.forward import (
     NOT_FINITE,
@@ -25,12 +26,12 @@ from vtrain.inference.forward import (
     find_top_classes,
 )
 from vtrain.inference.streams import choose_streams, compute_in_order
-from vtrain.runs.checkpoint import LoadedModel
-from vtrain.system.terminal import format_percent
+from vtrain.runs.load_model import LoadedModel
 
 SCHEMA = 1
 LOOK_AHEAD = 65  # inputs; fewer are read without workers
 ERRORS_AT_ONCE = 1000
+UNKNOWN = "unknown"  # the answer for what is rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,36 @@ class PredictInput:
 
     path: str
     error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClassProbability:
+    """One class and its probability between 0 and 1."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """The answer for one input: classes by falling probability, or the reason why there is none.
+
+    `distance` tells how unlike the training images it is, see `ImagePrediction`; None where the
+    model cannot tell. `rejected` is why the answer is `unknown` in spite of its classes.
+    """
+
+    path: str
+    predictions: tuple[ClassProbability, ...] = ()
+    error: str | None = None
+    distance: float | None = None
+    rejected: Literal["confidence", "distance"] | None = None
+
+    @property
+    def answer(self) -> str | None:
+        """The most probable class, or `unknown`; None with an error."""
+        if self.error is not None or not self.predictions:
+            return None
+        return UNKNOWN if self.rejected else self.predictions[0].name
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,18 +341,3 @@ def prediction_csv_row(prediction: Prediction, top_k: int) -> list[object]:
     status = "ok" if prediction.error is None else "error"
     more = (prediction.error, prediction.answer, prediction.rejected, prediction.distance)
     return [prediction.path, status, *pairs, *more]
-
-
-def format_prediction(prediction: Prediction) -> str:
-    """One line for people: `path: class 97.1 %, class 2.0 %`, or `path: error: reason`."""
-    if prediction.error is not None:
-        return f"{prediction.path}: error: {prediction.error}"
-    named = ", ".join(
-        f"{each.name} {format_percent(each.probability)}" for each in prediction.predictions
-    )
-    far = prediction.distance is not None and prediction.distance > 1
-    unlike = f"unlike the training images (distance {prediction.distance:.2f})" if far else ""
-    if prediction.rejected is not None:
-        reason = unlike or ("not sure" if prediction.rejected == "confidence" else "too far")
-        return f"{prediction.path}: {UNKNOWN}: {reason}; {named}"
-    return f"{prediction.path}: {named}" + (f"; {unlike}" if far else "")

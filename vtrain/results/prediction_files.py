@@ -14,7 +14,6 @@ from typing import BinaryIO, Literal
 
 from pydantic import TypeAdapter
 
-from vtrain.data.image_sets import Prediction, to_plain
 from vtrain.data.loaders import Notify
 from vtrain.errors import ExitCode, UsageError
 from vtrain.models.freezing import tensor_digest
@@ -22,24 +21,25 @@ from vtrain.results.embed import digest_weights
 from vtrain.results.predict import (
     Answering,
     PredictInput,
+    Prediction,
     predict,
     prediction_csv_header,
     prediction_csv_row,
     prediction_json,
 )
 from vtrain.results.resumable_array import lock_output, require_writable
-from vtrain.runs.checkpoint import LoadedModel
 from vtrain.runs.folder import find_changes
-from vtrain.system.files import (
-    encode_text,
+from vtrain.runs.load_model import LoadedModel
+from vtrain.system.files import encode_text, write_error
+from vtrain.system.json_csv import (
     format_csv_row,
     format_json_line,
     read_csv_cell,
-    write_error,
+    to_plain,
     write_json,
 )
 from vtrain.system.signals import build_stop_error
-from vtrain.system.terminal import one_line
+from vtrain.system.text import one_line
 
 FileForm = Literal["json", "csv"]
 FLUSH_SECONDS = 1.0

@@ -10,9 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtrain.data.folders import describe_skipped, find_splits, sample_stratified, scan_labelled
+from vtrain.data.batches import Batch
+from vtrain.data.folders import describe_skipped, find_splits, scan_labelled
 from vtrain.data.image_sets import LabelledImages, SkippedFile
-from vtrain.data.loaders import Batch, build_eval_loader
+from vtrain.data.loaders import build_eval_loader
+from vtrain.data.splits import sample_stratified
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, ModelError, ResourceError, UsageError, VtrainError
 from vtrain.inference.cross_validation import (
@@ -28,10 +30,11 @@ from vtrain.inference.streams import choose_streams, compute_in_order
 from vtrain.models.weights import find_weights_kind, has_pretrained_weights
 from vtrain.results.features import compute_features
 from vtrain.results.probe_candidates import Candidate
-from vtrain.runs.checkpoint import LoadedModel, load_model
+from vtrain.runs.load_model import LoadedModel, load_model
 from vtrain.system.machine import explain_torch_error
 from vtrain.system.reporter import Forwarding, Progress
-from vtrain.system.terminal import Console, format_bytes, format_duration, one_line
+from vtrain.system.terminal import Console
+from vtrain.system.text import format_bytes, format_duration, one_line
 
 IMAGES = 1000
 SEED = 0

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vtrain.errors import UsageError
-from vtrain.models.zoo import BackboneSpec, find_backbone
+from vtrain.models.backbone_spec import BackboneSpec
+from vtrain.models.zoo import find_backbone
 
 DEFAULT_WEIGHTS = "DEFAULT"
 # Small to medium, of different kinds, from cheap to costly; about 350 MB of weights.

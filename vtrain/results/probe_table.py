@@ -3,7 +3,7 @@
 from shlex import quote
 
 from vtrain.results.probe import ProbedBackbone, ProbeResult
-from vtrain.system.terminal import format_count, format_percent, one_line
+from vtrain.system.text import format_count, format_percent, one_line
 
 SCHEMA = 1
 COLUMNS = ("backbone", "linear", "95 %", "kNN", "images/s", "", "params", "GFLOPs", "px")

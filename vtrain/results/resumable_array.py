@@ -18,10 +18,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from pydantic import NonNegativeInt, TypeAdapter
 
-from vtrain.data.image_sets import to_plain
 from vtrain.errors import ModelError, ResourceError, RunLockedError, UsageError, VtrainError
 from vtrain.runs.folder import LOCK_WAIT_SECONDS, find_changes
 from vtrain.system.files import sync_folder, write_error, write_text
+from vtrain.system.json_csv import to_plain
 
 COMMIT_SECONDS = 15.0  # at most this much work is lost by a kill
 _LONGEST_NAME = 180  # bytes, with room for what is added

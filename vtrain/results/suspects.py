@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vtrain.config.load import FitConfig
-from vtrain.data.image_sets import LabelledImages, SkippedFile, to_plain
+from vtrain.config.keys import FitConfig
+from vtrain.data.image_sets import LabelledImages, SkippedFile
 from vtrain.data.splits import scan_splits, split_digest
 from vtrain.errors import DataError, ModelError, VtrainError
 from vtrain.inference.forward import prepare_for_inference
@@ -20,10 +20,12 @@ from vtrain.models.weights import describe_weights, load_weights
 from vtrain.models.zoo import find_backbone
 from vtrain.results.features import Features, compute_features
 from vtrain.results.suspect_labels import SuspectRanking, count_steps, rank_suspects
-from vtrain.runs.checkpoint import LoadedModel, load_model
 from vtrain.runs.folder import RESOLVED_NAME
+from vtrain.runs.load_model import LoadedModel, load_model
 from vtrain.runs.record import RunRecord, read_run
-from vtrain.system.terminal import Console, one_line
+from vtrain.system.json_csv import to_plain
+from vtrain.system.terminal import Console
+from vtrain.system.text import one_line
 
 SCHEMA = 1
 SHOWN_NEIGHBORS = 4

@@ -1,91 +1,30 @@
 """What is saved and loaded: the model file, the checkpoint of a run, and what `-m MODEL` means."""
 
-import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from functools import partial
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vtrain.checkpoint_content import check_content
-from vtrain.data.image_sets import Preprocessing
-from vtrain.errors import ModelError, NewerFormatError, UsageError
-from vtrain.inference.calibration import Novelty
-from vtrain.inference.forward import (
-    Outputs,
-    compute_averaged,
-    compute_both,
-    find_model_device,
-    prepare_for_inference,
-)
-from vtrain.models.backbones import pretrained_classes
-from vtrain.models.classifier import Classifier, build_pretrained_classifier
-from vtrain.models.model_file import find_model_file, load_scoring_model
-from vtrain.models.precision import Precision, choose_inference_precision
-from vtrain.models.weights import describe_weights, load_native_weights
-from vtrain.models.zoo import backbone_names, find_backbone
+from vtrain.errors import ModelError, NewerFormatError
 from vtrain.runs.folder import (
     CHECKPOINT_NAME,
     DAMAGED_NAME,
-    MODEL_NAME,
     PREVIOUS_NAME,
-    RUNS,
-    find_newest_run,
 )
-from vtrain.system.machine import keep_freed_memory, seed_everything
-from vtrain.system.tensor_files import load_torch, save_torch
-from vtrain.system.terminal import one_line
+from vtrain.runs.metric_log import COLUMNS
+from vtrain.system.tensor_files import find_non_finite, shorten_names
+from vtrain.system.torch_files import load_torch, save_torch
 from vtrain.training.state import TrainState
 
 CHECKPOINT_FORMAT = 1
 NO_CHECKPOINT_HINT = "start a new run: without --resume, and with another run_dir if it is set"
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A classifier in evaluation mode on its device, with all that its use needs.
-
-    `precision` is `fp32`, `bf16` or `fp16`: what the classifier computes in. `temperature` divides
-    the logits of calibrated probabilities; `novelty` tells how unlike the training images an image
-    is, None where the model knows nothing of them.
-    """
-
-    classifier: Classifier
-    preprocessing: Preprocessing
-    classes: tuple[str, ...]
-    source: str
-    precision: str = "fp32"
-    temperature: float = 1.0
-    novelty: Novelty | None = None
-
-    def choose_compute(
-        self, *, raw: bool = False, tta: bool = False
-    ) -> tuple[Callable[[Tensor], Outputs], float]:
-        """What gives the outputs of uint8 images `[B, 3, H, W]`, and the temperature of its logits.
-
-        `raw` leaves the model's temperature out; `tta` averages over four views of each image.
-        """
-        device = find_model_device(self.classifier)
-        temperature = 1.0 if raw else self.temperature
-        plain = partial(
-            compute_both,
-            self.classifier,
-            preprocessing=self.preprocessing,
-            device=device,
-        )
-        if not tta:
-            return plain, temperature
-        averaged = partial(
-            compute_averaged,
-            self.classifier,
-            preprocessing=self.preprocessing,
-            device=device,
-            temperature=temperature,
-        )
-        return averaged, 1.0
+_MOST = 2**53  # epochs, steps, images: far beyond any run, and exact as a float
+_READ = ("lr", "peak_lrs", "stage", "weight_decay")
+_NUMBERS = ("planned_epochs", "epoch", "batch", "step", "image_count", "best_epoch", "splits")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,108 +46,6 @@ class Checkpoint:
     config: dict[str, Any]
     data: dict[str, Any]
     machine: dict[str, Any]
-
-
-def load_model(
-    model: str | None,
-    *,
-    device: torch.device,
-    precision: str = "auto",
-    notify: Callable[[str], None],
-) -> LoadedModel:
-    """The model that `-m MODEL` names, ready to use: a run folder, a model file, or a backbone.
-
-    None is the newest finished run below `runs/`. The classifier comes from
-    `prepare_for_inference`; `precision` is `auto` (see `choose_inference_precision`), `fp32`,
-    `bf16` or `fp16`. `notify` gets the model and what it computes in.
-
-    Raises:
-        ModelError: nothing usable there, or no such path and no such backbone.
-        UsageError: the backbone has no weights of that name, or the precision cannot run on the
-            device.
-    """
-    keep_freed_memory()
-    choose_inference_precision(precision, device)  # what cannot run shall not wait for a download
-    if model is None:
-        loaded = _load_own(find_newest_run(RUNS) / MODEL_NAME, device, precision)
-    elif _exists(model):
-        loaded = _load_own(find_model_file(Path(model)), device, precision)
-    else:
-        name, _, weights = model.partition(":")
-        if name not in backbone_names():
-            message = f"no model {model!r}: no such path, and no such backbone"
-            raise ModelError(message, _suggest(model))
-        loaded = _load_native(name, weights or "DEFAULT", device, precision, notify)
-    notify(one_line(f"model: {loaded.source}, {loaded.precision}"))
-    return loaded
-
-
-def _exists(model: str) -> bool:
-    try:
-        return Path(model).exists()
-    except OSError as error:  # a name that is too long, a folder that is closed to us
-        raise ModelError(f"cannot read model {model!r}: {error.strerror}") from error
-
-
-def _suggest(model: str) -> str:
-    name = model.partition(":")[0]
-    close = difflib.get_close_matches(name, backbone_names(), n=1)
-    if not close:
-        neighbours = [str(path) for path in Path(model).parent.glob("*")]
-        close = difflib.get_close_matches(model, neighbours, n=1)
-    start = f"did you mean {close[0]}? " if close else ""
-    return f"{start}give a run folder, a model file, or a name that `vtrain backbones` lists"
-
-
-def _load_own(path: Path, device: torch.device, precision: str) -> LoadedModel:
-    classifier, description, bank = load_scoring_model(path)
-    novelty, stored = None, description.novelty
-    if stored is not None and bank is not None:
-        novelty = Novelty(bank, stored.neighbors, stored.threshold).to(device)
-    trained = _find_trained_precision(description.config)
-    chosen = choose_inference_precision(precision, device, trained=trained)
-    return LoadedModel(
-        prepare_for_inference(classifier, Precision(chosen, device), in_place=True),
-        description.preprocessing,
-        description.classes,
-        str(path),
-        chosen,
-        description.temperature,
-        novelty,
-    )
-
-
-def _find_trained_precision(config: Mapping[str, Any]) -> str:
-    """`train.precision` of a model file's config, `auto` where it says nothing that we know."""
-    section = config.get("train")
-    found = section.get("precision") if isinstance(section, dict) else None
-    return found if isinstance(found, str) else "auto"
-
-
-def _load_native(
-    name: str,
-    weights: str,
-    device: torch.device,
-    precision: str,
-    notify: Callable[[str], None],
-) -> LoadedModel:
-    spec = find_backbone(name)
-    if weights == "DEFAULT" and not spec.weights:
-        raise UsageError(
-            f"{name} has no pretrained weights", f"random weights, for tests: {name}:none"
-        )
-    source = describe_weights(weights, spec)
-    seed_everything(0)  # `:none` is random, and the same every time
-    classifier = build_pretrained_classifier(
-        spec, image_size=source.preprocessing.crop, pretrained=source.pretrained_input
-    )
-    load_native_weights(classifier, weights, notify=notify)
-    classes = pretrained_classes(spec, source.enum_name) if spec.weights else ()
-    if len(classes) != classifier.num_classes:
-        classes = tuple(f"class {index}" for index in range(classifier.num_classes))
-    chosen = choose_inference_precision(precision, device)
-    prepared = prepare_for_inference(classifier, Precision(chosen, device), in_place=True)
-    return LoadedModel(prepared, source.preprocessing, classes, f"{name}:{weights}", chosen)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -278,3 +115,152 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(**content)
     except (TypeError, KeyError, ValueError) as error:
         raise ModelError(f"{path}: the checkpoint's content is damaged: {error!s:.400}") from error
+
+
+def check_content(content: Mapping[str, Any]) -> None:
+    """Refuse entries of another type or range than a run saves.
+
+    Raises:
+        KeyError: an entry is missing.
+        ValueError: an entry cannot be what a run has saved.
+    """
+    _check_tensors("model", content["model"])
+    if content["ema"] is not None:
+        _check_tensors("ema", content["ema"])
+    _check_optimizer(content["optimizer"])
+    _require("planned_epochs", content["planned_epochs"], _is_count)
+    for name in ("scaler", "frozen", "config", "data", "machine", "state"):
+        _require(name, content[name], _is_table)
+    _require("scaler", content["scaler"], lambda table: all(map(_is_number, table.values())))
+    _require("frozen", content["frozen"], lambda table: all(map(_is_text, table.values())))
+    _check_state(content["state"])
+    machine, config = content["machine"], content["config"]
+    _require("machine.precision", machine.get("precision"), _is_text)
+    for name in ("batch_size", "processes", "threads"):
+        _require(f"machine.{name}", machine.get(name, 1), lambda n: _is_count(n) and n > 0)
+    for name in ("train.epochs", "train.early_stop"):
+        _require(
+            f"config.{name}", config.get(name), lambda value: value is None or _is_count(value)
+        )
+
+
+def check_fit(
+    content: Any, optimizer: torch.optim.Optimizer, *, batches: int, averaged: bool
+) -> None:
+    """Refuse a checkpoint (one that `check_content` took) of a run that is not like this one.
+
+    `content` has `optimizer`, `ema` and `state`; `batches` is the number of them in an epoch,
+    `averaged` is whether this run keeps an average of its weights.
+
+    Raises:
+        ValueError: its optimizer has other parameters, or its place in the run cannot be.
+    """
+    if averaged != (content.ema is not None):
+        raise ValueError("it has no average of the weights" if averaged else "it has an average")
+    state: TrainState = content.state
+    begun = state.batch > 0
+    counted = state.image_count > 0 or (begun and len(state.left_out) > 0)
+    if state.batch > batches or begun != counted:
+        raise ValueError(f"batch {state.batch} of {batches} after {state.image_count} images")
+    if len(state.history) != state.epoch:
+        raise ValueError(f"{len(state.history)} rows of metrics after {state.epoch} epochs")
+    for row in state.history:
+        if row.keys() != set(COLUMNS):
+            raise ValueError("its history of epochs has other columns")
+    own, groups = optimizer.state_dict()["param_groups"], content.optimizer["param_groups"]
+    if len(own) != len(groups) or not all(map(_agree, groups, own)):
+        raise ValueError("its optimizer has other settings or numbers of parameters")
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    for index, values in content.optimizer["state"].items():
+        for name, value in values.items():
+            whole = index < len(parameters) and (
+                not isinstance(value, Tensor) or value.shape in ((), parameters[index].shape)
+            )
+            if not whole:
+                raise ValueError(f"its optimizer's {name} of parameter {index} has another shape")
+
+
+def _agree(group: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
+    """Whether two groups have the same parameters and the same types of settings.
+
+    Settings that another version of torch has or lacks do not count, but for those that we read.
+    """
+    if group["params"] != own["params"] or any(name not in group for name in _READ):
+        return False
+    common = group.keys() & own.keys()
+    return all(_describe(group[name]) == _describe(own[name]) for name in common)
+
+
+def _describe(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return [_describe(each) for each in value]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "number" if number else type(value).__name__
+
+
+def _check_tensors(name: str, table: object) -> None:
+    _require(name, table, lambda value: _is_table(value) and len(value) > 0)
+    _require(name, table, lambda value: all(isinstance(t, Tensor) for t in value.values()))
+    if names := find_non_finite(dict(table)):  # type: ignore[call-overload]
+        raise ValueError(f"{name} holds NaN or infinity in {shorten_names(names):.200}")
+
+
+def _check_optimizer(content: object) -> None:
+    _require("optimizer", content, lambda value: isinstance(value, dict))
+    assert isinstance(content, dict)
+    states, groups = content["state"], content["param_groups"]
+    _require("optimizer.state", states, lambda value: isinstance(value, dict))
+    for index, values in states.items():
+        _require("optimizer.state", index, _is_count)
+        _require("optimizer.state", values, _is_table)
+        for value in values.values():
+            _require("optimizer.state", value, lambda v: isinstance(v, Tensor) or _is_number(v))
+    _require("optimizer.param_groups", groups, _is_list_of_tables)
+    for group in groups:
+        _require("optimizer.param_groups", group["params"], _is_list_of_counts)
+
+
+def _check_state(state: Mapping[str, Any]) -> None:
+    for each in fields(TrainState):
+        value = state.get(each.name, each.default)
+        if each.name == "history":
+            _require("state.history", state.get("history", []), _is_list_of_tables)
+        elif each.name == "left_out":
+            _require("state.left_out", state.get("left_out", []), _is_list_of_counts)
+        elif each.name in _NUMBERS:
+            _require(f"state.{each.name}", value, _is_count)
+        else:
+            _require(f"state.{each.name}", value, _is_number)
+    _require("state.splits", state.get("splits", 1), lambda value: value > 0)
+    for name in ("loss_sum", "seconds"):
+        _require(f"state.{name}", state.get(name, 0.0), math.isfinite)
+
+
+def _require(name: str, value: Any, fits: Callable[[Any], bool]) -> None:
+    if not fits(value):
+        shown = f"{value!r:.80}" if isinstance(value, str | int | float) else type(value).__name__
+        raise ValueError(f"{name} is {shown}")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MOST
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < _MOST)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def _is_list_of_tables(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_table, value))
+
+
+def _is_list_of_counts(value: object) -> bool:
+    return isinstance(value, Sequence) and all(map(_is_count, value))

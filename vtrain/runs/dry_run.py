@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 
 from vtrain.config.load import LoadedConfig
-from vtrain.data.loaders import Batch, EpochBatchSampler, build_eval_loader, require_readable
+from vtrain.data.batches import Batch, require_readable
+from vtrain.data.loaders import build_eval_loader
+from vtrain.data.sampler import EpochBatchSampler
 from vtrain.data.transforms import EvalTransform
 from vtrain.inference.calibration import MAX_BANK
 from vtrain.inference.feature_cache import FrozenPart, Views

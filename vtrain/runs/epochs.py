@@ -7,22 +7,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from vtrain.data.image_sets import EpochMetrics, to_plain
 from vtrain.errors import DivergedError, VtrainError
 from vtrain.models.freezing import frozen_digests
-from vtrain.runs.metric_log import TensorBoardLog
+from vtrain.runs.metric_log import EpochMetrics, TensorBoardLog
 from vtrain.runs.phases import PhaseWork, enter_phase
-from vtrain.runs.plan import FitPlan, show_stages
+from vtrain.runs.plan import FitPlan
+from vtrain.runs.plan_text import show_stages
 from vtrain.runs.saved_state import SavedState
 from vtrain.runs.stopping import StopVote, has_stopped_early
 from vtrain.runs.stored_features import StoredFeatures
 from vtrain.runs.trainer_setup import build_phase_run, build_sampler, build_trainer, count_steps
 from vtrain.runs.validation import Validation
+from vtrain.system.json_csv import to_plain
 from vtrain.system.processes import ProcessGroup
 from vtrain.system.reporter import Interruptible, Reporter
 from vtrain.system.signals import StopRequest, build_stop_error
 from vtrain.system.tensor_files import shorten_names
-from vtrain.system.terminal import format_duration, one_line
+from vtrain.system.text import format_duration, one_line
 from vtrain.training.loss_watch import NotFiniteError
 from vtrain.training.optim import head_learning_rate
 from vtrain.training.state import TrainState

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vtrain.data.folders import sample_classes
-from vtrain.data.image_sets import EvaluationResult, LabelledImages
+from vtrain.data.image_sets import LabelledImages
+from vtrain.data.splits import sample_classes
 from vtrain.inference.calibration import (
     MAX_BANK,
     build_novelty,
@@ -16,6 +16,7 @@ from vtrain.inference.calibration import (
     set_threshold,
 )
 from vtrain.inference.forward import compute_probabilities
+from vtrain.inference.scores import Keep, ModelEvaluation, Scoring
 from vtrain.models.classifier import Classifier
 from vtrain.models.model_file import (
     BANK,
@@ -24,20 +25,20 @@ from vtrain.models.model_file import (
     load_model_file,
     save_model,
 )
-from vtrain.results.evaluate import (
-    Keep,
-    ModelEvaluation,
-    Scoring,
+from vtrain.runs.evaluation_files import (
+    EvaluationResult,
     build_result,
     evaluation_json,
+    evaluation_path,
+    features_path,
     list_predictions,
+    predictions_path,
     write_predictions_csv,
 )
 from vtrain.runs.folder import MODEL_NAME
 from vtrain.runs.plan import FitPlan
-from vtrain.runs.record import evaluation_path, features_path, predictions_path
 from vtrain.runs.validation import Validation
-from vtrain.system.files import write_json
+from vtrain.system.json_csv import write_json
 from vtrain.system.machine import place_model
 from vtrain.system.tensor_files import save_tensors
 

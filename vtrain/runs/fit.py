@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from vtrain.config.load import LoadedConfig, flatten_config
-from vtrain.data.image_sets import FitResult
+from vtrain.config.keys import flatten_config
+from vtrain.config.load import LoadedConfig
 from vtrain.errors import ModelError, VtrainError
 from vtrain.runs.checkpoint import Checkpoint, load_last_checkpoint
 from vtrain.runs.epochs import FitRun
@@ -19,6 +19,7 @@ from vtrain.runs.folder import (
     LOG_NAME,
     MODEL_NAME,
     PREVIOUS_NAME,
+    FitResult,
     choose_run_dir,
     claim_run_dir,
     find_changes,
@@ -29,12 +30,14 @@ from vtrain.runs.folder import (
     require_same_run,
     save_result,
 )
-from vtrain.runs.plan import FitPlan, build_plan, run_facts, show_plan
+from vtrain.runs.plan import FitPlan, build_plan
+from vtrain.runs.plan_text import run_facts, show_plan
 from vtrain.runs.profile import PROFILE_NAME, build_profile, show_profile
 from vtrain.runs.saved_state import describe_machine, write_description
 from vtrain.runs.stopping import has_stopped_early
 from vtrain.runs.stored_features import StoredFeatures
-from vtrain.system.files import sweep_temporaries, write_json
+from vtrain.system.files import sweep_temporaries
+from vtrain.system.json_csv import write_json
 from vtrain.system.log_file import logged_to
 from vtrain.system.machine import explain_torch_error, find_device, keep_freed_memory
 from vtrain.system.processes import ALONE, ProcessGroup

@@ -14,9 +14,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vtrain.data.image_sets import FitResult, to_plain
 from vtrain.errors import ModelError, RunLockedError, UsageError
-from vtrain.system.files import require_space, write_error, write_json
+from vtrain.system.files import require_space, write_error
+from vtrain.system.json_csv import to_plain, write_json
 
 RUNS = Path("runs")
 CONFIG_NAME = "config.yaml"
@@ -277,6 +277,24 @@ def require_disk_space(run_dir: Path, *, checkpoint_bytes: int, model_bytes: int
     existing = sum((run_dir / name).stat().st_size for name in kept if (run_dir / name).exists())
     needed = count_needed_bytes(checkpoint_bytes=checkpoint_bytes, model_bytes=model_bytes)
     require_space(run_dir, needed - existing, "the checkpoints of this run")
+
+
+@dataclass(frozen=True, slots=True)
+class FitResult:
+    """What a finished run came to: metrics of the saved best model, and how long it took.
+
+    `epochs` were trained, of `planned_epochs` (early stopping ends sooner).
+    """
+
+    run_dir: Path
+    best_epoch: int
+    val_top1: float
+    val_macro_f1: float
+    test_top1: float | None
+    epochs: int
+    planned_epochs: int
+    seconds: float
+    already_finished: bool = False
 
 
 def save_result(run_dir: Path, result: FitResult) -> None:

@@ -3,13 +3,36 @@
 import importlib.util
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from vtrain.data.image_sets import EpochMetrics
 from vtrain.errors import UsageError
-from vtrain.system.files import write_csv, write_text
+from vtrain.system.files import write_text
+from vtrain.system.json_csv import write_csv
+
+
+@dataclass(frozen=True, slots=True)
+class EpochMetrics:
+    """One row of `metrics.jsonl` and `metrics.csv`.
+
+    `step` counts optimiser steps since the start of the run, `lr` is the head's learning rate at
+    the epoch's last step, losses are means per image, `images_per_second` counts training images,
+    `data_wait` is the share of training time (0 to 1) spent waiting for the loader.
+    """
+
+    phase: str
+    epoch: int
+    step: int
+    lr: float
+    train_loss: float
+    val_loss: float
+    val_top1: float
+    val_macro_f1: float
+    images_per_second: float
+    data_wait: float
+    seconds: float
+
 
 COLUMNS = tuple(each.name for each in fields(EpochMetrics))
 

@@ -6,15 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from vtrain.data.batches import Batch, prefetch_to_device, require_readable
 from vtrain.data.image_sets import LabelledImages
-from vtrain.data.loaders import (
-    Batch,
-    EpochBatchSampler,
-    ImageLoader,
-    build_train_loader,
-    prefetch_to_device,
-    require_readable,
-)
+from vtrain.data.loaders import ImageLoader, build_train_loader
+from vtrain.data.sampler import EpochBatchSampler
 from vtrain.data.transforms import TrainTransform, normalize_images
 from vtrain.inference.feature_cache import FrozenPart
 from vtrain.inference.feature_store import FeatureLoader

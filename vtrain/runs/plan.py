@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 
-from vtrain.config.load import FitConfig, LoadedConfig
-from vtrain.data.image_sets import Preprocessing, to_plain
-from vtrain.data.loaders import resolve_workers
+from vtrain.config.keys import FitConfig
+from vtrain.config.load import LoadedConfig
+from vtrain.config.preprocessing import Preprocessing
 from vtrain.data.splits import Splits, check_splits, describe_splits, scan_splits
+from vtrain.data.workers import resolve_workers
 from vtrain.errors import ConfigError, DataError
+from vtrain.models.backbone_spec import BackboneSpec
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.freezing import (
     HEAD,
@@ -23,12 +25,12 @@ from vtrain.models.freezing import (
 )
 from vtrain.models.precision import Precision, choose_inference_precision, choose_precision
 from vtrain.models.weights import describe_weights, load_weights
-from vtrain.models.zoo import BackboneSpec, find_backbone
+from vtrain.models.zoo import find_backbone
 from vtrain.runs.metric_log import require_tensorboard
 from vtrain.system.machine import find_device, place_model, seed_everything
 from vtrain.system.processes import ALONE, ProcessGroup
 from vtrain.system.reporter import Reporter
-from vtrain.system.terminal import format_count, one_line
+from vtrain.system.text import one_line
 from vtrain.training.memory import can_train, find_batch_size
 from vtrain.training.optim import (
     ParamGroup,
@@ -275,93 +277,3 @@ def _plan_phases(config: FitConfig, spec: BackboneSpec, planned_epochs: int | No
     last = phases[-1]
     extended = last.epochs + config.train.epochs - planned
     return [*phases[:-1], Phase(last.name, extended, last.rules, last.restart_schedule)]
-
-
-def run_facts(plan: FitPlan) -> dict[str, Any]:
-    """What must be the same when a run is resumed, besides its config: data and preprocessing."""
-    facts: dict[str, Any] = {"classes": ", ".join(map(one_line, plan.splits.classes))}
-    for name, split in plan.data.items():
-        if isinstance(split, dict):
-            facts[f"data.{name} count"] = split["count"]
-            facts[f"data.{name} files"] = split["sha256"][:12]
-    if plan.splits.exclusion is not None:
-        facts["images left out by data.exclude"] = plan.splits.exclusion.digest[:12]
-    for name, value in to_plain(plan.preprocessing).items():
-        facts[f"preprocessing.{name}"] = value
-    return facts
-
-
-def show_plan(plan: FitPlan, reporter: Reporter) -> None:
-    """Say what will be trained, on what, and how."""
-    show_facts(plan, reporter)
-    show_phases(plan, reporter)
-
-
-def show_facts(plan: FitPlan, reporter: Reporter) -> None:
-    """Data, input, model and batches, a line each."""
-    splits, config = plan.splits, plan.config
-    counts = splits.train.class_counts()
-    reporter.say(
-        f"data: {len(splits.train)} train, {len(splits.val)} val"
-        + (f", {len(splits.test)} test" if splits.test is not None else "")
-        + f" images of {len(splits.classes)} classes ({_format_range(counts)} per class)"
-        + f"; {splits.describe_check()}"
-    )
-    pre = plan.preprocessing
-    reporter.say(
-        f"input: {pre.crop}x{pre.crop} px (resize {pre.resize}, {pre.interpolation}), "
-        f"augmentation {', '.join(sorted({plan.augment(phase) for phase in plan.phases}))}"
-    )
-    reporter.say(
-        f"model: {plan.spec.name}, weights {config.model.weights}, on {plan.device}, "
-        f"{plan.precision}, loader workers: {plan.workers}, threads: {torch.get_num_threads()}"
-        + (f", {plan.group.world_size} processes" if plan.group.world_size > 1 else "")
-    )
-    if config.data.batch_size == "auto":
-        reporter.say(
-            f"batches: {plan.batch_size} images at once, {plan.accumulate} batches in a step"
-        )
-
-
-def show_phases(plan: FitPlan, reporter: Reporter, *, every: bool = False) -> None:
-    """The table of stages of each phase, or of the first one where there are many."""
-    for index, phase in enumerate(plan.phases):
-        plan.apply_freeze(phase)
-        if index == 0 or every or len(plan.phases) <= 3:
-            show_stages(phase, plan.summarize_stages(index), reporter)
-
-
-def _format_range(counts: list[int]) -> str:
-    low, high = min(counts), max(counts)
-    return f"{low}" if low == high else f"{low} to {high}"
-
-
-def show_stages(phase: Phase, stages: list[StageSummary], reporter: Reporter) -> None:
-    """The table of stages of a phase: parameters, trainable, peak learning rate, BatchNorm."""
-    total = sum(stage.parameters for stage in stages)
-    trainable = sum(stage.trainable for stage in stages)
-    reporter.table(
-        ("stage", "parameters", "trainable", "learning rate", "BatchNorm"),
-        [
-            (
-                stage.name,
-                format_count(stage.parameters),
-                format_count(stage.trainable) if stage.trainable else "frozen",
-                format_rates(stage.learning_rates),
-                stage.batch_norm,
-            )
-            for stage in stages
-        ],
-        title=f"phase {phase.name}, {phase.epochs} epoch{'s' if phase.epochs > 1 else ''}: "
-        f"trains {format_count(trainable)} "
-        f"of {format_count(total)} parameters",
-        right=(1, 2, 3),
-    )
-
-
-def format_rates(rates: tuple[float, float] | None) -> str:
-    """One rate, or the lowest and highest."""
-    if rates is None:
-        return "-"
-    low, high = rates
-    return f"{low:.2e}" if low == high else f"{low:.2e} to {high:.2e}"

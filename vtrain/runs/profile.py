@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from vtrain.runs.plan import FitPlan
 from vtrain.system.reporter import Reporter
-from vtrain.system.terminal import format_duration
+from vtrain.system.text import format_duration
 
 PROFILE_NAME = "profile.json"
 # What each section is, in the order of a step; what is in none of them is `other`.

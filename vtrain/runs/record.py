@@ -1,39 +1,22 @@
 """What a run folder says of its run, also of one that has not finished or lacks files."""
 
-import csv
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vtrain.config.load import FitConfig, flatten_config, read_settled_config
-from vtrain.data.image_sets import EpochMetrics, FitResult, ImagePrediction
-from vtrain.errors import ModelError, UsageError, VtrainError
-from vtrain.runs.folder import RESOLVED_NAME, load_result
-from vtrain.system.files import read_csv_cell
+from vtrain.config.keys import FitConfig, flatten_config
+from vtrain.config.load import read_settled_config
+from vtrain.errors import UsageError, VtrainError
+from vtrain.runs.evaluation_files import evaluation_path
+from vtrain.runs.folder import RESOLVED_NAME, FitResult, load_result
+from vtrain.runs.metric_log import EpochMetrics
 
 DATA_NAME = "data.json"
 ENVIRONMENT_NAME = "env.json"
 METRICS_NAME = "metrics.jsonl"
 PLAN_NAME = "plan.json"
 MAX_JSON_BYTES = 500_000_000
-_NUMBERS = ("probability", "label_probability", "second_probability", "distance")
-
-
-def evaluation_path(run_dir: Path, split: str) -> Path:
-    """Where the metrics of a split stand: the object that `vtrain evaluate --json` prints."""
-    return run_dir / f"evaluation-{split}.json"
-
-
-def predictions_path(run_dir: Path, split: str) -> Path:
-    """Where the answer for each image of a split stands."""
-    return run_dir / f"predictions-{split}.csv"
-
-
-def features_path(run_dir: Path, split: str) -> Path:
-    """Where features of some images of a split stand: `features` `[M, D]` and `rows` `[M]`."""
-    return run_dir / f"features-{split}.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,40 +130,3 @@ class _Reader:
             self.problems.append(f"{METRICS_NAME} cannot be read: {error!s:.200}")
             return ()
         return rows
-
-
-def read_predictions(run_dir: Path, split: str) -> list[ImagePrediction]:
-    """The rows of `predictions-<split>.csv`, in its order.
-
-    Raises:
-        ModelError: it is missing or damaged.
-    """
-    path = predictions_path(run_dir, split)
-    try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            return [_read_row(row) for row in csv.DictReader(stream, restval="")]
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{run_dir} holds no {path.name}", "finish the run: vtrain fit CONFIG --resume"
-        ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
-        raise ModelError(f"{path} is damaged: {error!s:.200}") from error
-
-
-def _read_row(row: dict[str, str]) -> ImagePrediction:
-    if row["correct"] not in ("0", "1"):  # such as a file that was cut off
-        raise ValueError(
-            f"of {row['path'][:80]!r} correct is {row['correct'][:20]!r}, expected 0 or 1"
-        )
-    numbers = {name: float(row[name]) if row.get(name) else math.nan for name in _NUMBERS}
-    return ImagePrediction(
-        path=Path(read_csv_cell(row["path"])),
-        label=read_csv_cell(row["label"]),
-        prediction=read_csv_cell(row["prediction"]),
-        probability=numbers["probability"],
-        correct=row["correct"] == "1",
-        label_probability=numbers["label_probability"],
-        second=read_csv_cell(row.get("second") or ""),
-        second_probability=numbers["second_probability"],
-        distance=numbers["distance"],
-    )

@@ -9,16 +9,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from vtrain.checkpoint_content import check_fit
-from vtrain.config.load import dump_config, flatten_config
-from vtrain.data.image_sets import EpochMetrics, to_plain
+from vtrain.config.dump import dump_config
+from vtrain.config.keys import flatten_config
 from vtrain.errors import DivergedError, ModelError
 from vtrain.inference.calibration import MAX_BANK
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import verify_frozen
 from vtrain.models.model_file import ModelFile, save_model
-from vtrain.plan_record import build_plan_record
-from vtrain.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from vtrain.runs.checkpoint import Checkpoint, check_fit, load_checkpoint, save_checkpoint
 from vtrain.runs.folder import (
     CHECKPOINT_NAME,
     CONFIG_NAME,
@@ -27,14 +25,16 @@ from vtrain.runs.folder import (
     RESULT_NAME,
     require_disk_space,
 )
-from vtrain.runs.metric_log import write_metrics
-from vtrain.runs.plan import FitPlan, run_facts
+from vtrain.runs.metric_log import EpochMetrics, write_metrics
+from vtrain.runs.plan import FitPlan
+from vtrain.runs.plan_text import build_plan_record, run_facts
 from vtrain.runs.record import DATA_NAME, ENVIRONMENT_NAME, PLAN_NAME
-from vtrain.system.files import write_json, write_text
+from vtrain.system.files import write_text
+from vtrain.system.json_csv import to_plain, write_json
 from vtrain.system.machine import describe_environment
 from vtrain.system.reporter import Reporter
 from vtrain.system.tensor_files import find_non_finite, load_tensors, shorten_names
-from vtrain.system.terminal import one_line
+from vtrain.system.text import one_line
 from vtrain.training.optim import optimizer_bytes
 from vtrain.training.state import TrainState
 from vtrain.training.step import Trainer

@@ -12,7 +12,8 @@ from vtrain.config.yaml12 import format_scalar
 from vtrain.data.folders import find_splits, scan_labelled
 from vtrain.data.image_sets import LabelledImages
 from vtrain.errors import ImageError, UsageError
-from vtrain.models.zoo import BackboneSpec, find_backbone
+from vtrain.models.backbone_spec import BackboneSpec
+from vtrain.models.zoo import find_backbone
 from vtrain.system.files import write_text
 
 MAX_HEADERS = 200  # image headers read for their sizes, spread over all images

@@ -23,7 +23,7 @@ from vtrain.models.splitting import BoundaryError, find_frozen_boundary
 from vtrain.runs.plan import FitPlan
 from vtrain.system.cache_folder import FEATURES, find_cache_folder
 from vtrain.system.reporter import Reporter
-from vtrain.system.terminal import format_duration
+from vtrain.system.text import format_duration
 
 
 @dataclass(frozen=True, slots=True)

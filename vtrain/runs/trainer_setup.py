@@ -3,7 +3,7 @@
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from vtrain.data.loaders import EpochBatchSampler
+from vtrain.data.sampler import EpochBatchSampler, balanced_class_weights
 from vtrain.data.transforms import build_batch_mix
 from vtrain.models.freezing import find_scheduled_phases
 from vtrain.models.precision import Precision
@@ -11,7 +11,7 @@ from vtrain.runs.phases import PhaseWork
 from vtrain.runs.plan import FitPlan
 from vtrain.system.reporter import Reporter
 from vtrain.training.ema import ModelEma
-from vtrain.training.losses import balanced_class_weights, build_loss
+from vtrain.training.losses import build_loss
 from vtrain.training.optim import build_optimizer, build_schedule
 from vtrain.training.schedules import Schedule
 from vtrain.training.state import TrainState

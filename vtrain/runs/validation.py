@@ -8,23 +8,24 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from vtrain.data.batches import Batch, require_readable
 from vtrain.data.image_sets import LabelledImages
-from vtrain.data.loaders import Batch, build_eval_loader, require_readable
+from vtrain.data.loaders import build_eval_loader
 from vtrain.data.transforms import EvalTransform
 from vtrain.inference.feature_cache import FrozenPart
 from vtrain.inference.feature_store import StoredRows, iterate_rows
 from vtrain.inference.forward import Outputs, compute_both, prepare_for_inference, prepare_module
-from vtrain.inference.streams import choose_streams
-from vtrain.models.classifier import Classifier
-from vtrain.models.precision import Precision
-from vtrain.models.splitting import UpperPart
-from vtrain.results.evaluate import (
+from vtrain.inference.scores import (
     Keep,
     ModelEvaluation,
     Scoring,
     evaluate_model,
     merge_evaluations,
 )
+from vtrain.inference.streams import choose_streams
+from vtrain.models.classifier import Classifier
+from vtrain.models.precision import Precision
+from vtrain.models.splitting import UpperPart
 from vtrain.runs.plan import FitPlan
 from vtrain.runs.stored_features import StoredFeatures
 

@@ -1,37 +1,30 @@
 """Files that are written whole or not at all, whatever happens while they are written."""
 
-import csv
 import errno
-import io
-import itertools
 import json
-import math
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from vtrain.data.image_sets import to_plain
 from vtrain.errors import ResourceError, UsageError, VtrainError
+from vtrain.system.text import clip, list_names
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK_FAILED = (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.ESTALE)
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK)
 _TEMPORARY = re.compile(r"\..*\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
-_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
 # Surrogates that stand for no byte of a file name.
 _SURROGATES = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-# What JSON leaves as it is and terminals may obey; joiners and wide spaces are parts of words.
-_UNPRINTED = re.compile(
-    "[\x7f-\x9f\xad\u061c\u1680\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f\u205f-\u206f"
-    "\ud800-\uf8ff\ufeff\ufff0-\uffff]|[\U000e0000-\U000e0fff\U000f0000-\U0010ffff]"
-)
+MAX_NAME_BYTES = 255  # of one file or folder, on every usual file system
+NO_HOME = "write out the home folder, ~ is not expanded"
 
 
 @contextmanager
@@ -82,58 +75,13 @@ def encode_text(text: str) -> bytes:
 
 def escape_surrogates(text: str) -> str:
     """Surrogates that no file name has, and that no encoding takes, become escapes."""
-    return _SURROGATES.sub(_escape, text)
+    return _SURROGATES.sub(escape_match, text)
 
 
-def _escape(match: re.Match[str]) -> str:
+def escape_match(match: re.Match[str]) -> str:
     """Escapes as JSON has them, beyond 16 bits as a pair of surrogates."""
     char = match[0]
     return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else json.dumps(char)[1:-1]
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a record or plain data as indented JSON, readable and valid in every case.
-
-    JSON knows no NaN: numbers that are not finite become null. Surrogates and control characters in
-    names become JSON escapes, which `json.loads` turns back.
-
-    Raises: see `atomic_write`.
-    """
-    plain = _replace_non_finite(to_plain(value))
-    text = json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    with atomic_write(path) as stream:
-        stream.write(_UNPRINTED.sub(_escape, text).encode("utf-8"))
-
-
-def format_json_line(value: Any) -> str:
-    """JSON on one line of printable ASCII, whatever a file is called.
-
-    Raises:
-        ValueError: a number that is not finite.
-    """
-    return json.dumps(value, allow_nan=False).replace("\x7f", "\\u007f")
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write rows as they come; no cell can become a spreadsheet formula.
-
-    Text that starts with `= + - @`, tab, CR or LF and is no number gets `'` in front, and so does
-    text that would look as if it had got one: `read_csv_cell` tells them apart. None is empty.
-
-    Raises: see `atomic_write`.
-    """
-    with atomic_write(path) as stream:
-        for row in itertools.chain([header], rows):
-            stream.write(encode_text(f"{format_csv_row(row)}\n"))
-
-
-def format_csv_row(cells: Iterable[object]) -> str:
-    """One row without its line end; see `write_csv`."""
-    row = io.StringIO()
-    # csv has to believe in CRLF as the end of a row: only then does it quote a lone CR in a cell
-    # (before Python 3.13).
-    csv.writer(row, lineterminator="\r\n").writerow([_csv_cell(cell) for cell in cells])
-    return row.getvalue().removesuffix("\r\n")
 
 
 def sweep_temporaries(folder: Path, *, older_than: float = 0.0) -> list[Path]:
@@ -304,24 +252,52 @@ def _process_lives(pid: int) -> bool:
     return True
 
 
-def _replace_non_finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _replace_non_finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_replace_non_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def describe_missing(path: Path, what: str) -> str | None:
+    """Why there is nothing at `path`, and what stands where its first missing part should be."""
+    if path_exists(path):
+        return None
+    if (unreachable := describe_unreachable(path)) is not None:
+        return unreachable
+    return f"no such {what}: {path}; {explain_missing(path)}"
 
 
-def _csv_cell(cell: object) -> object:
-    if cell is None or isinstance(cell, (int, float)):
-        return cell
-    text = str(cell)
-    if text.lstrip("'").startswith(_FORMULA_STARTS) and not _NUMBER.fullmatch(text):
-        return "'" + text
-    return text
+def explain_missing(path: Path) -> str:
+    """What stands where the first missing part of `path` should be."""
+    if path.parts and path.parts[0].startswith("~"):
+        return NO_HOME
+    missing = next(
+        (part for part in (*reversed(path.parents), path) if not path_exists(part)), path
+    )
+    if missing.is_symlink():
+        return f"{missing} is a broken link to {missing.readlink()}"
+    close = get_close_matches(missing.name, list_names(missing.parent), n=1, cutoff=0.5)
+    if close:
+        guess = missing.with_name(close[0])
+        whole = guess / path.relative_to(missing)
+        return f"did you mean {whole if path_exists(whole) else guess}?"
+    if path_exists(missing.parent) and not missing.parent.is_dir():
+        return f"{missing.parent} is a file"
+    if missing != path:
+        return f"{missing} does not exist"
+    return "paths are relative to the working directory"
 
 
-def read_csv_cell(cell: str) -> str:
-    """The text that a cell was written for."""
-    guarded = cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA_STARTS)
-    return cell[1:] if guarded else cell
+def describe_unreachable(path: Path) -> str | None:
+    """Why one cannot even ask whether there is something at `path`: links in a loop, for one."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return f"{clip(str(path))} cannot be read: {str(reason).lower()}"
+    return None
+
+
+def path_exists(path: Path) -> bool:
+    """Whether there is something at a path; False where one cannot ask."""
+    try:
+        path.stat()
+    except (OSError, ValueError):
+        return False
+    return True

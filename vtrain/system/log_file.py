@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TextIO
 
 from vtrain.system.reporter import Forwarding, Reporter
-from vtrain.system.terminal import format_table, printable
+from vtrain.system.terminal import format_table
+from vtrain.system.text import printable
 
 
 class LogFile(Forwarding):

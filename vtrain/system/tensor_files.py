@@ -6,39 +6,27 @@ single flipped bit is found: neither format does that by itself.
 
 import hashlib
 import json
-import pickle
-import re
 import stat
-import warnings
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
-from io import BufferedReader, BytesIO
+from io import BufferedReader
 from pathlib import Path
-from types import NoneType
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from vtrain.errors import ModelError
 from vtrain.system.files import atomic_write
-from vtrain.system.pickle_check import PythonObjectError, check_pickle
 
 # Thousands of tensors and as many class names need less than 2 MB.
 _MAX_HEADER_BYTES = 32 * 2**20
 _MAX_TENSORS = 20_000
 _LONGEST_NAME = 200  # that a message shows; those in the zoo have less than half
-_CHUNK_BYTES = 2**20
-# Objects that a file holds and how deeply they are nested: far more than a run's config has.
-_MAX_OBJECTS = 1_000_000
-_MAX_DEPTH = 64
-_LEGACY_PICKLES = 5  # in a file without an archive: magic number, version, system, content, keys
-_PLAIN_TYPES = (NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+
 _TENSORS_DIGEST = "sha256"
 _METADATA_DIGEST = "metadata_sha256"
-_SEAL = b"vtrain sha256 "
+
 _DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -114,7 +102,7 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
     """
     tensors, metadata = _map(path)
     if _TENSORS_DIGEST not in metadata:
-        raise _damaged(path, "its SHA-256 is missing")
+        raise damaged_file(path, "its SHA-256 is missing")
     _check_tensors(path, tensors, metadata)
     # Mapped anew: the pages that the check has looked at no longer count as this process's memory.
     return _map(path)[0]
@@ -129,7 +117,7 @@ def _map(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 names = file.keys()
                 return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
         except Exception as error:  # SafetensorError mostly; torch may not know a type, and so on
-            raise _damaged(path, str(error)) from error
+            raise damaged_file(path, str(error)) from error
 
 
 def _name_open_file(stream: BufferedReader, path: Path) -> Path:
@@ -145,7 +133,7 @@ def _name_open_file(stream: BufferedReader, path: Path) -> Path:
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     _check_metadata(path, metadata)
     if _TENSORS_DIGEST in metadata and metadata[_TENSORS_DIGEST] != tensors_sha256(tensors):
-        raise _damaged(path, "the tensors do not match their SHA-256")
+        raise damaged_file(path, "the tensors do not match their SHA-256")
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -157,57 +145,9 @@ def read_metadata(path: Path) -> dict[str, str]:
     with open_regular(path) as stream:
         metadata = _read_header(path, stream).get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise _damaged(path, "its metadata is not a table of texts")
+        raise damaged_file(path, "its metadata is not a table of texts")
     _check_metadata(path, metadata)
     return metadata
-
-
-def save_torch(path: Path, value: Any, *, previous: Path | None = None) -> None:
-    """`torch.save`, atomically, with the SHA-256 of the whole file as the archive's comment.
-
-    An earlier file becomes `previous`.
-
-    Raises:
-        ResourceError, UsageError: see `vtrain.system.files.atomic_write`.
-    """
-    with atomic_write(path, previous=previous) as stream:
-        # To an open file: a full disk is then an OSError, and the bytes do not hold the name.
-        torch.save(value, stream)
-        size = stream.seek(0, 2)
-        comment = _SEAL + _digest_head(stream, size - 2)
-        stream.seek(size - 2)  # the last field of a zip file is the length of its comment
-        stream.write(len(comment).to_bytes(2, "little") + comment)
-
-
-def load_torch(path: Path) -> Any:
-    """What `torch.save` wrote, on the CPU: tensors and plain data only, never code.
-
-    Zip archives must hold stored entries with the right checksums. The older format without a zip
-    archive has no checksums but is read as well.
-
-    Raises:
-        ModelError: missing, damaged, no such file, or it holds Python objects.
-    """
-    with open_regular(path) as stream:
-        start = stream.read(4)
-        if start == b"PK\x03\x04":
-            _check_archive(path, stream)
-        elif not start.startswith(b"\x80"):  # every pickle that torch wrote starts so
-            raise _foreign(path, stream)
-        try:
-            _check_pickles(stream, zipped=start.startswith(b"PK"))
-            stream.seek(0)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about the format; what matters is raised
-                value = torch.load(stream, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle can raise anything
-            raise _load_error(path, error) from error
-        size = stream.seek(0, 2)
-    try:
-        _check_plain(value, size)
-    except ValueError as error:
-        raise ModelError(f"{path}: {error}", "use another copy of the file") from error
-    return value
 
 
 def is_safetensors(path: Path) -> bool:
@@ -292,7 +232,8 @@ def _is_finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(low) and torch.isfinite(high))
 
 
-def _damaged(path: Path, reason: str) -> ModelError:
+def damaged_file(path: Path, reason: str) -> ModelError:
+    """The error for a file whose content cannot be what was written."""
     return ModelError(f"{path} is damaged: {reason}", "use another copy of the file")
 
 
@@ -311,11 +252,11 @@ def _read_header(path: Path, stream: BufferedReader) -> dict[str, Any]:
     try:
         header = json.loads(encoded, object_pairs_hook=_unique_pairs)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"its header is not JSON ({error})") from error
+        raise damaged_file(path, f"its header is not JSON ({error})") from error
     if not isinstance(header, dict):
-        raise _damaged(path, "its header is not a table")
+        raise damaged_file(path, "its header is not a table")
     if len(header) > _MAX_TENSORS:
-        raise _damaged(path, f"its header names {len(header):,} tensors")
+        raise damaged_file(path, f"its header names {len(header):,} tensors")
     return header
 
 
@@ -337,135 +278,4 @@ def _check_metadata(path: Path, metadata: Mapping[str, str]) -> None:
         return
     intact = metadata.get(_METADATA_DIGEST) == _metadata_sha256(metadata)
     if not intact or _TENSORS_DIGEST not in metadata:
-        raise _damaged(path, "the metadata does not match its SHA-256")
-
-
-def _digest_head(stream: BinaryIO, size: int) -> bytes:
-    """SHA-256, as hexadecimal digits, of the first `size` bytes."""
-    digest = hashlib.sha256()
-    stream.seek(0)
-    while size > 0 and (chunk := stream.read(min(size, _CHUNK_BYTES))):
-        digest.update(chunk)
-        size -= len(chunk)
-    return digest.hexdigest().encode("ascii")
-
-
-def _check_archive(path: Path, stream: BinaryIO) -> None:
-    """Refuse an archive that is damaged or would grow when read: torch checks neither."""
-    size = stream.seek(0, 2)
-    try:
-        with zipfile.ZipFile(stream) as archive:
-            entries = archive.infolist()
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-                raise _damaged(path, "its entries are compressed, which torch.save never does")
-            if sum(entry.file_size for entry in entries) > size:
-                raise _damaged(path, "its entries are larger than the file")
-            # Torch's reader of archives does not tell capitals from small letters.
-            if len({entry.filename.lower() for entry in entries}) != len(entries):
-                raise _damaged(path, "the same entry twice")
-            if archive.comment:
-                _check_seal(path, stream, archive.comment)
-            elif broken := archive.testzip():
-                raise _damaged(path, f"the checksum of {broken} is wrong")
-    except ModelError:
-        raise
-    except Exception as error:  # zipfile raises many types on damaged archives
-        raise _damaged(path, f"no complete zip archive ({error})") from error
-
-
-def _check_seal(path: Path, stream: BinaryIO, comment: bytes) -> None:
-    """Together the three parts cover every byte; a foreign comment can only be a damaged seal."""
-    head = stream.seek(0, 2) - len(comment) - 2
-    expected = len(comment).to_bytes(2, "little") + _SEAL + _digest_head(stream, head)
-    stream.seek(head)  # zipfile believes a length beyond the end of the file
-    if stream.read() != expected:
-        raise _damaged(path, "the file does not match its SHA-256")
-
-
-def _check_pickles(stream: BinaryIO, *, zipped: bool) -> None:
-    """Refuse pickles that torch could not read safely, or that hold code."""
-    stream.seek(0)
-    if not zipped:
-        for _ in range(_LEGACY_PICKLES):
-            check_pickle(stream)
-        return
-    with zipfile.ZipFile(stream) as archive:
-        entries = archive.infolist()
-        for entry in entries:
-            if entry.filename.lower().endswith("data.pkl"):
-                check_pickle(BytesIO(archive.read(entry)), tensors=len(entries))
-
-
-def _check_plain(value: Any, size: int) -> None:
-    """Refuse what would trip those who use the content of a file of `size` bytes.
-
-    It is lists, tables, plain data and plain tensors, not too deep, and no larger than the file.
-
-    Raises:
-        ValueError: something else is there, or it unfolds to much more.
-    """
-    claimed = count = 0
-    left: list[tuple[str, Any, int]] = [("", value, 0)]
-    while left:
-        name, each, depth = left.pop()
-        count += 1
-        if depth > _MAX_DEPTH or count > _MAX_OBJECTS:
-            raise ValueError(f"it is nested too deeply or repeats itself, below {name!r:.80}")
-        if type(each) in (dict, OrderedDict):
-            _check_attributes(name, each, {"_metadata"})
-            # By the type's own methods: an OrderedDict can carry others of these names.
-            left += [
-                (key if isinstance(key, str) else name, inner, depth + 1)
-                for key, inner in dict.items(each)
-            ]
-        elif type(each) in (list, tuple, set, torch.Size):
-            left += [(name, inner, depth + 1) for inner in each]
-        elif type(each) in (Tensor, nn.Parameter):
-            _check_attributes(name, each, set())
-            if each.layout != torch.strided or each.is_quantized or each.device.type != "cpu":
-                raise ValueError(f"{name:.80} is not a plain tensor (sparse, quantized or empty)")
-            claimed += each.nbytes
-        elif not isinstance(each, _PLAIN_TYPES):
-            raise ValueError(f"it holds {type(each).__name__} under {name!r:.80}")
-    if claimed > 4 * size:  # views can claim any size; shared weights double it at most
-        raise ValueError(f"claims {claimed:,} bytes of tensors in a file of {size:,}")
-
-
-def _check_attributes(name: str, value: Any, allowed: set[str]) -> None:
-    """What a file has set on an object could stand in the place of its methods."""
-    if found := getattr(value, "__dict__", {}).keys() - allowed:
-        raise ValueError(f"{name!r:.80} has the attributes {sorted(map(str, found))!r:.80}")
-
-
-def _foreign(path: Path, stream: BinaryIO) -> ModelError:
-    stream.seek(0)
-    start = stream.read(24)
-    if start.startswith(b"version https://git-lfs"):
-        return ModelError(f"{path} is a Git LFS pointer, not the file itself", "run: git lfs pull")
-    return ModelError(
-        f"{path} is not a file written by torch.save: it starts with {start!r}",
-        "expected a state dict written by torch.save, or a .safetensors file",
-    )
-
-
-def _load_error(path: Path, error: Exception) -> ModelError:
-    """What torch.load said, without its advice to switch the protection off."""
-    text = str(error)
-    named = re.search(r"GLOBAL (\S+)", text) if isinstance(error, pickle.UnpicklingError) else None
-    if isinstance(error, PythonObjectError) or named:
-        return ModelError(
-            f"{path} holds the Python object {named[1] if named else text}, expected tensors and "
-            "plain data only: "
-            "no code is run from a file",
-            "where you trust the file, save only its weights: "
-            "torch.save(model.state_dict(), 'weights.pth')",
-        )
-    if "TorchScript" in text:
-        return ModelError(
-            f"{path} is a TorchScript archive, expected a state dict",
-            "save the state dict: torch.save(torch.jit.load(path).state_dict(), 'weights.pth')",
-        )
-    reason = text.rpartition("WeightsUnpickler error:")[2].strip()
-    if not reason or reason.startswith("Weights only load failed"):
-        reason = f"no valid pickle ({type(error).__name__})"
-    return _damaged(path, reason.splitlines()[0][:200])
+        raise damaged_file(path, "the metadata does not match its SHA-256")

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from vtrain.errors import ResourceError, VtrainError
-from vtrain.system.files import escape_surrogates, format_csv_row, format_json_line
+from vtrain.system.files import escape_surrogates
+from vtrain.system.json_csv import format_csv_row, format_json_line
+from vtrain.system.text import printable
 
 REFRESH_SECONDS = 0.1
 NARROWEST = 40  # columns; below, tables and lines keep this width and the terminal wraps them
 NARROWEST_CELL = 12
 GAP = 2  # between the columns of a table
 RED, YELLOW, RESET = "\x1b[1;31m", "\x1b[33m", "\x1b[0m"
-# Harmless in a terminal and part of words: joiners of Persian, Hindi and others, wide spaces.
-HARMLESS = "\u200c\u200d\u00a0\u3000"
 
 
 class OutputClosedError(Exception):
@@ -24,31 +24,6 @@ class OutputClosedError(Exception):
 
     Not a BrokenPipeError, since that can also come from a process that died.
     """
-
-
-def printable(text: str, *, keep: str = "\n\t") -> str:
-    """Text safe for a terminal: control characters and lone surrogates become escapes.
-
-    Without `keep` the result is a single line, whatever a file is called.
-    """
-    return "".join(
-        char
-        if char.isprintable() or char in keep or char in HARMLESS
-        else char.encode("unicode_escape").decode()
-        for char in text
-    )
-
-
-def one_line(name: object) -> str:
-    """A path or a name as part of a message that may have several lines."""
-    return printable(str(name), keep="")
-
-
-def quote_path(path: Path | str) -> str:
-    """A path as it can be pasted into a shell, on one line."""
-    from shlex import quote
-
-    return one_line(quote(str(path)))
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -365,38 +340,3 @@ def format_json(value: Any, *, indent: str = "") -> str:
         return format_json_line(value)
     lines = f",\n{inner}".join(items)
     return f"{braces[0]}\n{inner}{lines}\n{indent}{braces[1]}"
-
-
-def format_count(count: float) -> str:
-    """A large number in three digits: 950, 12.3k, 25.6M."""
-    for unit in ("", "k", "M"):
-        rounded = float(f"{count:.3g}")
-        if rounded < 1000:
-            return f"{rounded:g}{unit}"
-        count /= 1000
-    return f"{float(f'{count:.3g}'):g}G"
-
-
-def format_percent(share: float | None, digits: int = 1) -> str:
-    """A share between 0 and 1 as people read it: 97.1 %; a dash for None."""
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
-
-
-def format_bytes(size: float) -> str:
-    """A size in three digits: 950 B, 12.3 kB, 4.1 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        rounded = float(f"{size:.3g}")
-        if rounded < 1000:
-            return f"{rounded:g} {unit}"
-        size /= 1000
-    return f"{float(f'{size:.3g}'):g} TB"
-
-
-def format_duration(seconds: float) -> str:
-    """A time as people say it: 8.3 s, 4 min 05 s, 2 h 10 min."""
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s"
-    return f"{minutes // 60} h {minutes % 60:02} min"

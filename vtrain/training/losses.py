@@ -43,13 +43,3 @@ class WeightedCrossEntropy(nn.Module):
             reduction="sum",
         )
         return total / len(logits)
-
-
-def balanced_class_weights(counts: Sequence[int]) -> list[float]:
-    """Weights inversely proportional to the class counts, their mean over the images being 1.
-
-    A class without images weighs 0.
-    """
-    present = sum(1 for count in counts if count)
-    total = sum(counts)
-    return [total / (present * count) if count else 0.0 for count in counts]

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtrain.config.load import FitConfig, OptimConfig
+from vtrain.config.keys import FitConfig, OptimConfig
+from vtrain.models.backbone_spec import BackboneSpec
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import HEAD
-from vtrain.models.zoo import BackboneSpec
 from vtrain.training.schedules import Schedule
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vtrain.data.loaders import Batch
+from vtrain.data.batches import Batch
 from vtrain.models.precision import Precision
 from vtrain.system.machine import seed_everything
 from vtrain.system.processes import ALONE, ProcessGroup

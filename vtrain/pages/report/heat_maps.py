@@ -9,8 +9,8 @@ from vtrain.errors import ModelError
 from vtrain.pages.report.report import find_shown_images
 from vtrain.pages.thumbnails import EDGE, Thumbnail, encode_thumbnail
 from vtrain.results.explain import explain_images, overlay
-from vtrain.runs.checkpoint import load_model
 from vtrain.runs.folder import MODEL_NAME
+from vtrain.runs.load_model import load_model
 
 # On a CPU a dozen maps of a large network can take a minute: what is not done by then is left out.
 MOST_SECONDS = 4.0

@@ -3,147 +3,43 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from vtrain.pages.report.content import Content, Gallery, Picture
+from vtrain.pages.report.embedding_map import sortable
+from vtrain.pages.report.run_facts import NAME, Facts, known
+from vtrain.pages.svg import shorten
+from vtrain.pages.thumbnails import Thumbnail, make_thumbnail
+from vtrain.runs.evaluation_files import ImagePrediction
+from vtrain.system.text import format_percent, one_line
 
-from vtrain.data.image_sets import CalibrationBin, ImagePrediction
-from vtrain.errors import ModelError
+MOST_PICTURES = 12  # in each of the three galleries
 
-Interval = tuple[float, float]
-Floats = NDArray[np.float64]
-MAX_MAP = 2000  # images on a map; more cannot be told apart
-
-
-@dataclass(frozen=True, slots=True)
-class ClassRow:
-    """Metrics of one class between 0 and 1, NaN where unknown; intervals are of 95 %."""
-
-    name: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
-    precision_interval: Interval | None = None
-    recall_interval: Interval | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Reliability after temperature scaling, and `raw` before; errors between 0 and 1.
-
-    `ece_held_out` is that at temperatures fitted without the image, NaN where not known.
-    """
-
-    temperature: float
-    ece: float
-    ece_raw: float
-    ece_held_out: float
-    bins: tuple[CalibrationBin, ...]
-    raw: tuple[CalibrationBin, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The content of `evaluation-<split>.json`, NaN where a number is missing."""
-
-    count: int
-    top1: float
-    top5: float
-    macro_f1: float
-    weighted_f1: float
-    loss: float
-    top1_interval: Interval | None
-    macro_f1_interval: Interval | None
-    classes: tuple[str, ...]
-    per_class: tuple[ClassRow, ...]
-    matrix: tuple[tuple[int, ...], ...]
-    failures: int
-    calibration: Calibration | None
-    warnings: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class EmbeddingMap:
-    """Coordinates `[M, 2]` of images, rows of the predictions `[M]`, and the variance shown."""
-
-    places: Floats
-    rows: tuple[int, ...]
-    explained: float
-
-
-def read_evaluation(content: Mapping[str, Any]) -> Evaluation:
-    """An evaluation as `vtrain evaluate --json` prints it; keys of later versions may be missing.
-
-    Raises:
-        ModelError: it is something else.
-    """
-    try:
-        classes = tuple(str(name) for name in content["classes"])
-        matrix = tuple(tuple(int(count) for count in row) for row in content["confusion_matrix"])
-        if any(len(row) != len(classes) for row in matrix) or len(matrix) != len(classes):
-            raise ValueError("the confusion matrix does not fit the classes")
-        calibration = content.get("calibration")
-        return Evaluation(
-            count=int(content["count"]),
-            top1=_number(content["top1"]),
-            top5=_number(content.get("top5")),
-            macro_f1=_number(content["macro_f1"]),
-            weighted_f1=_number(content.get("weighted_f1")),
-            loss=_number(content.get("loss")),
-            top1_interval=_interval(content.get("top1_interval")),
-            macro_f1_interval=_interval(content.get("macro_f1_interval")),
-            classes=classes,
-            per_class=tuple(_read_class(row) for row in content["per_class"]),
-            matrix=matrix,
-            failures=len(content.get("failures") or ()),
-            calibration=_read_calibration(calibration) if calibration else None,
-            warnings=tuple(str(each) for each in content.get("warnings") or ()),
-        )
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise ModelError(f"it is no evaluation: {type(error).__name__} {error!s:.100}") from error
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _interval(value: Any) -> Interval | None:
-    if not value:
-        return None
-    low, high = (_number(each) for each in value)
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
-
-
-def _read_class(row: Mapping[str, Any]) -> ClassRow:
-    return ClassRow(
-        str(row["class"]),
-        _number(row["precision"]),
-        _number(row["recall"]),
-        _number(row["f1"]),
-        int(row["support"]),
-        _interval(row.get("precision_interval")),
-        _interval(row.get("recall_interval")),
-    )
-
-
-def _read_calibration(content: Mapping[str, Any]) -> Calibration:
-    def bins(name: str) -> tuple[CalibrationBin, ...]:
-        names = ("low", "high", "count", "confidence", "accuracy")
-        numbers = ([_number(each.get(key)) for key in names] for each in content.get(name) or ())
-        return tuple(CalibrationBin(a, b, int(c), d, e) for a, b, c, d, e in numbers)
-
-    return Calibration(
-        _number(content.get("temperature")),
-        _number(content.get("ece")),
-        _number(content.get("ece_raw")),
-        _number(content.get("ece_held_out")),
-        bins("bins"),
-        bins("bins_raw"),
-    )
+_GALLERIES = {
+    "worst": (
+        "Surest mistakes",
+        "Wrong predictions in which the model is most confident.",
+        "None of the validation images is predicted wrongly.",
+    ),
+    "unsure": (
+        "Least sure",
+        "The two most probable classes are nearly level: the model could not decide.",
+        "The predictions tell no probabilities.",
+    ),
+    "labels": (
+        "Likely label errors",
+        "The model gives the label little, and another class at least as much as it usually gives "
+        "to that class (confident learning, arXiv:1911.00068). Look at them before you trust the "
+        "figures: a wrong label among them costs the model a point it has earned.",
+        "No validation image looks wrongly labelled to this model.",
+    ),
+    "strange": (
+        "Unlike the training images",
+        "Further from all training images than 95 % of the validation images are, the furthest "
+        "first: other cameras, other subjects, or files that do not belong here.",
+        "No validation image is unlike the training images, as far as is known.",
+    ),
+}
 
 
 # --- images --------------------------------------------------------------------------------------
@@ -152,7 +48,7 @@ def _read_calibration(content: Mapping[str, Any]) -> Calibration:
 def find_worst(predictions: Sequence[ImagePrediction], limit: int) -> list[ImagePrediction]:
     """Wrong predictions, the most confident first."""
     wrong = [each for each in predictions if not each.correct]
-    return sorted(wrong, key=lambda each: -_sortable(each.probability))[:limit]
+    return sorted(wrong, key=lambda each: -sortable(each.probability))[:limit]
 
 
 def find_least_sure(predictions: Sequence[ImagePrediction], limit: int) -> list[ImagePrediction]:
@@ -201,65 +97,57 @@ def find_strangest(predictions: Sequence[ImagePrediction], limit: int) -> list[I
     return sorted(far, key=lambda each: -each.distance)[:limit]
 
 
-def _sortable(value: float) -> float:
-    return value if math.isfinite(value) else -1.0
+def choose_images(predictions: Sequence[ImagePrediction]) -> dict[str, list[ImagePrediction]]:
+    """The images that a report shows: mistakes, doubts, wrong labels, strangers."""
+    return {
+        "worst": find_worst(predictions, MOST_PICTURES),
+        "unsure": find_least_sure(predictions, MOST_PICTURES),
+        "labels": find_label_errors(predictions, MOST_PICTURES),
+        "strange": find_strangest(predictions, MOST_PICTURES),
+    }
 
 
-# --- the map -------------------------------------------------------------------------------------
-
-
-def build_map(features: NDArray[Any], rows: Sequence[int]) -> EmbeddingMap | None:
-    """Project features `[M, D]` on their first two principal components.
-
-    Rows that are not finite are left out; None where fewer than three differ.
-    """
-    values = np.asarray(features, dtype=np.float64)
-    finite = np.isfinite(values.sum(axis=1))
-    values = values[finite]
-    if len(values) < 3 or values.shape[1] < 2:
-        return None
-    values = values - values.mean(axis=0)
-    total = float((values**2).sum())
-    if total <= 1e-12 * values.size:
-        return None
-    places, singular = principal_components(values)
-    kept = tuple(int(row) for row, fine in zip(rows, finite, strict=True) if fine)
-    return EmbeddingMap(places, kept, min(float((singular**2).sum()) / total, 1.0))
-
-
-def principal_components(centred: Floats) -> tuple[Floats, Floats]:
-    """The coordinates `[M, 2]` of centred rows `[M, D]`, and the two singular values.
-
-    A whole SVD of 2,000 x 2,048 takes seconds; this one starts from the same random numbers each
-    time. Signs are those that make the largest coordinate positive.
-    """
-    import torch  # a page without a map needs none
-
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # `torch.manual_seed` reaches GPUs as well
-        left, singular, _ = torch.pca_lowrank(
-            torch.from_numpy(centred), q=min(10, *centred.shape), center=False, niter=20
+def add_galleries(content: Content, facts: Facts, heat_maps: Mapping[Path, Thumbnail]) -> None:
+    """Images that went wrong, and images that were nearly so."""
+    if not facts.predictions:
+        return
+    unknown = all(math.isnan(each.label_probability) for each in facts.predictions)
+    thumbnails: dict[Path, Thumbnail | None] = {}
+    lost = 0
+    for key, chosen in choose_images(facts.predictions).items():
+        title, note, none = _GALLERIES[key]
+        if key == "labels" and unknown:
+            none = "The predictions of this run do not tell the probability of the label."
+        for each in chosen:
+            if each.path not in thumbnails:
+                thumbnails[each.path] = make_thumbnail(each.path)
+                lost += thumbnails[each.path] is None
+        pictures = tuple(
+            _build_picture(each, thumbnails[each.path], heat_maps.get(each.path))
+            for each in chosen
+        )  # fmt: skip
+        content.galleries.append(Gallery(title, note if pictures else none, pictures))
+    if lost:
+        first = next(path for path, picture in thumbnails.items() if picture is None)
+        content.missing["pictures"] = (
+            f"{lost} of {len(thumbnails)} pictures are missing: their files cannot be read from "
+            f"here, the first is {one_line(first)}. Paths are relative to the folder that the run "
+            f"was started in: run `{content.command}` there."
         )
-    places = (left[:, :2] * singular[:2]).numpy()
-    largest = np.abs(places).argmax(axis=0)
-    places *= np.where(places[largest, [0, 1]] < 0, -1.0, 1.0)
-    return places, singular[:2].numpy()
 
 
-def read_map(path: Path) -> EmbeddingMap | None:
-    """The map of the features in `features-<split>.safetensors`.
-
-    Raises:
-        ModelError: the file is damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        tensors = load_file(path)
-        features, rows = tensors["features"], tensors["rows"]
-        if features.ndim != 2 or rows.shape != (len(features),):
-            raise ValueError(f"shapes {features.shape} and {rows.shape} do not fit")
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{path.name} is damaged: {error!s:.200}") from error
-    return build_map(features[:MAX_MAP], rows[:MAX_MAP].tolist())
+def _build_picture(
+    each: ImagePrediction, thumbnail: Thumbnail | None, heat_map: Thumbnail | None
+) -> Picture:
+    label, prediction = shorten(each.label, NAME), shorten(each.prediction, NAME)
+    lines = [f"predicted {prediction}, {format_percent(known(each.probability), 0)}"]
+    if each.correct:
+        lines.insert(0, f"label {label}")
+        if each.second and math.isfinite(each.second_probability):
+            second = format_percent(each.second_probability, 0)
+            lines.append(f"or {shorten(each.second, NAME)}, {second}")
+    else:
+        lines.insert(0, f"label {label}, {format_percent(known(each.label_probability), 0)}")
+    name = shorten(each.path.name, NAME)
+    text = f"{name}: labelled {label}, predicted {prediction}"
+    return Picture(thumbnail, heat_map, text, (*lines, name))

@@ -4,9 +4,8 @@ import re
 from collections.abc import Sequence
 
 from vtrain.pages.page import Table
-from vtrain.pages.report.images import Evaluation
-from vtrain.pages.report.summary import (
-    Content,
+from vtrain.pages.report.content import Content
+from vtrain.pages.report.run_facts import (
     Facts,
     describe_device,
     describe_freeze,
@@ -14,8 +13,9 @@ from vtrain.pages.report.summary import (
     format_interval,
     known,
 )
+from vtrain.runs.evaluation_files import Evaluation
 from vtrain.runs.folder import MODEL_NAME
-from vtrain.system.terminal import format_duration, format_percent, one_line
+from vtrain.system.text import format_duration, format_percent, one_line
 
 MOST_CLASSES = 50
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#|!~&$])")

@@ -7,11 +7,26 @@ from pathlib import Path
 
 from vtrain.errors import UsageError
 from vtrain.pages.page import render_page
+from vtrain.pages.report.classes import add_calibration, add_classes
+from vtrain.pages.report.content import Content
+from vtrain.pages.report.curves import build_curves
+from vtrain.pages.report.embedding_map import add_map
+from vtrain.pages.report.images import add_galleries, choose_images
 from vtrain.pages.report.model_card import render_card
-from vtrain.pages.report.summary import build_content, choose_images, gather_facts
+from vtrain.pages.report.run_facts import Facts, gather_facts
+from vtrain.pages.report.settings import (
+    add_commands,
+    add_missing,
+    add_settings,
+    build_data_tables,
+    build_model_tables,
+)
+from vtrain.pages.report.summary import build_messages, build_tiles
 from vtrain.pages.thumbnails import Thumbnail
-from vtrain.runs.record import read_predictions, read_run
+from vtrain.runs.evaluation_files import read_predictions
+from vtrain.runs.record import read_run
 from vtrain.system.files import write_text
+from vtrain.system.text import quote_path
 
 REPORT_NAME = "report.html"
 CARD_NAME = "model-card.md"
@@ -96,3 +111,23 @@ def _choose_paths(run_dir: Path, output: Path | None) -> tuple[Path, Path]:
             f"name it so: -o {output.name or 'report'}.html",
         )
     return output, output.with_name(f"{output.stem}-{CARD_NAME}")
+
+
+def build_content(facts: Facts, heat_maps: Mapping[Path, Thumbnail]) -> Content:
+    """Everything on the page of a run; `heat_maps` by the path in the predictions."""
+    content = Content(
+        facts.record.run_dir.name, f"vtrain report {quote_path(facts.record.run_dir)}"
+    )
+    content.tiles = build_tiles(facts)
+    content.messages = build_messages(facts)
+    content.curves = build_curves(facts.record)
+    add_classes(content, facts)
+    add_galleries(content, facts, heat_maps)
+    add_calibration(content, facts)
+    add_map(content, facts)
+    content.data = build_data_tables(facts.record.data)
+    content.model = build_model_tables(facts.record)
+    add_settings(content, facts.record)
+    add_commands(content, facts)
+    add_missing(content, facts)
+    return content

@@ -1,0 +1,38 @@
+"""What only the data can say of a config: its folders and its list of excluded images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vtrain.config.keys import FitConfig
+from vtrain.config.mistakes import Finding
+from vtrain.data.image_sets import LIST_SUFFIXES, TAR_SUFFIX
+from vtrain.system.files import describe_missing
+
+
+def check_folder(config: FitConfig, *, name: str) -> Iterator[Finding]:
+    """A source of images that is not there, or is none."""
+    value = getattr(config.data, name)
+    if value is None:
+        return
+    problem = describe_missing(Path(value), "folder")
+    is_source = value.lower().endswith((TAR_SUFFIX, *LIST_SUFFIXES))
+    is_file = problem is None and Path(value).is_file()
+    if problem is None and not Path(value).is_dir() and not (is_file and is_source):
+        kind = "a file" if is_file else "not a regular file"
+        others = f"a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})"
+        problem = f"{value} is {kind}, expected a folder of class folders, {others}"
+    if problem is not None:
+        yield Finding(("data", name), problem)
+
+
+def check_exclude(config: FitConfig) -> Iterator[Finding]:
+    """A list of excluded images that is not there, or is no file."""
+    if config.data.exclude is None:
+        return
+    path = Path(config.data.exclude)
+    problem = describe_missing(path, "file")
+    if problem is None and not path.is_file():
+        kind = "a folder" if path.is_dir() else "not a regular file"
+        problem = f"{path} is {kind}, expected a text file with one path per line"
+    if problem is not None:
+        yield Finding(("data", "exclude"), problem)

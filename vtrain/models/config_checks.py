@@ -1,0 +1,131 @@
+"""What only the zoo can say of a config: backbone, weights, stages, freeze rules, image size."""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+from vtrain.config.keys import UNTIL, FitConfig, FreezeRule
+from vtrain.config.mistakes import Finding
+from vtrain.errors import UsageError
+from vtrain.models.backbone_spec import BackboneSpec
+from vtrain.models.zoo import check_image_size, check_options, find_backbone, find_weights
+from vtrain.system.files import path_exists
+
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
+
+
+def _sentence(error: UsageError) -> str:
+    if error.hint is None:
+        return error.message
+    return error.message + (" " if error.message.endswith("?") else "; ") + error.hint
+
+
+def check_backbone(config: FitConfig) -> Iterator[Finding]:
+    """A backbone that the zoo does not have."""
+    try:
+        find_backbone(config.model.backbone)
+    except UsageError as error:
+        yield Finding(("model", "backbone"), _sentence(error))
+
+
+def check_weights_name(config: FitConfig) -> Iterator[Finding]:
+    """Weights that the backbone does not have."""
+    weights, key = config.model.weights, ("model", "weights")
+    if weights == "none" or looks_like_path(weights):
+        return
+    for exact in ("none", "DEFAULT"):
+        if weights.lower() == exact.lower() and weights != exact:
+            yield Finding(key, f"got {weights!r}; did you mean {exact}?")
+            return
+    spec = find_backbone(config.model.backbone)
+    try:
+        find_weights(spec, weights)
+    except UsageError as error:
+        # Without weights nothing can be frozen either: say both at once.
+        frozen = not spec.weights and isinstance(config.freeze, str) and config.freeze != "none"
+        text = _sentence(error) + (", and freeze: none" if frozen else "")
+        yield Finding(key, text, ("model", "backbone"))
+
+
+def looks_like_path(weights: str) -> bool:
+    """Whether `model.weights` names a file or folder, and not weights that are published."""
+    if weights in ("none", "DEFAULT") or weights.startswith("IMAGENET1K_"):
+        return False
+    written_so = any(sign in weights for sign in "/\\") or weights.startswith((".", "~"))
+    return written_so or weights.endswith(WEIGHTS_SUFFIXES) or path_exists(Path(weights))
+
+
+def check_until(config: FitConfig) -> Iterator[Finding]:
+    """`until:STAGE` with a stage that the backbone does not have."""
+    if isinstance(config.freeze, str) and config.freeze.startswith(UNTIL):
+        spec = find_backbone(config.model.backbone)
+        stage = config.freeze.removeprefix(UNTIL)
+        text = _describe_unknown_stage(spec, stage)
+        if text is not None:
+            yield Finding(("freeze",), text)
+
+
+def _describe_unknown_stage(spec: BackboneSpec, stage: str) -> str | None:
+    names = [each.name for each in spec.stages]
+    if stage in names:
+        return None
+    close = get_close_matches(stage, names, n=1)
+    guess = f"; did you mean {close[0]}?" if close else ""
+    return f"{spec.name} has no stage {stage!r}, only {', '.join(names)}{guess}"
+
+
+def check_rules(config: FitConfig) -> Iterator[Finding]:
+    """Freeze rules that train nothing or match no parameter."""
+    if isinstance(config.freeze, str):
+        return
+    if all(rule.lr_scale is None for rule in config.freeze):
+        text = "no rule has a number as lr_scale, so there is nothing to train; add "
+        yield Finding(("freeze",), text + "{pattern: head, lr_scale: 1.0}")
+    spec = find_backbone(config.model.backbone)
+    for index, rule in enumerate(config.freeze):
+        problem = _describe_pattern(spec, rule)
+        if problem is not None:
+            yield Finding(("freeze", index, "pattern"), problem)
+
+
+def _describe_pattern(spec: BackboneSpec, rule: FreezeRule) -> str | None:
+    """What is wrong with a pattern, as far as names tell; the rest shows when it is applied."""
+    pattern = rule.pattern
+    start = _literal_start(pattern)
+    if pattern == "head" or pattern in {stage.name for stage in spec.stages}:
+        return None
+    if start == pattern and "." not in pattern:
+        return _describe_unknown_stage(spec, pattern)
+    heads = ("head.", *(f"backbone.{p}" for stage in spec.stages for p in stage.prefixes))
+    if any(known.startswith(start) or start.startswith(known) for known in heads):
+        return None
+    if not start.startswith(("head", "backbone")):
+        return f"{pattern!r} matches no parameter; did you mean backbone.{pattern}?"
+    return f"{pattern!r} matches no parameter of {spec.name}; they start with {heads[1]}, …"
+
+
+def _literal_start(pattern: str) -> str:
+    """The part of a glob before its first wildcard."""
+    for position, character in enumerate(pattern):
+        if character in "*?[":
+            return pattern[:position]
+    return pattern
+
+
+def check_builder_options(config: FitConfig) -> Iterator[Finding]:
+    """Options that the backbone's builder does not take."""
+    spec = find_backbone(config.model.backbone)
+    for name, value in config.model.options.items():
+        try:
+            check_options(spec, {name: value})
+        except UsageError as error:
+            yield Finding(("model", "options", name), _sentence(error))
+
+
+def check_input_size(config: FitConfig) -> Iterator[Finding]:
+    """An image size that the backbone cannot take."""
+    if config.data.image_size is not None:
+        try:
+            check_image_size(find_backbone(config.model.backbone), config.data.image_size)
+        except UsageError as error:
+            yield Finding(("data", "image_size"), _sentence(error))

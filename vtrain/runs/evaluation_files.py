@@ -1,0 +1,431 @@
+"""What an evaluation leaves in a run folder: metrics as JSON, predictions as a table."""
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vtrain.data.image_sets import LabelledImages, SkippedFile
+from vtrain.errors import DataError, ModelError
+from vtrain.inference.calibration import CalibrationBin, CalibrationResult
+from vtrain.inference.metrics import ClassMetrics
+from vtrain.inference.scores import ModelEvaluation
+from vtrain.inference.statistics import (
+    bootstrap_confusion,
+    expected_calibration_error,
+    smallest_visible_difference,
+)
+from vtrain.system.json_csv import read_csv_cell, to_plain, write_csv
+from vtrain.system.text import one_line
+
+SCHEMA = 1
+NAMED_AT_MOST = 5
+FEW_IMAGES = 10  # of a class: its precision and recall are then hardly more than a guess
+Interval = tuple[float, float]
+Floats = NDArray[np.float64]
+MAX_MAP = 2000  # images on a map; more cannot be told apart
+_NUMBERS = ("probability", "label_probability", "second_probability", "distance")
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationResult:
+    """Metrics on a labelled folder.
+
+    `confusion_matrix[t][p]` counts images of class `t` predicted as class `p`. `failures` are the
+    images that could not be read; they count in no metric. Intervals are those of 95 %. `loss` is
+    that of the raw logits. `warnings` say what keeps the figures from being taken at face value.
+    """
+
+    classes: tuple[str, ...]
+    count: int
+    top1: float
+    top5: float
+    macro_f1: float
+    loss: float
+    per_class: tuple[ClassMetrics, ...]
+    confusion_matrix: tuple[tuple[int, ...], ...]
+    failures: tuple[SkippedFile, ...] = ()
+    top1_interval: tuple[float, float] | None = None
+    macro_f1_interval: tuple[float, float] | None = None
+    weighted_f1: float = math.nan
+    calibration: CalibrationResult | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePrediction:
+    """What a model says of one labelled image; probabilities are between 0 and 1.
+
+    `correct` compares the classes themselves: two of them may have one name. `label_probability`
+    is that of the label, `second` the second most probable class (empty where there is one class
+    alone). `distance` tells how unlike the training images the image is: above 1 it is further
+    from them than 95 % of the validation images; NaN where the model cannot tell.
+    """
+
+    path: Path
+    label: str
+    prediction: str
+    probability: float
+    correct: bool
+    label_probability: float = math.nan
+    second: str = ""
+    second_probability: float = math.nan
+    distance: float = math.nan
+
+
+def build_result(
+    evaluation: ModelEvaluation,
+    images: LabelledImages,
+    *,
+    temperature: float,
+    held_out: Tensor | None = None,
+) -> EvaluationResult:
+    """The metrics as plain numbers, with 95 % intervals.
+
+    `temperature` is the one that the probabilities have; `held_out` `[N]` are those of the
+    predictions at temperatures that were fitted without the image, where it was fitted on these.
+
+    Raises:
+        DataError: no image could be read.
+        ModelError: the model gives logits that are not finite.
+    """
+    _require_answers(evaluation, images)
+    confusion = evaluation.metrics.confusion
+    counts = confusion.counts.numpy()
+    intervals = bootstrap_confusion(counts)
+    per_class = tuple(
+        replace(row, precision_interval=precision, recall_interval=recall)
+        for row, precision, recall in zip(
+            confusion.per_class(images.classes),
+            intervals.precision,
+            intervals.recall,
+            strict=True,
+        )
+    )
+    return EvaluationResult(
+        classes=images.classes,
+        count=len(evaluation.positions),
+        top1=evaluation.top1,
+        top5=evaluation.metrics.top_k.value(),
+        macro_f1=evaluation.macro_f1,
+        loss=evaluation.loss,
+        per_class=per_class,
+        confusion_matrix=tuple(tuple(row) for row in confusion.counts.tolist()),
+        failures=_list_failures(evaluation, images),
+        top1_interval=intervals.accuracy,
+        macro_f1_interval=intervals.macro_f1,
+        weighted_f1=confusion.weighted_f1(),
+        calibration=_build_calibration(evaluation, temperature, held_out),
+        warnings=tuple(_list_warnings(evaluation, images)),
+    )
+
+
+def _require_answers(evaluation: ModelEvaluation, images: LabelledImages) -> None:
+    if not len(evaluation.positions):
+        failures = _list_failures(evaluation, images)[:1]
+        first = [f", the first is {one_line(each.path)}: {each.reason}" for each in failures]
+        root = one_line(images.root)
+        raise DataError(f"none of the {len(images)} images in {root} can be read{''.join(first)}")
+    if evaluation.non_finite:
+        raise ModelError(
+            f"the model's output is not finite for {len(evaluation.non_finite)} of "
+            f"{len(evaluation.positions)} images, "
+            f"the first is {one_line(images.paths[evaluation.non_finite[0]])}",
+            "the weights are damaged or the training diverged: use another model",
+        )
+
+
+def _list_failures(evaluation: ModelEvaluation, images: LabelledImages) -> tuple[SkippedFile, ...]:
+    return tuple(
+        SkippedFile(images.paths[position], reason) for position, reason in evaluation.failures
+    )
+
+
+def _build_calibration(
+    evaluation: ModelEvaluation, temperature: float, held_out: Tensor | None
+) -> CalibrationResult:
+    correct = (evaluation.predictions == evaluation.labels).numpy()
+    ece, bins = expected_calibration_error(evaluation.probabilities.numpy(), correct)
+    ece_raw, bins_raw = expected_calibration_error(evaluation.raw_probabilities.numpy(), correct)
+    without = None
+    if held_out is not None:
+        without = expected_calibration_error(held_out.numpy(), correct)[0]
+    return CalibrationResult(temperature, ece, ece_raw, without, bins, bins_raw)
+
+
+def _list_warnings(evaluation: ModelEvaluation, images: LabelledImages) -> Iterator[str]:
+    """What keeps the figures from being taken at face value."""
+    count, counts = len(evaluation.positions), evaluation.metrics.confusion.counts
+    visible = smallest_visible_difference(count, evaluation.top1)
+    if visible >= 0.01:
+        yield (
+            f"{count} image{'' if count == 1 else 's'} cannot show a difference between two models "
+            f"that is smaller than about {100 * visible:.0f} points of top-1"
+        )
+    support, predicted = counts.sum(dim=1).tolist(), counts.sum(dim=0).tolist()
+    few = [
+        name
+        for name, images_of in zip(images.classes, support, strict=True)
+        if 0 < images_of < FEW_IMAGES
+    ]
+    if few:
+        yield f"fewer than {FEW_IMAGES} images of {_name_some(few)}: see their intervals"
+    never = [
+        name
+        for name, labelled, times in zip(images.classes, support, predicted, strict=True)
+        if labelled and not times
+    ]
+    if never:
+        yield f"never predicted: {_name_some(never)}"
+
+
+def _name_some(names: Sequence[str]) -> str:
+    shown = ", ".join(map(one_line, names[:NAMED_AT_MOST]))
+    more = len(names) - NAMED_AT_MOST
+    return f"{shown} and {more} more classes" if more > 0 else shown
+
+
+def list_predictions(evaluation: ModelEvaluation, images: LabelledImages) -> list[ImagePrediction]:
+    """One row for every image that could be read, in the order of `images`."""
+    classes = images.classes
+    names = (
+        *("positions", "labels", "predictions", "probabilities"),
+        *("label_probabilities", "seconds", "second_probabilities", "distances"),
+    )
+    columns = (getattr(evaluation, name).tolist() for name in names)
+    return [
+        ImagePrediction(
+            path=images.paths[position],
+            label=classes[label],
+            prediction=classes[prediction],
+            probability=probability,
+            correct=label == prediction,
+            label_probability=of_label,
+            second=classes[second] if second >= 0 else "",
+            second_probability=of_second,
+            distance=distance,
+        )
+        for position, label, prediction, probability, of_label, second, of_second, distance in zip(
+            *columns, strict=True
+        )
+    ]
+
+
+def write_predictions_csv(path: Path, rows: Iterable[ImagePrediction]) -> None:
+    """Write one row per image, the fields of `ImagePrediction` by their names.
+
+    `correct` is 0 or 1, numbers that are not known are empty.
+
+    Raises:
+        ResourceError: no space left; an earlier file is intact.
+    """
+    header = tuple(ImagePrediction.__dataclass_fields__)
+    write_csv(path, header, ([_plain_cell(getattr(row, name)) for name in header] for row in rows))
+
+
+def _plain_cell(value: object) -> object:
+    if isinstance(value, bool):
+        return int(value)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def evaluation_json(result: EvaluationResult) -> dict[str, Any]:
+    """The object that `vtrain evaluate --json` prints, and that a run folder keeps."""
+    plain = to_plain(result)
+    per_class = [
+        {"class": row["name"], **{key: value for key, value in row.items() if key != "name"}}
+        for row in plain["per_class"]
+    ]
+    failures = [{"path": str(each.path), "error": each.reason} for each in result.failures]
+    figures = {
+        name: plain[name]
+        for name in (
+            *("top1", "top1_interval", "top5", "macro_f1", "macro_f1_interval", "weighted_f1"),
+            *("loss", "count", "calibration", "warnings"),
+        )
+    }
+    return {
+        "schema": SCHEMA,
+        **figures,
+        "per_class": per_class,
+        "confusion_matrix": plain["confusion_matrix"],
+        "classes": plain["classes"],
+        "failures": failures,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ClassRow:
+    """Metrics of one class between 0 and 1, NaN where unknown; intervals are of 95 %."""
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+    precision_interval: Interval | None = None
+    recall_interval: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Reliability after temperature scaling, and `raw` before; errors between 0 and 1.
+
+    `ece_held_out` is that at temperatures fitted without the image, NaN where not known.
+    """
+
+    temperature: float
+    ece: float
+    ece_raw: float
+    ece_held_out: float
+    bins: tuple[CalibrationBin, ...]
+    raw: tuple[CalibrationBin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The content of `evaluation-<split>.json`, NaN where a number is missing."""
+
+    count: int
+    top1: float
+    top5: float
+    macro_f1: float
+    weighted_f1: float
+    loss: float
+    top1_interval: Interval | None
+    macro_f1_interval: Interval | None
+    classes: tuple[str, ...]
+    per_class: tuple[ClassRow, ...]
+    matrix: tuple[tuple[int, ...], ...]
+    failures: int
+    calibration: Calibration | None
+    warnings: tuple[str, ...]
+
+
+def read_evaluation(content: Mapping[str, Any]) -> Evaluation:
+    """An evaluation as `vtrain evaluate --json` prints it; keys of later versions may be missing.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    try:
+        classes = tuple(str(name) for name in content["classes"])
+        matrix = tuple(tuple(int(count) for count in row) for row in content["confusion_matrix"])
+        if any(len(row) != len(classes) for row in matrix) or len(matrix) != len(classes):
+            raise ValueError("the confusion matrix does not fit the classes")
+        calibration = content.get("calibration")
+        return Evaluation(
+            count=int(content["count"]),
+            top1=_number(content["top1"]),
+            top5=_number(content.get("top5")),
+            macro_f1=_number(content["macro_f1"]),
+            weighted_f1=_number(content.get("weighted_f1")),
+            loss=_number(content.get("loss")),
+            top1_interval=_interval(content.get("top1_interval")),
+            macro_f1_interval=_interval(content.get("macro_f1_interval")),
+            classes=classes,
+            per_class=tuple(_read_class(row) for row in content["per_class"]),
+            matrix=matrix,
+            failures=len(content.get("failures") or ()),
+            calibration=_read_calibration(calibration) if calibration else None,
+            warnings=tuple(str(each) for each in content.get("warnings") or ()),
+        )
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise ModelError(f"it is no evaluation: {type(error).__name__} {error!s:.100}") from error
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _interval(value: Any) -> Interval | None:
+    if not value:
+        return None
+    low, high = (_number(each) for each in value)
+    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
+
+
+def _read_class(row: Mapping[str, Any]) -> ClassRow:
+    return ClassRow(
+        str(row["class"]),
+        _number(row["precision"]),
+        _number(row["recall"]),
+        _number(row["f1"]),
+        int(row["support"]),
+        _interval(row.get("precision_interval")),
+        _interval(row.get("recall_interval")),
+    )
+
+
+def _read_calibration(content: Mapping[str, Any]) -> Calibration:
+    def bins(name: str) -> tuple[CalibrationBin, ...]:
+        names = ("low", "high", "count", "confidence", "accuracy")
+        numbers = ([_number(each.get(key)) for key in names] for each in content.get(name) or ())
+        return tuple(CalibrationBin(a, b, int(c), d, e) for a, b, c, d, e in numbers)
+
+    return Calibration(
+        _number(content.get("temperature")),
+        _number(content.get("ece")),
+        _number(content.get("ece_raw")),
+        _number(content.get("ece_held_out")),
+        bins("bins"),
+        bins("bins_raw"),
+    )
+
+
+def evaluation_path(run_dir: Path, split: str) -> Path:
+    """Where the metrics of a split stand: the object that `vtrain evaluate --json` prints."""
+    return run_dir / f"evaluation-{split}.json"
+
+
+def predictions_path(run_dir: Path, split: str) -> Path:
+    """Where the answer for each image of a split stands."""
+    return run_dir / f"predictions-{split}.csv"
+
+
+def features_path(run_dir: Path, split: str) -> Path:
+    """Where features of some images of a split stand: `features` `[M, D]` and `rows` `[M]`."""
+    return run_dir / f"features-{split}.safetensors"
+
+
+def read_predictions(run_dir: Path, split: str) -> list[ImagePrediction]:
+    """The rows of `predictions-<split>.csv`, in its order.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    path = predictions_path(run_dir, split)
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            return [_read_row(row) for row in csv.DictReader(stream, restval="")]
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{run_dir} holds no {path.name}", "finish the run: vtrain fit CONFIG --resume"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise ModelError(f"{path} is damaged: {error!s:.200}") from error
+
+
+def _read_row(row: dict[str, str]) -> ImagePrediction:
+    if row["correct"] not in ("0", "1"):  # such as a file that was cut off
+        raise ValueError(
+            f"of {row['path'][:80]!r} correct is {row['correct'][:20]!r}, expected 0 or 1"
+        )
+    numbers = {name: float(row[name]) if row.get(name) else math.nan for name in _NUMBERS}
+    return ImagePrediction(
+        path=Path(read_csv_cell(row["path"])),
+        label=read_csv_cell(row["label"]),
+        prediction=read_csv_cell(row["prediction"]),
+        probability=numbers["probability"],
+        correct=row["correct"] == "1",
+        label_probability=numbers["label_probability"],
+        second=read_csv_cell(row.get("second") or ""),
+        second_probability=numbers["second_probability"],
+        distance=numbers["distance"],
+    )

@@ -1,0 +1,177 @@
+"""What `-m MODEL` means: a run, a model file or a backbone, loaded for use."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vtrain.config.preprocessing import Preprocessing
+from vtrain.errors import ModelError, UsageError
+from vtrain.inference.calibration import Novelty
+from vtrain.inference.forward import (
+    Outputs,
+    compute_averaged,
+    compute_both,
+    find_model_device,
+    prepare_for_inference,
+)
+from vtrain.models.backbones import pretrained_classes
+from vtrain.models.classifier import Classifier, build_pretrained_classifier
+from vtrain.models.model_file import find_model_file, load_scoring_model
+from vtrain.models.precision import Precision, choose_inference_precision
+from vtrain.models.weights import describe_weights, load_native_weights
+from vtrain.models.zoo import backbone_names, find_backbone
+from vtrain.runs.folder import MODEL_NAME, RUNS, find_newest_run
+from vtrain.system.machine import keep_freed_memory, seed_everything
+from vtrain.system.text import one_line
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A classifier in evaluation mode on its device, with all that its use needs.
+
+    `precision` is `fp32`, `bf16` or `fp16`: what the classifier computes in. `temperature` divides
+    the logits of calibrated probabilities; `novelty` tells how unlike the training images an image
+    is, None where the model knows nothing of them.
+    """
+
+    classifier: Classifier
+    preprocessing: Preprocessing
+    classes: tuple[str, ...]
+    source: str
+    precision: str = "fp32"
+    temperature: float = 1.0
+    novelty: Novelty | None = None
+
+    def choose_compute(
+        self, *, raw: bool = False, tta: bool = False
+    ) -> tuple[Callable[[Tensor], Outputs], float]:
+        """What gives the outputs of uint8 images `[B, 3, H, W]`, and the temperature of its logits.
+
+        `raw` leaves the model's temperature out; `tta` averages over four views of each image.
+        """
+        device = find_model_device(self.classifier)
+        temperature = 1.0 if raw else self.temperature
+        plain = partial(
+            compute_both,
+            self.classifier,
+            preprocessing=self.preprocessing,
+            device=device,
+        )
+        if not tta:
+            return plain, temperature
+        averaged = partial(
+            compute_averaged,
+            self.classifier,
+            preprocessing=self.preprocessing,
+            device=device,
+            temperature=temperature,
+        )
+        return averaged, 1.0
+
+
+def load_model(
+    model: str | None,
+    *,
+    device: torch.device,
+    precision: str = "auto",
+    notify: Callable[[str], None],
+) -> LoadedModel:
+    """The model that `-m MODEL` names, ready to use: a run folder, a model file, or a backbone.
+
+    None is the newest finished run below `runs/`. The classifier comes from
+    `prepare_for_inference`; `precision` is `auto` (see `choose_inference_precision`), `fp32`,
+    `bf16` or `fp16`. `notify` gets the model and what it computes in.
+
+    Raises:
+        ModelError: nothing usable there, or no such path and no such backbone.
+        UsageError: the backbone has no weights of that name, or the precision cannot run on the
+            device.
+    """
+    keep_freed_memory()
+    choose_inference_precision(precision, device)  # what cannot run shall not wait for a download
+    if model is None:
+        loaded = _load_own(find_newest_run(RUNS) / MODEL_NAME, device, precision)
+    elif _exists(model):
+        loaded = _load_own(find_model_file(Path(model)), device, precision)
+    else:
+        name, _, weights = model.partition(":")
+        if name not in backbone_names():
+            message = f"no model {model!r}: no such path, and no such backbone"
+            raise ModelError(message, _suggest(model))
+        loaded = _load_native(name, weights or "DEFAULT", device, precision, notify)
+    notify(one_line(f"model: {loaded.source}, {loaded.precision}"))
+    return loaded
+
+
+def _exists(model: str) -> bool:
+    try:
+        return Path(model).exists()
+    except OSError as error:  # a name that is too long, a folder that is closed to us
+        raise ModelError(f"cannot read model {model!r}: {error.strerror}") from error
+
+
+def _suggest(model: str) -> str:
+    name = model.partition(":")[0]
+    close = difflib.get_close_matches(name, backbone_names(), n=1)
+    if not close:
+        neighbours = [str(path) for path in Path(model).parent.glob("*")]
+        close = difflib.get_close_matches(model, neighbours, n=1)
+    start = f"did you mean {close[0]}? " if close else ""
+    return f"{start}give a run folder, a model file, or a name that `vtrain backbones` lists"
+
+
+def _load_own(path: Path, device: torch.device, precision: str) -> LoadedModel:
+    classifier, description, bank = load_scoring_model(path)
+    novelty, stored = None, description.novelty
+    if stored is not None and bank is not None:
+        novelty = Novelty(bank, stored.neighbors, stored.threshold).to(device)
+    trained = _find_trained_precision(description.config)
+    chosen = choose_inference_precision(precision, device, trained=trained)
+    return LoadedModel(
+        prepare_for_inference(classifier, Precision(chosen, device), in_place=True),
+        description.preprocessing,
+        description.classes,
+        str(path),
+        chosen,
+        description.temperature,
+        novelty,
+    )
+
+
+def _find_trained_precision(config: Mapping[str, Any]) -> str:
+    """`train.precision` of a model file's config, `auto` where it says nothing that we know."""
+    section = config.get("train")
+    found = section.get("precision") if isinstance(section, dict) else None
+    return found if isinstance(found, str) else "auto"
+
+
+def _load_native(
+    name: str,
+    weights: str,
+    device: torch.device,
+    precision: str,
+    notify: Callable[[str], None],
+) -> LoadedModel:
+    spec = find_backbone(name)
+    if weights == "DEFAULT" and not spec.weights:
+        raise UsageError(
+            f"{name} has no pretrained weights", f"random weights, for tests: {name}:none"
+        )
+    source = describe_weights(weights, spec)
+    seed_everything(0)  # `:none` is random, and the same every time
+    classifier = build_pretrained_classifier(
+        spec, image_size=source.preprocessing.crop, pretrained=source.pretrained_input
+    )
+    load_native_weights(classifier, weights, notify=notify)
+    classes = pretrained_classes(spec, source.enum_name) if spec.weights else ()
+    if len(classes) != classifier.num_classes:
+        classes = tuple(f"class {index}" for index in range(classifier.num_classes))
+    chosen = choose_inference_precision(precision, device)
+    prepared = prepare_for_inference(classifier, Precision(chosen, device), in_place=True)
+    return LoadedModel(prepared, source.preprocessing, classes, f"{name}:{weights}", chosen)
