@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import vtrain.cli
-from tests.tiny import draw_labelled
+from tests.helpers.tiny import draw_labelled
 
 SOURCE = Path(vtrain.cli.__file__).parents[1]
 COUNTS = {"ant": 6, "bee": 7, "cow": 5}

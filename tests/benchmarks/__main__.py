@@ -31,7 +31,7 @@ from tests.benchmarks import (
 )
 from tests.benchmarks.machine import describe_machine
 from tests.benchmarks.measure import TABLE_HEAD, NotRunError, Row, Settings
-from tests.output import say
+from tests.helpers.output import say
 
 BENCHMARKS: dict[str, Callable[[Settings], Iterator[Row]]] = {
     "S1": probe.benchmark,

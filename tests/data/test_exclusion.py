@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_shards import pack
-from tests.tiny import draw_labelled
+from tests.data.test_tars import pack
+from tests.helpers.tiny import draw_labelled
 from vtrain.config.keys import DataConfig
 from vtrain.data.exclusion import read_exclusion, write_exclusion
 from vtrain.data.splits import Splits, check_splits, describe_splits, scan_splits

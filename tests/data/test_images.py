@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from tests.pictures import (
+from tests.helpers.pictures import (
     BLUE,
     GREEN,
     RED,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_shards import names, notes, pack
-from tests.tiny import draw_labelled
+from tests.data.test_tars import names, notes, pack
+from tests.helpers.tiny import draw_labelled
 from vtrain.data.folders import scan_images, scan_labelled
 from vtrain.data.splits import split_digest
 from vtrain.errors import DataError

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.tiny import break_image, draw_labelled
+from tests.helpers.tiny import break_image, draw_labelled
 from vtrain.config.keys import DataConfig
 from vtrain.data import kept_scans
 from vtrain.data.splits import (

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.faults.case import Case, NotPossible
 from tests.faults.suites import SUITES, Suite
-from tests.output import say
+from tests.helpers.output import say
 
 TABLE_HEAD = (
     "| # | faults | handled / tried | not possible here | slowest case |\n|---|---|---|---|---|"

@@ -14,8 +14,8 @@ from unittest import mock
 from PIL import Image
 
 import vtrain.cli
-from tests.cli.program import Outcome
-from tests.tiny import build_tiny_model
+from tests.helpers.program import Outcome
+from tests.helpers.tiny import build_tiny_model
 from vtrain.config.preprocessing import Preprocessing
 from vtrain.models.model_file import ModelFile, save_model
 

@@ -18,9 +18,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
-from tests.cli.program import Outcome
 from tests.faults.case import Case, NotPossible
 from tests.faults.commands import draw_png, place, run, write_config, write_model
+from tests.helpers.program import Outcome
 from vtrain.data import image_checks, walk
 from vtrain.data.folders import scan_images, scan_labelled
 from vtrain.data.kept_scans import Listing

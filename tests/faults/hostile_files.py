@@ -18,7 +18,7 @@ from tests.faults.hostile_pickles import gadget_files, lying_tensors, odd_pickle
 from tests.faults.hostile_resume import resumed_runs, train
 from tests.faults.made_files import build_small_classifier
 from tests.faults.pickles import Content
-from tests.forking import fork, wait
+from tests.helpers.forking import fork, wait
 from vtrain.errors import ModelError
 from vtrain.models.weights import load_weights
 from vtrain.runs.checkpoint import load_checkpoint

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 import vtrain.cli
-from tests.forking import fork, wait
-from tests.tiny import draw_labelled
+from tests.helpers.forking import fork, wait
+from tests.helpers.tiny import draw_labelled
 from vtrain.errors import ExitCode
 from vtrain.system.torch_files import load_torch, save_torch
 

@@ -17,7 +17,7 @@ from unittest import mock
 import numpy as np
 
 import vtrain.cli
-from tests.tiny import draw_image
+from tests.helpers.tiny import draw_image
 from vtrain.errors import ExitCode
 from vtrain.system.text import printable
 

@@ -22,7 +22,7 @@ from PIL import Image, features
 from tests.faults.case import Case, NotPossible
 from tests.faults.child import try_in_child
 from tests.faults.image_commands import CLASSES, Survey, same_in_all, silence_required, survey
-from tests.pictures import (
+from tests.helpers.pictures import (
     BLUE,
     GREEN,
     PNG_START,

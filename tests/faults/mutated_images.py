@@ -13,7 +13,7 @@ from tests.faults.case import Case, NotPossible
 from tests.faults.child import Died, try_in_child
 from tests.faults.image_commands import silence_required
 from tests.faults.image_kinds import KINDS, Reads, can_be_made
-from tests.pictures import PNG_START
+from tests.helpers.pictures import PNG_START
 from vtrain.data.images import check_image, read_image
 from vtrain.errors import ImageError
 

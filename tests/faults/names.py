@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
-from tests.cli.program import Outcome, TerminalProgram, lasting_lines, without_styles
 from tests.faults.case import Case, NotPossible
 from tests.faults.commands import draw_png, place, run, write_config, write_model
+from tests.helpers.program import Outcome, TerminalProgram, lasting_lines, without_styles
 from vtrain.config.load import load_config
 from vtrain.models.model_file import read_model_file
 from vtrain.system.text import HARMLESS, printable

@@ -19,7 +19,7 @@ from tests.faults.case import Case, NotPossible
 from tests.faults.command import Command, set_value, wrap
 from tests.faults.processes import Running, run_to_end, started
 from tests.faults.training import RECIPES, Recipe, build_fit, images, require_same, undisturbed
-from tests.forking import fork, wait
+from tests.helpers.forking import fork, wait
 from vtrain.errors import ImageError
 from vtrain.system.files import write_error
 

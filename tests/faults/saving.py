@@ -16,8 +16,8 @@ import torch
 from tests.faults.case import Case
 from tests.faults.interference import KILL, Interference, interfering
 from tests.faults.made_files import CLASSES, build_checkpoint, build_state, describe_model
-from tests.forking import fork, wait
-from tests.tiny import break_image, build_tiny_model, draw_image
+from tests.helpers.forking import fork, wait
+from tests.helpers.tiny import break_image, build_tiny_model, draw_image
 from vtrain.errors import ResourceError
 from vtrain.inference.feature_store import FeatureStore, StoreError, identify_views
 from vtrain.models.model_file import load_model_file, save_model

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.faults.command import Command
 from tests.faults.processes import make_shared_folder, run_to_end
-from tests.runs import read_rows
-from tests.tiny import draw_labelled
+from tests.helpers.runs import read_rows
+from tests.helpers.tiny import draw_labelled
 from vtrain.runs.checkpoint import Checkpoint, load_checkpoint
 from vtrain.system.tensor_files import load_tensors
 

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 
 import vtrain.cli
-from tests.cli.program import VTRAIN, environment
 from tests.faults.case import Case
+from tests.helpers.program import VTRAIN, environment
 from vtrain.config.yaml12 import MAX_BYTES
 
 TABLE = Path(__file__).with_suffix(".txt")

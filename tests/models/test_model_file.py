@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from tests.forking import fork, wait
-from tests.tiny import CPU, build_tiny_model
+from tests.helpers.forking import fork, wait
+from tests.helpers.tiny import CPU, build_tiny_model
 from vtrain.config.keys import HeadConfig
 from vtrain.config.preprocessing import Preprocessing
 from vtrain.errors import ExitCode, ModelError

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.tiny import build_tiny_model
+from tests.helpers.tiny import build_tiny_model
 from vtrain.models.freezing import FROZEN, ParamRule, apply_freeze
 from vtrain.training.ema import ModelEma
 

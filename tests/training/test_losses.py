@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from tests.tiny import CPU
+from tests.helpers.tiny import CPU
 from vtrain.data.sampler import balanced_class_weights
 from vtrain.training.losses import build_loss
 

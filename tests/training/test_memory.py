@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tiny import CPU, build_tiny_model
+from tests.helpers.tiny import CPU, build_tiny_model
 from vtrain.models.precision import Precision
 from vtrain.training.memory import can_train, find_batch_size
 

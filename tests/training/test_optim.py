@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tiny import CPU, build_tiny_model
+from tests.helpers.tiny import CPU, build_tiny_model
 from vtrain.config.keys import OptimConfig
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import FROZEN, TRAINED, ParamRule, build_param_groups, match_rules

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.tiny import CPU
+from tests.helpers.tiny import CPU
 from vtrain.data.batches import Batch
 from vtrain.errors import DivergedError
 from vtrain.models.precision import Precision

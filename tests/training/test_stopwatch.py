@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.tiny import CPU
+from tests.helpers.tiny import CPU
 from vtrain.training.stopwatch import Stopwatch
 
 
