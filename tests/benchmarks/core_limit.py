@@ -22,7 +22,6 @@ from unittest import mock
 import torch
 
 from tests.benchmarks.measure import read_metrics
-from vtrain.config.load import load_config
 from vtrain.data.batches import Batch
 from vtrain.data.folders import scan_images, scan_labelled
 from vtrain.data.loaders import ImageLoader, build_eval_loader, build_train_loader
@@ -33,8 +32,9 @@ from vtrain.models.zoo import find_backbone
 from vtrain.results.embed import embed
 from vtrain.runs.fit import fit
 from vtrain.runs.load_model import load_model
+from vtrain.runs.settings import load_settings
 from vtrain.system.machine import find_device
-from vtrain.system.terminal import Console
+from vtrain.system.reporter import SILENT
 
 PASSES = 2  # each rate is the best of these, after one that is not counted
 READ_BATCH = 32  # where the config leaves it open
@@ -108,9 +108,9 @@ def limit_fit(config: Path, overrides: list[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         settings = [*overrides, f"run_dir={run_dir}", f"train.epochs={PASSES + 1}"]
-        loaded = load_config(config, settings)
+        loaded = load_settings(config, settings)
         with memory.patch():
-            fit(loaded, console=Console(quiet=True))
+            fit(loaded, reporter=SILENT)
         # The loop's own figure, of the epochs whose data were in memory.
         rates = [float(row["images_per_second"]) for row in read_metrics(run_dir)[1:]]
     if len(memory.rates) < PASSES:

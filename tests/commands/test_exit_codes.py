@@ -32,7 +32,7 @@ def raise_in_command(patch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    patch.setattr(vtrain.config.load, "load_config", fail)
+    patch.setattr(vtrain.config.load, "load_settings", fail)
 
 
 @pytest.mark.parametrize(

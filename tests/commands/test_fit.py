@@ -121,7 +121,7 @@ def test_dry_run_is_stopped_by_ctrl_c(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vtrain.training.loop.TrainLoop.run_epoch", interrupt)
+    monkeypatch.setattr("vtrain.training.step.Trainer.train_epoch", interrupt)
     done = program("fit", "tiny.yaml", "--dry-run")
     assert done.code == ExitCode.INTERRUPTED
     assert done.talk[-1] == "error: stopped: nothing was written"

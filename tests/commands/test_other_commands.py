@@ -11,8 +11,8 @@ import pytest
 
 from tests.helpers.program import VTRAIN, Program, assert_refused, environment
 from tests.helpers.tiny import break_image, draw_labelled
-from vtrain.config.load import load_config
 from vtrain.models.zoo import backbone_names, find_backbone
+from vtrain.runs.settings import load_settings
 
 # --- backbones -----------------------------------------------------------------------------------
 
@@ -72,7 +72,7 @@ def test_init_writes_a_config_that_fit_takes(folder: Path, program: Program) -> 
     assert (done.code, done.out) == (0, "my config.yaml\n")
     assert done.talk[0] == "images: 18 train, 6 val"
     assert done.talk[-1] == "next: vtrain fit 'my config.yaml'"
-    assert load_config(Path("my config.yaml")).config.model.backbone == "simple_cnn"
+    assert load_settings(Path("my config.yaml")).config.model.backbone == "simple_cnn"
     assert program("fit", "my config.yaml", "--dry-run").code == 0
     assert program("init", "images/", "-q").err == ""
     assert Path("images.yaml").exists()
@@ -96,8 +96,8 @@ def test_config_says_where_each_value_came_from(folder: Path, program: Program) 
     assert re.search(r"^  backbone: simple_cnn +# tiny.yaml:2$", done.out, re.MULTILINE)
     assert re.search(r"^seed: 0 +# default$", done.out, re.MULTILINE)
     Path("again.yaml").write_text(done.out)
-    again = load_config(Path("again.yaml")).config
-    assert again == load_config(Path("tiny.yaml"), ["train.epochs=7"]).config
+    again = load_settings(Path("again.yaml")).config
+    assert again == load_settings(Path("tiny.yaml"), ["train.epochs=7"]).config
 
 
 def test_config_as_json(folder: Path, program: Program) -> None:

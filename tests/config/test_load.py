@@ -14,10 +14,11 @@ import yaml
 from vtrain.config.allowed import known_keys
 from vtrain.config.dump import dump_config, json_schema, reference_yaml
 from vtrain.config.keys import FitConfig, FreezeRule, flatten_config
-from vtrain.config.load import LoadedConfig, load_config
+from vtrain.config.load import LoadedConfig
 from vtrain.config.mistakes import OTHER_NAMES
 from vtrain.config.yaml12 import parse_yaml
 from vtrain.errors import ConfigError, ExitCode
+from vtrain.runs.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
 BASE = """\
@@ -44,7 +45,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def load(text: str, *overrides: str) -> LoadedConfig:
     PATH.write_text(text, encoding="utf-8")
-    return load_config(PATH, overrides)
+    return load_settings(PATH, overrides)
 
 
 def report(text: str, *overrides: str) -> list[str]:
@@ -378,7 +379,7 @@ def test_defaults_and_origins() -> None:
 def test_absolute_paths_are_shown_from_the_working_directory(project: Path) -> None:
     PATH.write_text(BASE + "seed: x", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"configs/x.yaml:6:7: seed: got 'x'"):
-        load_config(project / PATH, ())
+        load_settings(project / PATH, ())
 
 
 @pytest.mark.parametrize(
@@ -479,17 +480,17 @@ def test_configs_cannot_be_changed() -> None:
 def test_files_that_are_no_config(content: bytes, fragment: str) -> None:
     PATH.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        load_config(PATH, ())
+        load_settings(PATH, ())
     assert fragment in caught.value.message
 
 
 def test_missing_file_suggests_its_neighbour() -> None:
     load(BASE)
     with pytest.raises(ConfigError, match=r"configs/y\.yaml: no such file") as caught:
-        load_config(Path("configs/y.yaml"), ())
+        load_settings(Path("configs/y.yaml"), ())
     assert caught.value.hint == "did you mean configs/x.yaml?"
     with pytest.raises(ConfigError) as caught:
-        load_config(Path("elsewhere/y.yaml"), ())
+        load_settings(Path("elsewhere/y.yaml"), ())
     assert caught.value.hint is not None
     assert "vtrain init" in caught.value.hint
 
@@ -497,7 +498,7 @@ def test_missing_file_suggests_its_neighbour() -> None:
 def test_folder_in_place_of_a_file() -> None:
     load(BASE)
     with pytest.raises(ConfigError, match="configs: is a folder") as caught:
-        load_config(Path("configs"), ())
+        load_settings(Path("configs"), ())
     assert caught.value.hint == "did you mean configs/x.yaml?"
 
 
@@ -603,11 +604,11 @@ def test_errors_and_schema_come_without_heavy_imports(project: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from vtrain.config.load import load_config
+from vtrain.runs.settings import load_settings
 from vtrain.config.dump import json_schema, reference_yaml
 from vtrain.errors import ConfigError
 try:
-    load_config(Path("configs/x.yaml"))
+    load_settings(Path("configs/x.yaml"))
 except ConfigError as error:
     print(error.message.splitlines()[0])
 json_schema(), reference_yaml()

@@ -13,9 +13,9 @@ from types import FrameType
 
 from tests.faults.case import Case
 from vtrain.config.dump import dump_config
-from vtrain.config.load import load_config
 from vtrain.config.yaml12 import MAX_BYTES, MAX_NODES
 from vtrain.errors import ConfigError
+from vtrain.runs.settings import load_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HINT = "vtrain schema lists every key with its default and meaning"
@@ -179,12 +179,12 @@ def try_config(content: bytes, name: str, folder: Path) -> None:
 def report() -> str | None:
     """What `c.yaml` is refused with; None where it loads."""
     try:
-        loaded = load_config(Path("c.yaml"))
+        loaded = load_settings(Path("c.yaml"))
     except ConfigError as error:
         return f"{error.message}\n{error.hint}" if error.hint else error.message
     for origins in (None, loaded.origins):
         Path("again.yaml").write_text(dump_config(loaded.config, origins), encoding="utf-8")
-        assert load_config(Path("again.yaml")).config == loaded.config
+        assert load_settings(Path("again.yaml")).config == loaded.config
     return None
 
 

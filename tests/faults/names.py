@@ -23,8 +23,8 @@ import pytest
 from tests.faults.case import Case, NotPossible
 from tests.faults.commands import draw_png, place, run, write_config, write_model
 from tests.helpers.program import Outcome, TerminalProgram, lasting_lines, without_styles
-from vtrain.config.load import load_config
 from vtrain.models.model_file import read_model_file
+from vtrain.runs.settings import load_settings
 from vtrain.system.text import HARMLESS, printable
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -500,7 +500,7 @@ def check_strange_folder(folder: Path, name: str) -> None:
         return
     assert done.code == 0, done
     check_shown(read_file(config))
-    assert load_config(config, []).config.data.train == str(data)
+    assert load_settings(config, []).config.data.train == str(data)
     others = run(folder, "evaluate", data, "-m", write_model(folder, ("a", "b", "c")))
     assert others.code == 0, others
     check_shown(others.err)
@@ -508,7 +508,7 @@ def check_strange_folder(folder: Path, name: str) -> None:
     done = run(folder, "config", config)
     check_shown(done.out)
     resolved = place(folder / "resolved.yaml", done.out.encode("utf-8"))
-    assert load_config(resolved, []).config == load_config(config, []).config
+    assert load_settings(resolved, []).config == load_settings(config, []).config
 
 
 # --- all at once ---------------------------------------------------------------------------------
@@ -556,7 +556,7 @@ def name_classes_in_comment(folder: Path) -> None:
     check_shown(text)
     head = text.split("\n\n")[0].split("\n")
     assert all(line.startswith("# ") for line in head)
-    load_config(config, [])
+    load_settings(config, [])
 
 
 def answer_by_foreign_model(folder: Path) -> None:

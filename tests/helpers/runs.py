@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from tests.helpers.tiny import draw_labelled
-from vtrain.config.load import LoadedConfig, load_config
+from vtrain.config.load import LoadedConfig
 from vtrain.errors import InterruptedRunError, StoppedError
 from vtrain.runs.checkpoint import load_checkpoint
 from vtrain.runs.fit import Resume, fit
 from vtrain.runs.folder import FitResult
+from vtrain.runs.settings import load_settings
 from vtrain.system.reporter import SILENT, Interruptible, Progress, Reporter
 from vtrain.system.tensor_files import load_tensors
 from vtrain.system.terminal import Console
@@ -40,7 +41,7 @@ def draw_tiny_data() -> None:
 
 
 def load(*overrides: str) -> LoadedConfig:
-    return load_config(Path("tiny.yaml"), overrides)
+    return load_settings(Path("tiny.yaml"), overrides)
 
 
 class Watcher(Console):

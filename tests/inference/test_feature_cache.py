@@ -33,7 +33,7 @@ from vtrain.inference.feature_cache import (
 from vtrain.models.classifier import PENULTIMATE
 from vtrain.models.freezing import FROZEN, ParamRule, apply_freeze
 from vtrain.models.precision import Precision
-from vtrain.system.processes import ALONE, ProcessGroup
+from vtrain.system.processes import ALONE, Processes
 from vtrain.system.reporter import SILENT, Interruptible, Progress, Silent
 from vtrain.system.tensor_files import save_tensors
 
@@ -70,7 +70,7 @@ class Bench(Silent):
     computed: int = 0
     on_batch: Callable[[], None] = lambda: None
     part: FrozenPart = field(default_factory=build_part)
-    group: ProcessGroup = ALONE
+    processes: Processes = ALONE
 
     def provide(self, paths: list[Path], views: Views = EVAL) -> Tensor | None:
         """All activations `[N, K, ...]`."""
@@ -96,7 +96,7 @@ class Bench(Silent):
             batch_size=self.batch_size,
             workers=0,
             reporter=self,
-            group=self.group,
+            processes=self.processes,
         )
 
     def say(self, message: str) -> None:
@@ -422,7 +422,7 @@ def test_a_killed_build_leaves_whole_blocks(
 
 
 @dataclass(frozen=True, slots=True)
-class ThreadGroup(ProcessGroup):
+class ThreadGroup(Processes):
     """Two threads that meet as processes of a job do; whoever is left alone fails."""
 
     meeting: threading.Barrier = field(default_factory=lambda: threading.Barrier(2, timeout=10))
@@ -439,8 +439,8 @@ class ThreadGroup(ProcessGroup):
 def provide_in_two_threads(root: Path, paths: list[Path]) -> tuple[list[Bench], list[Any]]:
     first = ThreadGroup(rank=0, world_size=2)
     benches = [
-        Bench(root, group=first),
-        Bench(root, group=dataclasses.replace(first, rank=1)),
+        Bench(root, processes=first),
+        Bench(root, processes=dataclasses.replace(first, rank=1)),
     ]
     with ThreadPoolExecutor(2) as pool:
         return benches, list(pool.map(lambda bench: bench.provide(paths), benches))

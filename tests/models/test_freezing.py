@@ -1,6 +1,6 @@
 """Freeze policies on every family of the zoo: gradients, statistics, dropout, groups, phases."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -17,6 +17,7 @@ from vtrain.config.keys import (
     FreezeRule,
     HeadConfig,
     ModelConfig,
+    OptimConfig,
     TrainConfig,
 )
 from vtrain.errors import ConfigError, ModelError
@@ -30,17 +31,16 @@ from vtrain.models.freezing import (
     ParamRule,
     Phase,
     apply_freeze,
-    build_param_groups,
     build_phases,
     find_scheduled_phases,
     frozen_digests,
     match_rules,
-    stage_factor,
     summarize_stages,
     tensor_digest,
     verify_frozen,
 )
 from vtrain.models.zoo import backbone_names, find_backbone
+from vtrain.training.optim import ParamGroup, build_param_groups, find_stage_rates, stage_factor
 
 # One small member of each family, with every random layer that its options can switch on.
 FAMILIES: dict[str, dict[str, OptionValue]] = {
@@ -199,7 +199,7 @@ def test_frozen_batch_norm_holds_statistics_and_trains_weights(name: str) -> Non
     for key, module in classifier.named_modules():
         assert module.training != isinstance(module, _BatchNorm), key
     assert all(parameter.requires_grad for parameter in classifier.parameters())
-    modes = {row.batch_norm for row in summarize_stages(classifier, [], 0)}
+    modes = {row.batch_norm for row in summarize_stages(classifier, {})}
     assert modes <= {"frozen", "-"}
 
 
@@ -359,7 +359,7 @@ def test_partly_frozen_stage_holds_its_frozen_modules_only() -> None:
     block = classifier.backbone.get_submodule
     assert not any(module.training for module in block("layer4.0").modules())
     assert all(module.training for module in block("layer4.1").modules())
-    modes = {row.name: row.batch_norm for row in summarize_stages(classifier, [], 0)}
+    modes = {row.name: row.batch_norm for row in summarize_stages(classifier, {})}
     assert modes == {"stem": "frozen", "layer1": "frozen", "layer2": "frozen",
                      "layer3": "frozen", "layer4": "mixed", "head": "-"}  # fmt: skip
 
@@ -450,21 +450,18 @@ def test_phases_that_share_a_schedule() -> None:
 
 
 def groups_of(
-    classifier: Classifier, *tables: Sequence[ParamRule], **changes: Any
-) -> list[dict[str, Any]]:
-    settings: dict[str, Any] = {
-        "lr": 1e-3,
-        "backbone_lr": 1e-4,
-        "layer_decay": None,
-        "weight_decay": 0.05,
-        **changes,
-    }
+    classifier: Classifier,
+    *tables: Sequence[ParamRule],
+    layer_decay: float | None = None,
+    backbone_lr: float = 1e-4,
+) -> list[ParamGroup]:
+    config = OptimConfig(lr=1e-3, layer_decay=layer_decay, weight_decay=0.05)
     scales = [match_rules(classifier, table) for table in tables]
-    return build_param_groups(classifier, scales, **settings)
+    return build_param_groups(classifier, scales, config, backbone_lr=backbone_lr)
 
 
-def by_name(groups: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
-    return {name: group[key] for group in groups for name in group["names"]}
+def by_name(groups: Sequence[ParamGroup], key: str) -> dict[str, Any]:
+    return {name: getattr(group, key) for group in groups for name in group.names}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -487,29 +484,29 @@ def test_groups_hold_every_trained_parameter_once(name: str) -> None:
     classifier = meta_classifier(name)
     last = find_backbone(name).stage_names[-1]
     groups = groups_of(classifier, freeze_to(name, [HEAD]), freeze_to(name, [last, HEAD]))
-    held = [id(parameter) for group in groups for parameter in group["params"]]
-    wanted = [id(p) for n, p in classifier.named_parameters()
+    held = [name for group in groups for name in group.names]
+    wanted = [n for n, _ in classifier.named_parameters()
               if classifier.stage_of(n) in (last, HEAD)]  # fmt: skip
     assert sorted(held) == sorted(wanted)
     assert len(set(held)) == len(held)
     peaks = by_name(groups, "peak_lrs")
-    assert peaks["head.2.weight"] == [1e-3, 1e-3]
-    assert {tuple(v) for k, v in peaks.items() if not k.startswith("head.")} == {(0.0, 1e-4)}
+    assert peaks["head.2.weight"] == (1e-3, 1e-3)
+    assert {v for k, v in peaks.items() if not k.startswith("head.")} == {(0.0, 1e-4)}
     for group in groups:
-        assert {classifier.stage_of(key) for key in group["names"]} == {group["stage"]}
+        assert {classifier.stage_of(key) for key in group.names} == {group.stage}
 
 
 def test_layer_decay_lowers_the_rate_stage_by_stage() -> None:
     classifier = meta_classifier("resnet18")
     groups = groups_of(classifier, (TRAINED,), layer_decay=0.5, backbone_lr=1.6e-3)
-    rates = {group["stage"]: group["peak_lrs"] for group in groups}
+    rates = {group.stage: group.peak_lrs for group in groups}
     assert rates == {
-        "stem": [pytest.approx(1e-4)],
-        "layer1": [pytest.approx(2e-4)],
-        "layer2": [pytest.approx(4e-4)],
-        "layer3": [pytest.approx(8e-4)],
-        "layer4": [pytest.approx(1.6e-3)],
-        "head": [1e-3],
+        "stem": (pytest.approx(1e-4),),
+        "layer1": (pytest.approx(2e-4),),
+        "layer2": (pytest.approx(4e-4),),
+        "layer3": (pytest.approx(8e-4),),
+        "layer4": (pytest.approx(1.6e-3),),
+        "head": (1e-3,),
     }
 
 
@@ -526,9 +523,9 @@ def test_scale_of_a_rule_multiplies_the_rate_of_its_part() -> None:
     classifier = meta_classifier("resnet18")
     table = rules(("backbone.layer4.1.*", 0.1), ("layer4", 0.5), ("head", 3.0), ("*", None))
     peaks = by_name(groups_of(classifier, table, layer_decay=0.5), "peak_lrs")
-    assert peaks["backbone.layer4.1.conv1.weight"] == [pytest.approx(1e-5)]
-    assert peaks["backbone.layer4.0.conv1.weight"] == [pytest.approx(5e-5)]
-    assert peaks["head.2.weight"] == [pytest.approx(3e-3)]
+    assert peaks["backbone.layer4.1.conv1.weight"] == (pytest.approx(1e-5),)
+    assert peaks["backbone.layer4.0.conv1.weight"] == (pytest.approx(5e-5),)
+    assert peaks["head.2.weight"] == (pytest.approx(3e-3),)
     assert not any(key.startswith("backbone.layer3") for key in peaks)
 
 
@@ -537,7 +534,7 @@ def test_summary_counts_parameters_and_shows_peak_rates() -> None:
     tables = [freeze_to("resnet18", [HEAD]), rules(("layer1", None), ("*", 1.0))]
     groups = groups_of(classifier, *tables, layer_decay=0.5)
     apply_freeze(classifier, tables[1])
-    rows = summarize_stages(classifier, groups, 1)
+    rows = summarize_stages(classifier, find_stage_rates(groups, 1))
     assert [row.name for row in rows] == ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
     assert sum(row.parameters for row in rows) == 11_689_512 - 513_000 + 3 * 513
     assert [row.trainable == row.parameters for row in rows] == [
@@ -554,7 +551,7 @@ def test_summary_counts_parameters_and_shows_peak_rates() -> None:
     assert rows[5].learning_rates == (1e-3, 1e-3)
     assert [row.batch_norm for row in rows] == ["train", "frozen", *["train"] * 3, "-"]
     apply_freeze(classifier, tables[0])
-    probe = summarize_stages(classifier, groups, 0)
+    probe = summarize_stages(classifier, find_stage_rates(groups, 0))
     assert [row.learning_rates for row in probe] == [*[None] * 5, (1e-3, 1e-3)]
 
 

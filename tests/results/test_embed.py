@@ -37,7 +37,7 @@ from vtrain.models.zoo import backbone_names, find_backbone
 from vtrain.results.embed import EmbedResult, _choose_share, digest_weights, embed
 from vtrain.results.resumable_array import PartialArray, lock_output
 from vtrain.runs.load_model import LoadedModel
-from vtrain.system.processes import ProcessGroup
+from vtrain.system.processes import Processes
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -627,7 +627,7 @@ def test_what_several_processes_wrote_is_found_by_the_next(tmp_path: Path) -> No
 def test_what_is_left_is_shared_among_processes() -> None:
     done = np.zeros(11, bool)
     done[[0, 1, 5]] = True
-    shares = [_choose_share(done, ProcessGroup(rank, 3)).tolist() for rank in range(3)]
+    shares = [_choose_share(done, Processes(rank, 3)).tolist() for rank in range(3)]
     assert shares == [[2, 3], [4, 6, 7], [8, 9, 10]]
 
 

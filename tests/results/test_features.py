@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.runs import Watcher
 from tests.helpers.tiny import break_image, build_tiny_model, draw_image, draw_labelled
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform
@@ -25,24 +26,16 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return draw_labelled(tmp_path_factory.mktemp("images"), {"ant": 3, "bee": 4})
 
 
-class Talk:
+class Talk(Watcher):
     """What was said, warned of and shown."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
-        self.warned: list[str] = []
-        self.shown: list[tuple[int, int]] = []
+        self.shown: list[str] = []
+        super().__init__(on_progress=self.shown.append)
 
     def compute(self, paths: list[Path], model: LoadedModel, limit: float = 1.0) -> Features:
         return compute_features(
-            paths,
-            model,
-            batch_size=2,
-            workers=0,
-            cache_limit_gb=limit,
-            notify=self.said.append,
-            warn=self.warned.append,
-            progress=lambda done, total: self.shown.append((done, total)),
+            paths, model, batch_size=2, workers=0, cache_limit_gb=limit, reporter=self
         )
 
 
@@ -56,7 +49,7 @@ def features_one_by_one(paths: list[Path], model: LoadedModel) -> np.ndarray:
 def test_features_are_the_models_own_and_are_read_again(cache: Path, paths: list[Path]) -> None:
     model, talk = build_tiny_model("ab"), Talk()
     first = talk.compute(paths, model)
-    assert talk.shown[-1] == (7, 7)
+    assert talk.shown == ["computing features"] * 4  # of at most two images
     assert first.values.dtype == np.float32
     assert first.positions.tolist() == list(range(7))
     np.testing.assert_allclose(first.values, features_one_by_one(paths, model), atol=1e-5)
@@ -115,7 +108,7 @@ def test_a_store_that_cannot_be_written_is_done_without(
     model, talk = build_tiny_model("ab"), Talk()
     features = talk.compute(paths, model)
     assert len(features) == 7
-    assert talk.shown[-1] == (7, 7)
+    assert talk.shown == ["computing features"] * 4  # of at most two images
     (warning,) = talk.warned
     assert warning.startswith("feature cache: ")
     assert "training" not in warning

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from vtrain.training.loop import TrainLoop
 
 from tests.helpers.runs import draw_tiny_data, load, read_rows, run
 from tests.helpers.tiny import draw_labelled
@@ -27,13 +26,14 @@ from vtrain.runs.dry_run import (
     Outline,
     build_outline,
     build_rate_curve,
+    dry_run,
     measure,
     require_room,
 )
-from vtrain.runs.fit import dry_run
 from vtrain.runs.plan import build_plan
 from vtrain.system.terminal import Console
 from vtrain.training.memory import PeakMemory, saved_activations
+from vtrain.training.step import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def try_run(*overrides: str, quiet: bool = True) -> tuple[Outline, Forecast]:
     console = Console(quiet=quiet)
-    return dry_run(load(*overrides), console=console, on_plan=lambda _: None)
+    return dry_run(load(*overrides), reporter=console, on_plan=lambda _: None)
 
 
 def outline(*overrides: str) -> Outline:
@@ -207,7 +207,7 @@ def test_peak_memory_counts_from_when_it_was_made() -> None:
 def test_disk_needs_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, int] = {}
     monkeypatch.setattr(
-        "vtrain.fit_run.require_disk_space", lambda run_dir, **sizes: asked.update(sizes)
+        "vtrain.runs.saved_state.require_disk_space", lambda run_dir, **sizes: asked.update(sizes)
     )
     forecast = try_run()[1]
     run()
@@ -244,7 +244,7 @@ def test_ctrl_c_while_it_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainLoop, "run_epoch", interrupt)
+    monkeypatch.setattr(Trainer, "train_epoch", interrupt)
     with pytest.raises(InterruptedRunError, match="stopped: nothing was written") as caught:
         try_run()
     assert caught.value.exit_code == ExitCode.INTERRUPTED
@@ -259,7 +259,7 @@ def test_everything_is_shown(weights: str) -> None:
     console = Console(stream=stream)
     found, forecast = dry_run(
         load(weights, "freeze=lp-ft", "train.accumulate=2"),
-        console=console,
+        reporter=console,
         on_plan=lambda each: show_outline(each, console),
     )
     show_forecast(found, forecast, console)

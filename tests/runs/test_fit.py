@@ -22,7 +22,6 @@ from tests.helpers.runs import (
     run_until,
 )
 from tests.helpers.tiny import break_image, draw_labelled
-from vtrain.config.load import load_config
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import (
     ConfigError,
@@ -41,6 +40,7 @@ from vtrain.models.model_file import load_model_file, save_model
 from vtrain.runs.checkpoint import load_checkpoint, save_checkpoint
 from vtrain.runs.evaluation_files import read_predictions
 from vtrain.runs.folder import claim_run_dir, lock_run
+from vtrain.runs.settings import load_settings
 from vtrain.runs.validation import Validation
 
 
@@ -77,7 +77,7 @@ def test_run_folder_holds_everything_and_the_model_stands_alone() -> None:
         "run.lock",
     }
     assert (run_dir / "config.yaml").read_text() == CONFIG
-    assert load_config(run_dir / "config.resolved.yaml").config == load().config
+    assert load_settings(run_dir / "config.resolved.yaml").config == load().config
     data = json.loads((run_dir / "data.json").read_text())
     assert data["classes"] == ["ant", "bee", "cow"]
     assert data["train"]["per_class"] == {"ant": 6, "bee": 7, "cow": 5}

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.helpers.tiny import draw_labelled
-from vtrain.config.load import load_config
 from vtrain.errors import ConfigError, ExitCode, UsageError
 from vtrain.models.freezing import FROZEN, ParamRule, Phase, StageSummary
 from vtrain.runs.plan import FitPlan, build_plan
 from vtrain.runs.plan_text import format_rates, show_plan, show_stages
+from vtrain.runs.settings import load_settings
 from vtrain.system.terminal import Console
 from vtrain.training.optim import build_schedule
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plan(*overrides: str, planned_epochs: int | None = None) -> FitPlan:
-    loaded = load_config(Path("tiny.yaml"), overrides)
+    loaded = load_settings(Path("tiny.yaml"), overrides)
     return build_plan(loaded, Console(quiet=True), planned_epochs=planned_epochs)
 
 
@@ -89,10 +89,10 @@ def test_weights_are_loaded_below_the_head() -> None:
     assert torch.equal(found.head.state_dict()["2.bias"], torch.zeros(3))
 
 
-def test_groups_hold_the_parameters_of_the_placed_model() -> None:
+def test_groups_hold_all_parameters() -> None:
     found = plan()
-    parameters = {id(parameter) for parameter in found.classifier.parameters()}
-    held = [id(p) for group in found.groups for p in group["params"]]
+    parameters = {name for name, _ in found.classifier.named_parameters()}
+    held = [name for group in found.param_groups for name in group.names]
     assert set(held) == parameters
     assert len(held) == len(parameters)
 
@@ -124,7 +124,7 @@ def test_extended_gradual_run_thaws_when_it_would_have() -> None:
 def test_rates_of_all_phases_are_in_the_groups() -> None:
     save_weights()
     found = plan(PRETRAINED, "freeze=lp-ft", "optim.layer_decay=0.5")
-    peaks = {group["stage"]: group["peak_lrs"] for group in found.groups}
+    peaks = {group.stage: list(group.peak_lrs) for group in found.param_groups}
     assert peaks == {
         "stem": [0.0, pytest.approx(1e-3 / 8)],
         "block1": [0.0, pytest.approx(1e-3 / 4)],

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from vtrain.config.keys import FitConfig
-from vtrain.config.load import load_config
 from vtrain.errors import DataError, UsageError
+from vtrain.runs.settings import load_settings
 from vtrain.runs.starter_config import (
     MAX_HEADERS,
     FolderSummary,
@@ -35,7 +35,7 @@ def draw(folder: str, count: int, *, size: tuple[int, int] = (12, 8), suffix: st
 
 def load(text: str) -> FitConfig:
     write_config(Path("config.yaml"), text)
-    config = load_config(Path("config.yaml"), ()).config
+    config = load_settings(Path("config.yaml"), ()).config
     Path("config.yaml").unlink()
     return config
 

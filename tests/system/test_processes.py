@@ -1,4 +1,4 @@
-"""The process group, alone and as two real processes that meet over gloo."""
+"""The processes of a job, alone and as two real processes that meet over gloo."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import torch
 
 from tests.helpers.tiny import CPU
 from vtrain.errors import DataError, ExitCode, UsageError
-from vtrain.system.processes import PeerFailedError, ProcessGroup, read_process_group
+from vtrain.system.processes import PeerFailedError, Processes, read_processes
 
 TORCHRUN = {
     "RANK": "5",
@@ -29,22 +29,22 @@ TORCHRUN = {
 
 
 def test_place_in_the_job_is_read_from_torchruns_variables() -> None:
-    group = read_process_group(TORCHRUN)
-    assert group == ProcessGroup(rank=5, world_size=8, local_rank=1, local_world_size=4)
-    assert not group.is_main
-    assert read_process_group(TORCHRUN | {"RANK": "0"}).is_main
+    processes = read_processes(TORCHRUN)
+    assert processes == Processes(rank=5, world_size=8, local_rank=1, local_world_size=4)
+    assert not processes.is_main
+    assert read_processes(TORCHRUN | {"RANK": "0"}).is_main
 
 
 @pytest.mark.parametrize("variables", [{}, {"WORLD_SIZE": ""}, TORCHRUN | {"WORLD_SIZE": "1"}])
 def test_one_process_is_alone(variables: dict[str, str]) -> None:
-    assert read_process_group(variables) == ProcessGroup()
-    assert ProcessGroup().is_main
+    assert read_processes(variables) == Processes()
+    assert Processes().is_main
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"])
 def test_missing_variables_are_named(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is not set") as caught:
-        read_process_group({key: value for key, value in TORCHRUN.items() if key != name})
+        read_processes({key: value for key, value in TORCHRUN.items() if key != name})
     assert "torchrun" in (caught.value.hint or "")
 
 
@@ -60,24 +60,24 @@ def test_missing_variables_are_named(name: str) -> None:
 )
 def test_values_that_make_no_sense_are_refused(changed: dict[str, str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        read_process_group(TORCHRUN | changed)
+        read_processes(TORCHRUN | changed)
 
 
 def test_each_process_takes_the_device_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    group = read_process_group(TORCHRUN)
+    processes = read_processes(TORCHRUN)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert group.choose_device("auto") == group.choose_device("cuda") == "cuda:1"
-    assert group.choose_device("cpu") == "cpu"
-    assert ProcessGroup().choose_device("auto") == "auto"
-    assert ProcessGroup().choose_device("cuda:2") == "cuda:2"
+    assert processes.choose_device("auto") == processes.choose_device("cuda") == "cuda:1"
+    assert processes.choose_device("cpu") == "cpu"
+    assert Processes().choose_device("auto") == "auto"
+    assert Processes().choose_device("cuda:2") == "cuda:2"
     with pytest.raises(UsageError, match="cuda:1 was asked for by 4 processes"):
-        group.choose_device("cuda:1")
+        processes.choose_device("cuda:1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UsageError, match="4 processes were started on a machine with 2 GPUs"):
-        group.choose_device("auto")
+        processes.choose_device("auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert group.choose_device("auto") == "cpu"
+    assert processes.choose_device("auto") == "cpu"
 
 
 # --- alone
@@ -85,20 +85,20 @@ def test_each_process_takes_the_device_of_its_local_rank(monkeypatch: pytest.Mon
 
 def test_alone_nothing_is_started_and_everything_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a process group was started")
+        raise AssertionError("a group of processes was started")
 
     monkeypatch.setattr("torch.distributed.init_process_group", refuse)
     monkeypatch.setattr("torch.distributed.all_reduce", refuse)
-    group = ProcessGroup()
+    processes = Processes()
     values = torch.tensor([1.0, 2.0])
-    with group.joined(CPU), group.together(main_first=True):
-        group.barrier()
-        group.sum(values)
-        group.start_sum(values)()
-        assert group.gather("x") == ["x"]
-        assert group.broadcast("x") == "x"
+    with processes.joined(CPU), processes.together(main_first=True):
+        processes.barrier()
+        processes.sum(values)
+        processes.start_sum(values)()
+        assert processes.gather("x") == ["x"]
+        assert processes.broadcast("x") == "x"
     assert values.tolist() == [1.0, 2.0]
-    with pytest.raises(DataError, match="bad"), group.together():
+    with pytest.raises(DataError, match="bad"), processes.together():
         raise DataError("bad")
 
 
@@ -114,10 +114,10 @@ SCRIPT = """
 import json, os, sys, time
 from datetime import timedelta
 import torch
-from vtrain.system.processes import read_process_group
+from vtrain.system.processes import read_processes
 from vtrain.errors import DataError, VtrainError
 
-group, cpu, seen = read_process_group(), torch.device("cpu"), {}
+processes, cpu, seen = read_processes(), torch.device("cpu"), {}
 ports = json.loads(os.environ["PORTS"])
 
 def attempt(name, action):
@@ -127,42 +127,42 @@ def attempt(name, action):
         seen[name] = [type(error).__name__, error.message, error.hint, int(error.exit_code)]
 
 def fail(main_first):
-    with group.together(main_first=main_first):
-        if group.rank == 1:
+    with processes.together(main_first=main_first):
+        if processes.rank == 1:
             raise DataError("bad", "mend it")
 
 def come_late():
     os.environ["MASTER_PORT"] = ports[1]
-    with group.joined(cpu, timeout=timedelta(seconds=1)):
-        if group.rank == 1:
+    with processes.joined(cpu, timeout=timedelta(seconds=1)):
+        if processes.rank == 1:
             time.sleep(2)
 
 def die():
     os.environ["MASTER_PORT"] = ports[2]
-    with group.joined(cpu):
-        if group.rank == 1:
+    with processes.joined(cpu):
+        if processes.rank == 1:
             os._exit(9)
 
 order = []
-with group.joined(cpu):
-    floats, whole = torch.tensor([group.rank + 1.0]), torch.tensor([2**60 + group.rank])
-    later = torch.tensor([group.rank])
-    finish = group.start_sum(later)
-    group.sum(floats, whole)
+with processes.joined(cpu):
+    floats, whole = torch.tensor([processes.rank + 1.0]), torch.tensor([2**60 + processes.rank])
+    later = torch.tensor([processes.rank])
+    finish = processes.start_sum(later)
+    processes.sum(floats, whole)
     finish()
     seen["sums"] = [floats.item(), whole.item(), later.item()]
-    seen["gathered"] = group.gather({"rank": group.rank, "name": "x"})
-    seen["broadcast"] = group.broadcast(f"from {group.rank}")
+    seen["gathered"] = processes.gather({"rank": processes.rank, "name": "x"})
+    seen["broadcast"] = processes.broadcast(f"from {processes.rank}")
     attempt("together", lambda: fail(False))
     attempt("main first", lambda: fail(True))
-    with group.together(main_first=True):
+    with processes.together(main_first=True):
         begun = time.time()
         time.sleep(0.05)
         ended = time.time()
-    spans = group.gather([begun, ended])
+    spans = processes.gather([begun, ended])
     seen["in turn"] = spans[0][1] <= spans[1][0]
 attempt("late", come_late)
-if group.rank == 1:
+if processes.rank == 1:
     print(json.dumps(seen), flush=True)
 begun = time.time()
 attempt("dead", die)

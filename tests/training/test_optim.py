@@ -11,8 +11,13 @@ from torch import Tensor, nn
 from tests.helpers.tiny import CPU, build_tiny_model
 from vtrain.config.keys import OptimConfig
 from vtrain.models.classifier import Classifier
-from vtrain.models.freezing import FROZEN, TRAINED, ParamRule, build_param_groups, match_rules
-from vtrain.training.optim import build_optimizer, head_learning_rate, set_learning_rates
+from vtrain.models.freezing import FROZEN, TRAINED, ParamRule, match_rules
+from vtrain.training.optim import (
+    build_optimizer,
+    build_param_groups,
+    head_learning_rate,
+    set_learning_rates,
+)
 
 
 def build(
@@ -22,12 +27,10 @@ def build(
     groups = build_param_groups(
         classifier,
         [match_rules(classifier, rules) for rules in tables or ((TRAINED,),)],
-        lr=config.lr,
+        config,
         backbone_lr=config.backbone_lr or 1e-4,
-        layer_decay=config.layer_decay,
-        weight_decay=config.weight_decay,
     )
-    return classifier, build_optimizer(groups, config, CPU)
+    return classifier, build_optimizer(groups, classifier, config, CPU)
 
 
 def step_with_gradient(classifier: Classifier, optimizer: torch.optim.Optimizer, by: float) -> None:

@@ -52,9 +52,9 @@ def show_config(
     vtrain config flowers.yaml optim.lr=1e-4
     """
     from vtrain.config.dump import dump_config
-    from vtrain.config.load import load_config
+    from vtrain.runs.settings import load_settings
 
-    loaded = load_config(config, overrides or [])
+    loaded = load_settings(config, overrides or [])
     if as_json:
         print_json(
             {

@@ -5,9 +5,9 @@ from itertools import accumulate
 from typing import Any, TextIO
 
 from vtrain.commands.terminal_plot import draw_plot
+from vtrain.config.run_files import MODEL_NAME
 from vtrain.data.transforms import AUGMENT_PRESETS
 from vtrain.runs.dry_run import Forecast, Outline, PhaseForecast, build_rate_curve
-from vtrain.runs.folder import MODEL_NAME
 from vtrain.runs.plan import FitPlan
 from vtrain.runs.plan_text import build_plan_record, show_facts, show_phases
 from vtrain.system.json_csv import to_plain
@@ -77,7 +77,7 @@ def _describe_images(plan: FitPlan) -> list[str]:
 
 def _describe_steps(outline: Outline) -> str:
     plan, steps = outline.plan, outline.steps_per_epoch
-    processes = plan.group.world_size
+    processes = plan.processes.world_size
     epochs = plan.config.train.epochs
     batch = f"{plan.batch_size} images in a batch"
     if processes > 1:
@@ -141,7 +141,7 @@ def show_forecast(outline: Outline, forecast: Forecast, console: Console) -> Non
         if phase.on_features or phase.feature_count:
             console.say(_describe_features(phase))
     console.say(describe_time(forecast))
-    if plan.group.world_size > 1:
+    if plan.processes.world_size > 1:
         console.say("time: the exchange of gradients between the processes is not in it")
     if plan.config.train.compile:
         console.say("time: measured without train.compile")

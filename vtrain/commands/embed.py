@@ -55,14 +55,14 @@ def embed(
     from vtrain.results.embed import embed as run_embed
     from vtrain.runs.load_model import load_model
     from vtrain.system.machine import find_device
-    from vtrain.system.processes import read_process_group
+    from vtrain.system.processes import read_processes
 
-    group = read_process_group()
-    if not group.is_main:
+    processes = read_processes()
+    if not processes.is_main:
         console = Console(quiet=True)
-    chosen = find_device(group.choose_device(compute.device))
-    with reported_once(group), group.joined(chosen):
-        with group.together(main_first=True):  # the first may have to download weights
+    chosen = find_device(processes.choose_device(compute.device))
+    with reported_once(processes), processes.joined(chosen):
+        with processes.together(main_first=True):  # the first may have to download weights
             loaded = load_model(
                 model, device=chosen, precision=compute.precision, notify=console.say
             )
@@ -76,11 +76,11 @@ def embed(
                 batch_size=compute.batch_size,
                 workers=choose_workers(compute.workers),
                 resume=resume,
-                group=group,
+                processes=processes,
                 notify=console.say,
                 progress=progress,
             )
-    if group.is_main:
+    if processes.is_main:
         _show_embed(result, as_json=as_json)
 
 

@@ -17,7 +17,7 @@ from vtrain.system.text import format_duration, one_line, quote_path
 if TYPE_CHECKING:
     from vtrain.config.load import LoadedConfig
     from vtrain.runs.folder import FitResult
-    from vtrain.system.processes import ProcessGroup
+    from vtrain.system.processes import Processes
 
 
 def fit(
@@ -58,11 +58,11 @@ def fit(
     vtrain fit flowers.yaml --resume
     torchrun --nproc-per-node=4 -m vtrain fit flowers.yaml
     """
-    from vtrain.config.load import load_config
+    from vtrain.runs.settings import load_settings
 
     _require_sense(resume=resume or resume_auto, dry_run=dry_run, as_json=as_json, profile=profile)
     try:
-        loaded = load_config(config, overrides or [])
+        loaded = load_settings(config, overrides or [])
     except UsageError as error:
         if os.environ.get("RANK", "0") != "0":  # the first of several processes says it
             raise typer.Exit(int(error.exit_code)) from None
@@ -70,23 +70,23 @@ def fit(
     # Read when torch is loaded: without it every process warns of a choice that is meant.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from vtrain.runs.fit import fit as run_fit
-    from vtrain.system.processes import read_process_group
+    from vtrain.system.processes import read_processes
 
-    group = read_process_group()
-    if not group.is_main:
+    processes = read_processes()
+    if not processes.is_main:
         console = Console(quiet=True)
-    with reported_once(group):
+    with reported_once(processes):
         if dry_run:
-            _show_plan(loaded, console, group, as_json=as_json)
+            _show_plan(loaded, console, processes, as_json=as_json)
             return
         result = run_fit(
             loaded,
             resume="auto" if resume_auto else resume,
             profile=profile,
             reporter=console,
-            group=group,
+            processes=processes,
         )
-    if group.is_main:
+    if processes.is_main:
         if loaded.config.train.report and not result.already_finished:
             _write_report(loaded.config.train.device, result.run_dir, console)
         _show_fit(result, console)
@@ -114,7 +114,7 @@ def _require_sense(*, resume: bool, dry_run: bool, as_json: bool, profile: bool)
 
 
 def _show_plan(
-    loaded: "LoadedConfig", console: Console, group: "ProcessGroup", *, as_json: bool
+    loaded: "LoadedConfig", console: Console, processes: "Processes", *, as_json: bool
 ) -> None:
     from vtrain.commands.dry_run import build_dry_run_record, show_forecast, show_outline
     from vtrain.runs.dry_run import dry_run, require_room
@@ -123,9 +123,9 @@ def _show_plan(
         loaded,
         reporter=console,
         on_plan=lambda outline: None if as_json else show_outline(outline, console),
-        group=group,
+        processes=processes,
     )
-    if not group.is_main:
+    if not processes.is_main:
         return
     if as_json:
         print_json(build_dry_run_record(outline, forecast))

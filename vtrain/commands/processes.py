@@ -9,11 +9,11 @@ import typer
 from vtrain.errors import DivergedError, InterruptedRunError, StoppedError
 
 if TYPE_CHECKING:
-    from vtrain.system.processes import ProcessGroup
+    from vtrain.system.processes import Processes
 
 
 @contextmanager
-def reported_once(group: "ProcessGroup") -> Iterator[None]:
+def reported_once(processes: "Processes") -> Iterator[None]:
     """Leave it to rank 0, and to a process that failed alone, to report what went wrong."""
     from vtrain.system.processes import PeerFailedError
 
@@ -22,6 +22,6 @@ def reported_once(group: "ProcessGroup") -> Iterator[None]:
     try:
         yield
     except common as error:
-        if group.is_main:
+        if processes.is_main:
             raise
         raise typer.Exit(int(error.exit_code)) from None

@@ -1,43 +1,13 @@
-"""Loads the config of a run: a valid `FitConfig`, or one report with every mistake.
-
-The other `config_*` modules are its parts; everything that the rest of vtrain needs is here.
-"""
+"""Loads the config of a run: a valid `FitConfig`, or one report with every mistake."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtrain.config.checks import check_config
-from vtrain.config.dump import dump_config, json_schema, reference_yaml
-from vtrain.config.keys import (
-    DataConfig,
-    FitConfig,
-    FreezeRule,
-    HeadConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-    flatten_config,
-)
+from vtrain.config.checks import Check, check_config
+from vtrain.config.keys import FitConfig, flatten_config
 from vtrain.config.mistakes import raise_report, validate_source
 from vtrain.config.source import ConfigSource, load_source
-
-__all__ = [
-    "DataConfig",
-    "FitConfig",
-    "FreezeRule",
-    "HeadConfig",
-    "LoadedConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "TrainConfig",
-    "dump_config",
-    "flatten_config",
-    "json_schema",
-    "load_config",
-    "read_settled_config",
-    "reference_yaml",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +24,19 @@ class LoadedConfig:
     text: str
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+def load_config(
+    path: Path, overrides: Sequence[str] = (), *, checks: Sequence[Check] = ()
+) -> LoadedConfig:
     """Read, merge and check a config; overrides such as `train.epochs=5` win over the file.
+
+    `checks` are those of the layers that know what the keys name: data and models.
 
     Raises:
         ConfigError: the file cannot be read, or has mistakes: all of them, each with its place.
     """
     source = load_source(path, overrides)
     config, broken = validate_source(source)
-    check_config(source, config, broken)
+    check_config(source, config, broken, checks)
     raise_report(source)
     return LoadedConfig(config, _find_origins(source, config), path.stem, source.text)
 

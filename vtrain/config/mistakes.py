@@ -245,7 +245,7 @@ def _format_mistake(mistake: Mistake) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class KeyMistake:
     """A mistake about the value at `path`; shown at `at` where that value is only a default."""
 
     path: KeyPath

@@ -1,15 +1,17 @@
 """What only the data can say of a config: its folders and its list of excluded images."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+from vtrain.config.checks import Check
 from vtrain.config.keys import FitConfig
-from vtrain.config.mistakes import Finding
+from vtrain.config.mistakes import KeyMistake
 from vtrain.data.image_sets import LIST_SUFFIXES, TAR_SUFFIX
 from vtrain.system.files import describe_missing
 
 
-def check_folder(config: FitConfig, *, name: str) -> Iterator[Finding]:
+def check_folder(config: FitConfig, *, name: str) -> Iterator[KeyMistake]:
     """A source of images that is not there, or is none."""
     value = getattr(config.data, name)
     if value is None:
@@ -22,10 +24,10 @@ def check_folder(config: FitConfig, *, name: str) -> Iterator[Finding]:
         others = f"a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})"
         problem = f"{value} is {kind}, expected a folder of class folders, {others}"
     if problem is not None:
-        yield Finding(("data", name), problem)
+        yield KeyMistake(("data", name), problem)
 
 
-def check_exclude(config: FitConfig) -> Iterator[Finding]:
+def check_exclude(config: FitConfig) -> Iterator[KeyMistake]:
     """A list of excluded images that is not there, or is no file."""
     if config.data.exclude is None:
         return
@@ -35,4 +37,12 @@ def check_exclude(config: FitConfig) -> Iterator[Finding]:
         kind = "a folder" if path.is_dir() else "not a regular file"
         problem = f"{path} is {kind}, expected a text file with one path per line"
     if problem is not None:
-        yield Finding(("data", "exclude"), problem)
+        yield KeyMistake(("data", "exclude"), problem)
+
+
+CHECKS: tuple[Check, ...] = (
+    (("data.train",), partial(check_folder, name="train")),
+    (("data.val",), partial(check_folder, name="val")),
+    (("data.test",), partial(check_folder, name="test")),
+    (("data.exclude",), check_exclude),
+)

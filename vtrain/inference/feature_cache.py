@@ -43,7 +43,7 @@ from vtrain.models.splitting import LowerPart
 from vtrain.system.cache_folder import make_room
 from vtrain.system.json_csv import to_plain
 from vtrain.system.machine import find_version, mix_seed
-from vtrain.system.processes import ALONE, ProcessGroup
+from vtrain.system.processes import ALONE, Processes
 from vtrain.system.reporter import Reporter
 from vtrain.system.tensor_files import tensors_sha256
 from vtrain.system.text import format_bytes, one_line
@@ -142,7 +142,7 @@ class Views:
 class FeatureCache:
     """Stores of activations below `root`, of at most `limit_gb` (10⁹ bytes) together.
 
-    The processes of `group` share the work and call `provide` together. `reporter`'s progress may
+    `processes` share the work and call `provide` together. `reporter`'s progress may
     raise to stop, also while another run computes the same. `used` are the stores of this run,
     which make no room for each other.
     """
@@ -153,7 +153,7 @@ class FeatureCache:
     workers: int
     reporter: Reporter
     label: str = "computing features"
-    group: ProcessGroup = ALONE
+    processes: Processes = ALONE
     used: set[Path] = field(default_factory=set)
 
     def fits(self, part: FrozenPart, count: int) -> bool:
@@ -237,9 +237,9 @@ class FeatureCache:
             self.used.add(store.folder)
             missing = _find_missing(store, identities)
         # From here on some may write: all have seen the same rows missing.
-        if self.group.world_size > 1:
+        if self.processes.world_size > 1:
             with self._together():
-                share = np.array_split(missing, self.group.world_size)[self.group.rank]
+                share = np.array_split(missing, self.processes.world_size)[self.processes.rank]
                 self._build(store, part, find_path, views, identities, share)
         with self._together():
             store.refresh()
@@ -260,7 +260,7 @@ class FeatureCache:
             yield
         except StoreError as error:
             problem = str(error)
-        problems = [each for each in self.group.gather(problem) if each]
+        problems = [each for each in self.processes.gather(problem) if each]
         if problems:
             raise StoreError(problems[0])
 

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
+from vtrain.config.checks import Check
 from vtrain.config.keys import UNTIL, FitConfig, FreezeRule
-from vtrain.config.mistakes import Finding
+from vtrain.config.mistakes import KeyMistake
+from vtrain.config.run_files import MODEL_NAME
 from vtrain.errors import UsageError
 from vtrain.models.backbone_spec import BackboneSpec
 from vtrain.models.zoo import check_image_size, check_options, find_backbone, find_weights
-from vtrain.system.files import path_exists
+from vtrain.system.files import describe_missing, path_exists
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
 
@@ -20,22 +22,50 @@ def _sentence(error: UsageError) -> str:
     return error.message + (" " if error.message.endswith("?") else "; ") + error.hint
 
 
-def check_backbone(config: FitConfig) -> Iterator[Finding]:
+def check_backbone(config: FitConfig) -> Iterator[KeyMistake]:
     """A backbone that the zoo does not have."""
     try:
         find_backbone(config.model.backbone)
     except UsageError as error:
-        yield Finding(("model", "backbone"), _sentence(error))
+        yield KeyMistake(("model", "backbone"), _sentence(error))
 
 
-def check_weights_name(config: FitConfig) -> Iterator[Finding]:
+def check_weights_path(config: FitConfig) -> Iterator[KeyMistake]:
+    """A file of weights that is not there, or is none."""
+    weights, key = config.model.weights, ("model", "weights")
+    if "://" in weights:
+        yield KeyMistake(key, f"got {weights}; download it, and give the path of the file")
+    elif looks_like_path(weights):
+        path = Path(weights)
+        problem = describe_missing(path, "file or run folder")
+        if problem is None and path.is_dir() and not (path / MODEL_NAME).is_file():
+            problem = f"{path} has no {MODEL_NAME}; it is not the folder of a finished run"
+        elif problem is None and not path.is_dir() and not path.is_file():
+            problem = f"{path} is not a regular file"  # a pipe would be waited for
+        if problem is not None:
+            yield KeyMistake(key, problem)
+
+
+def check_frozen_random(config: FitConfig) -> Iterator[KeyMistake]:
+    """Random weights that are frozen."""
+    if config.model.weights != "none" or not isinstance(config.freeze, str):
+        return
+    if config.freeze != "none":
+        text = (
+            f"{config.freeze} freezes a backbone with random weights (weights: none), which "
+            "learns nothing; write freeze: none"
+        )
+        yield KeyMistake(("freeze",), text, ("model", "weights"))
+
+
+def check_weights_name(config: FitConfig) -> Iterator[KeyMistake]:
     """Weights that the backbone does not have."""
     weights, key = config.model.weights, ("model", "weights")
     if weights == "none" or looks_like_path(weights):
         return
     for exact in ("none", "DEFAULT"):
         if weights.lower() == exact.lower() and weights != exact:
-            yield Finding(key, f"got {weights!r}; did you mean {exact}?")
+            yield KeyMistake(key, f"got {weights!r}; did you mean {exact}?")
             return
     spec = find_backbone(config.model.backbone)
     try:
@@ -44,7 +74,7 @@ def check_weights_name(config: FitConfig) -> Iterator[Finding]:
         # Without weights nothing can be frozen either: say both at once.
         frozen = not spec.weights and isinstance(config.freeze, str) and config.freeze != "none"
         text = _sentence(error) + (", and freeze: none" if frozen else "")
-        yield Finding(key, text, ("model", "backbone"))
+        yield KeyMistake(key, text, ("model", "backbone"))
 
 
 def looks_like_path(weights: str) -> bool:
@@ -55,14 +85,14 @@ def looks_like_path(weights: str) -> bool:
     return written_so or weights.endswith(WEIGHTS_SUFFIXES) or path_exists(Path(weights))
 
 
-def check_until(config: FitConfig) -> Iterator[Finding]:
+def check_until(config: FitConfig) -> Iterator[KeyMistake]:
     """`until:STAGE` with a stage that the backbone does not have."""
     if isinstance(config.freeze, str) and config.freeze.startswith(UNTIL):
         spec = find_backbone(config.model.backbone)
         stage = config.freeze.removeprefix(UNTIL)
         text = _describe_unknown_stage(spec, stage)
         if text is not None:
-            yield Finding(("freeze",), text)
+            yield KeyMistake(("freeze",), text)
 
 
 def _describe_unknown_stage(spec: BackboneSpec, stage: str) -> str | None:
@@ -74,18 +104,18 @@ def _describe_unknown_stage(spec: BackboneSpec, stage: str) -> str | None:
     return f"{spec.name} has no stage {stage!r}, only {', '.join(names)}{guess}"
 
 
-def check_rules(config: FitConfig) -> Iterator[Finding]:
+def check_rules(config: FitConfig) -> Iterator[KeyMistake]:
     """Freeze rules that train nothing or match no parameter."""
     if isinstance(config.freeze, str):
         return
     if all(rule.lr_scale is None for rule in config.freeze):
         text = "no rule has a number as lr_scale, so there is nothing to train; add "
-        yield Finding(("freeze",), text + "{pattern: head, lr_scale: 1.0}")
+        yield KeyMistake(("freeze",), text + "{pattern: head, lr_scale: 1.0}")
     spec = find_backbone(config.model.backbone)
     for index, rule in enumerate(config.freeze):
         problem = _describe_pattern(spec, rule)
         if problem is not None:
-            yield Finding(("freeze", index, "pattern"), problem)
+            yield KeyMistake(("freeze", index, "pattern"), problem)
 
 
 def _describe_pattern(spec: BackboneSpec, rule: FreezeRule) -> str | None:
@@ -112,20 +142,32 @@ def _literal_start(pattern: str) -> str:
     return pattern
 
 
-def check_builder_options(config: FitConfig) -> Iterator[Finding]:
+def check_builder_options(config: FitConfig) -> Iterator[KeyMistake]:
     """Options that the backbone's builder does not take."""
     spec = find_backbone(config.model.backbone)
     for name, value in config.model.options.items():
         try:
             check_options(spec, {name: value})
         except UsageError as error:
-            yield Finding(("model", "options", name), _sentence(error))
+            yield KeyMistake(("model", "options", name), _sentence(error))
 
 
-def check_input_size(config: FitConfig) -> Iterator[Finding]:
+def check_input_size(config: FitConfig) -> Iterator[KeyMistake]:
     """An image size that the backbone cannot take."""
     if config.data.image_size is not None:
         try:
             check_image_size(find_backbone(config.model.backbone), config.data.image_size)
         except UsageError as error:
-            yield Finding(("data", "image_size"), _sentence(error))
+            yield KeyMistake(("data", "image_size"), _sentence(error))
+
+
+CHECKS: tuple[Check, ...] = (
+    (("model.backbone",), check_backbone),
+    (("model.weights",), check_weights_path),
+    (("model.backbone", "model.weights"), check_weights_name),
+    (("model.backbone", "model.weights", "freeze"), check_frozen_random),
+    (("model.backbone", "freeze"), check_until),
+    (("model.backbone", "freeze"), check_rules),
+    (("model.backbone", "model.options"), check_builder_options),
+    (("model.backbone", "data.image_size"), check_input_size),
+)

@@ -13,10 +13,10 @@ from torch.overrides import TorchFunctionMode
 
 from vtrain.config.keys import HeadConfig
 from vtrain.config.preprocessing import Preprocessing
+from vtrain.config.run_files import CHECKPOINT_NAME, MODEL_NAME
 from vtrain.errors import ModelError, NewerFormatError, UsageError
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.zoo import find_backbone
-from vtrain.runs.folder import CHECKPOINT_NAME, MODEL_NAME
 from vtrain.system.json_csv import to_plain
 from vtrain.system.tensor_files import (
     is_safetensors,

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import numpy as np
 
 from vtrain.config.keys import FitConfig
-from vtrain.config.load import load_config
 from vtrain.data.duplicates import Group, find_similar_pairs, group_images, join_pairs
 from vtrain.data.exclusion import Exclusion, write_exclusion
 from vtrain.data.folders import find_splits, is_source, scan_images, scan_labelled
@@ -40,6 +39,7 @@ from vtrain.results.check_findings import (
     find_unreadable,
 )
 from vtrain.results.features import Features
+from vtrain.runs.settings import load_settings
 from vtrain.system.json_csv import to_plain
 from vtrain.system.reporter import SILENT
 from vtrain.system.text import one_line
@@ -106,7 +106,7 @@ def open_source(
                 "--image-size is for a folder; a config says it itself",
                 f"use data.image_size={image_size}",
             )
-        return _open_config(path, load_config(path, overrides).config)
+        return _open_config(path, load_settings(path, overrides).config)
     if overrides:
         raise UsageError(
             f"settings such as {overrides[0]} need a config, and {one_line(path)} is none",

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vtrain.config.run_files import MODEL_NAME
 from vtrain.errors import DataError, ModelError, UsageError
 from vtrain.inference.statistics import (
     Interval,
@@ -22,7 +23,7 @@ from vtrain.inference.statistics import (
     smallest_visible_difference,
 )
 from vtrain.runs.evaluation_files import ImagePrediction, predictions_path, read_predictions
-from vtrain.runs.folder import MODEL_NAME, RESOLVED_NAME
+from vtrain.runs.folder import RESOLVED_NAME
 from vtrain.runs.record import RunRecord, read_run
 from vtrain.system.text import one_line
 

@@ -32,7 +32,7 @@ from vtrain.models.freezing import tensor_digest
 from vtrain.results.resumable_array import PartialArray, Progress, lock_output, require_writable
 from vtrain.runs.load_model import LoadedModel
 from vtrain.system.json_csv import to_plain, write_csv, write_json
-from vtrain.system.processes import ALONE, ProcessGroup
+from vtrain.system.processes import ALONE, Processes
 from vtrain.system.signals import StopRequest, build_stop_error
 from vtrain.system.text import one_line
 
@@ -78,7 +78,7 @@ def embed(
     batch_size: int = 32,
     workers: int | Literal["auto"] = "auto",
     resume: bool = False,
-    group: ProcessGroup = ALONE,
+    processes: Processes = ALONE,
     notify: Callable[[str], None],
     progress: ShowProgress | None = None,
 ) -> EmbedResult:
@@ -94,7 +94,7 @@ def embed(
 
     Until then the rows are in a hidden file beside `output`, which stays when the work ends early:
     with `resume` it goes on there, in any number of processes, and comes to the same bytes. The
-    processes of a started `group` share the work, in the same batches as one alone, and all return
+    started `processes` share the work, in the same batches as one alone, and all return
     the same; `output` must be on a file system that all of them see.
 
     Raises:
@@ -110,31 +110,31 @@ def embed(
     def forward(images: Tensor) -> Tensor:
         return model.classifier.forward_layer(images, layer, feature_maps=feature_maps)
 
-    with group.together():
+    with processes.together():
         settings = {"layer": layer, "feature_maps": feature_maps, "batch_size": batch_size}
         job = _plan(folder, output, model, forward, settings, notify)
-    _require_same_paths(job, group)
+    _require_same_paths(job, processes)
     with ExitStack() as stack:
-        with group.together():
-            if group.is_main:
+        with processes.together():
+            if processes.is_main:
                 stack.enter_context(lock_output(job.array.output))
-        with group.together():
-            start = _start(job.array, notify, resume=resume) if group.is_main else None
-        start = group.broadcast(start)
-        share = _choose_share(start.done, group)
-        loader = _build_loader(job, model, share, workers, group, notify)
+        with processes.together():
+            start = _start(job.array, notify, resume=resume) if processes.is_main else None
+        start = processes.broadcast(start)
+        share = _choose_share(start.done, processes)
+        loader = _build_loader(job, model, share, workers, processes, notify)
         # Other layers are found by hooks, which threads that share a model would confuse.
         shareable = layer in (PENULTIMATE, LOGITS)
         device = find_model_device(model.classifier)
         streams = choose_streams(device) if shareable else 1
         blocks = _compute_blocks(loader, forward, model, job.array.shape[1:], streams)
-        with _kept_for_resuming(job, start, group, notify):
-            own = _write_share(job, start, share, blocks, group, notify, progress)
+        with _kept_for_resuming(job, start, processes, notify):
+            own = _write_share(job, start, share, blocks, processes, notify, progress)
             failures: dict[int, str] = {}
-            for each in (start.failures, *group.gather(own)):
+            for each in (start.failures, *processes.gather(own)):
                 failures |= each
-            with group.together():
-                if group.is_main:
+            with processes.together():
+                if processes.is_main:
                     _publish(job, failures)
     count, *dim = job.array.shape
     failed = tuple(SkippedFile(job.paths[row], failures[row]) for row in sorted(failures))
@@ -226,9 +226,9 @@ def digest_weights(model: LoadedModel) -> str:
     return digest.hexdigest()
 
 
-def _require_same_paths(job: _Job, group: ProcessGroup) -> None:
+def _require_same_paths(job: _Job, processes: Processes) -> None:
     work = job.array.work
-    seen = group.gather((work["images"], work["list of images"]))
+    seen = processes.gather((work["images"], work["list of images"]))
     for rank, each in enumerate(seen):
         if each != seen[0]:
             raise DataError(
@@ -251,10 +251,12 @@ def _start(array: PartialArray, notify: Callable[[str], None], *, resume: bool) 
     return array.create()
 
 
-def _choose_share(done: np.ndarray, group: ProcessGroup) -> np.ndarray:
+def _choose_share(done: np.ndarray, processes: Processes) -> np.ndarray:
     """The numbers of the blocks that this process computes: a part of those that are left."""
     left = np.flatnonzero(~done)
-    first, last = (len(left) * rank // group.world_size for rank in (group.rank, group.rank + 1))
+    first, last = (
+        len(left) * rank // processes.world_size for rank in (processes.rank, processes.rank + 1)
+    )
     return left[first:last]
 
 
@@ -263,14 +265,14 @@ def _build_loader(
     model: LoadedModel,
     share: np.ndarray,
     workers: int | Literal["auto"],
-    group: ProcessGroup,
+    processes: Processes,
     notify: Callable[[str], None],
 ) -> ImageLoader:
     paths, block_rows = job.paths, job.array.block_rows
     if len(share) < job.array.num_blocks:
         rows = (share[:, None] * block_rows + np.arange(block_rows)).ravel()
         paths = paths.select(rows[rows < len(paths)].tolist())
-    count = resolve_workers(workers, len(paths), processes=group.local_world_size)
+    count = resolve_workers(workers, len(paths), processes=processes.local_world_size)
     return build_eval_loader(
         paths,
         None,
@@ -314,17 +316,17 @@ def _write_share(
     start: Progress,
     share: np.ndarray,
     blocks: Iterable[tuple[np.ndarray, dict[int, str]]],
-    group: ProcessGroup,
+    processes: Processes,
     notify: Callable[[str], None],
     progress: ShowProgress | None,
 ) -> dict[int, str]:
     """Write this process's blocks; the rows that failed and why."""
     failures: dict[int, str] = {}
     with ExitStack() as stack:
-        with group.together():
-            writer = stack.enter_context(job.array.writing(group.rank, start.token))
-        rounds = _Rounds(job, start, group, progress)
-        stop = stack.enter_context(StopRequest(notify, once=group.world_size == 1))
+        with processes.together():
+            writer = stack.enter_context(job.array.writing(processes.rank, start.token))
+        rounds = _Rounds(job, start, processes, progress)
+        stop = stack.enter_context(StopRequest(notify, once=processes.world_size == 1))
         for block, (values, reasons) in zip(share.tolist(), blocks, strict=True):
             first = block * job.array.block_rows
             failed = {first + place: reason for place, reason in sorted(reasons.items())}
@@ -347,15 +349,15 @@ class _Rounds:
     """
 
     def __init__(
-        self, job: _Job, start: Progress, group: ProcessGroup, progress: ShowProgress | None
+        self, job: _Job, start: Progress, processes: Processes, progress: ShowProgress | None
     ) -> None:
-        self._group = group
+        self._processes = processes
         self._progress = progress
         self._total = len(job.paths)
         done = job.array.count_rows(start.done)
         self._done_before = done
         self._own = self._blocks = 0
-        self._common = int((~start.done).sum()) // group.world_size  # blocks of every process
+        self._common = int((~start.done).sum()) // processes.world_size  # blocks of every process
         self._sum = torch.zeros(1, dtype=torch.int64)
         self._finish: Callable[[], None] | None = None
         if done:
@@ -365,12 +367,12 @@ class _Rounds:
         """Count a block of this process."""
         self._own += rows
         self._blocks += 1
-        if self._group.world_size == 1:
+        if self._processes.world_size == 1:
             self._show(self._own)
         elif self._blocks % ROUND_BLOCKS == 0 and self._blocks <= self._common:
             self.end()
             self._sum = torch.tensor([self._own])
-            self._finish = self._group.start_sum(self._sum)
+            self._finish = self._processes.start_sum(self._sum)
 
     def end(self) -> None:
         """Wait for the last exchange."""
@@ -386,13 +388,13 @@ class _Rounds:
 
 @contextmanager
 def _kept_for_resuming(
-    job: _Job, start: Progress, group: ProcessGroup, notify: Callable[[str], None]
+    job: _Job, start: Progress, processes: Processes, notify: Callable[[str], None]
 ) -> Iterator[None]:
     """Say how to go on after what ended the work early; remove what holds no row yet."""
     try:
         yield
     except BaseException as error:
-        if group.world_size == 1 and not start.done.any() and not job.array.holds_rows():
+        if processes.world_size == 1 and not start.done.any() and not job.array.holds_rows():
             job.array.remove()
             raise
         hint = f"go on with the same command and --resume: {job.array.rows} has what is done"

@@ -9,12 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtrain.config.run_files import CHECKPOINT_NAME
 from vtrain.errors import ModelError, NewerFormatError
-from vtrain.runs.folder import (
-    CHECKPOINT_NAME,
-    DAMAGED_NAME,
-    PREVIOUS_NAME,
-)
+from vtrain.runs.folder import DAMAGED_NAME, PREVIOUS_NAME
 from vtrain.runs.metric_log import COLUMNS
 from vtrain.system.tensor_files import find_non_finite, shorten_names
 from vtrain.system.torch_files import load_torch, save_torch

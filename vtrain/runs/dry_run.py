@@ -38,7 +38,7 @@ from vtrain.runs.trainer_setup import (
 from vtrain.runs.validation import Validation
 from vtrain.system.files import require_space
 from vtrain.system.machine import count_cores, find_device, keep_freed_memory
-from vtrain.system.processes import ALONE, ProcessGroup
+from vtrain.system.processes import ALONE, Processes
 from vtrain.system.reporter import Reporter
 from vtrain.system.signals import build_stop_error
 from vtrain.training.memory import STATES_PER_WEIGHT, PeakMemory, saved_activations
@@ -181,28 +181,28 @@ def dry_run(
     *,
     reporter: Reporter,
     on_plan: Callable[[Outline], None],
-    group: ProcessGroup = ALONE,
+    processes: Processes = ALONE,
 ) -> tuple[Outline, Forecast]:
     """Plan a new run and time a step of each phase; writes no run folder and no features.
 
-    `on_plan` gets the plan before the first step. All processes of `group` call this together;
+    `on_plan` gets the plan before the first step. All `processes` call this together;
     each measures by itself.
 
     Raises:
         VtrainError: what would end the run before its first epoch does.
     """
     keep_freed_memory()
-    device = find_device(group.choose_device(loaded.config.train.device))
+    device = find_device(processes.choose_device(loaded.config.train.device))
     try:
-        with explained_errors(), group.joined(device), group.explained():
+        with explained_errors(), processes.joined(device), processes.explained():
             run_dir = first_alone(
-                group,
+                processes,
                 lambda: choose_run_dir(loaded.config.run_dir, loaded.name, resume=False),
             )
-            plan = make_plan(loaded, reporter, group)
+            plan = make_plan(loaded, reporter, processes)
             outline = build_outline(plan, run_dir)
             on_plan(outline)
-            with group.together():
+            with processes.together():
                 return outline, measure(plan, run_dir, reporter)
     except KeyboardInterrupt as error:
         raise build_stop_error(error, "stopped: nothing was written") from error
@@ -219,9 +219,9 @@ def measure(plan: FitPlan, run_dir: Path, reporter: Reporter) -> Forecast:
     before = {key: each.to("cpu", copy=True) for key, each in plan.classifier.state_dict().items()}
     sampler = build_sampler(plan)  # with this process's part of each batch
     # One process that reads its images itself: two batches are not worth the start of workers.
-    alone = replace(plan, group=ALONE, workers=0)
+    alone = replace(plan, processes=ALONE, workers=0)
     read, infer = _time_images(alone)
-    trial = _Trial(alone, reporter, sampler, read, infer, plan.workers, plan.group.world_size)
+    trial = _Trial(alone, reporter, sampler, read, infer, plan.workers, plan.processes.world_size)
     phases: list[PhaseForecast] = []
     with reporter.progress(len(plan.phases), "measuring", unit="phase") as bar:
         for index in range(len(plan.phases)):

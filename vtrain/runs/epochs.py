@@ -19,7 +19,7 @@ from vtrain.runs.stored_features import StoredFeatures
 from vtrain.runs.trainer_setup import build_phase_run, build_sampler, build_trainer, count_steps
 from vtrain.runs.validation import Validation
 from vtrain.system.json_csv import to_plain
-from vtrain.system.processes import ProcessGroup
+from vtrain.system.processes import Processes
 from vtrain.system.reporter import Interruptible, Reporter
 from vtrain.system.signals import StopRequest, build_stop_error
 from vtrain.system.tensor_files import shorten_names
@@ -52,7 +52,7 @@ class FitRun:
         profile: bool = False,
     ) -> None:
         self.plan, self.run_dir, self.reporter, self.request = plan, run_dir, reporter, request
-        self.vote = StopVote(plan.group, request)
+        self.vote = StopVote(plan.processes, request)
         self.stopwatch = Stopwatch(plan.device, enabled=profile)
         self.sampler = build_sampler(plan)
         self.steps_per_epoch = count_steps(plan, self.sampler)
@@ -165,8 +165,8 @@ class FitRun:
                 if every is not None and state.step % every == 0:
                     self.saved.save()
         train_seconds = time.perf_counter() - started
-        if plan.group.world_size > 1:
-            agree_on_buffers(self.saved, plan.group)
+        if plan.processes.world_size > 1:
+            agree_on_buffers(self.saved, plan.processes)
         with self.stopwatch.section("validation"):
             evaluation = work.validate(self.saved.candidate)
         if not math.isfinite(evaluation.loss):
@@ -192,7 +192,7 @@ class FitRun:
 
     @contextmanager
     def _tensorboard(self) -> Iterator[None]:
-        if not (self.plan.config.train.tensorboard and self.plan.group.is_main):
+        if not (self.plan.config.train.tensorboard and self.plan.processes.is_main):
             yield
             return
         self.tensorboard = TensorBoardLog(self.run_dir, purge_step=self.state.epoch + 1)
@@ -237,7 +237,7 @@ class FitRun:
         self.trainer.sync()  # while time still runs: what diverged is gone back from
         self.request.finish()
         self.saved.save()
-        self.plan.group.barrier()  # torchrun ends all as soon as one has gone
+        self.plan.processes.barrier()  # torchrun ends all as soon as one has gone
         message = f"stopped at step {self.state.step}, saved in {self.run_dir}"
         # Of several processes another may have got the signal.
         raise build_stop_error(self.request.received or signal.SIGTERM, message, self.resume_hint)
@@ -264,7 +264,7 @@ class FitRun:
             raise build_stop_error(error, message, self.resume_hint) from error
 
 
-def agree_on_buffers(saved: SavedState, processes: ProcessGroup) -> None:
+def agree_on_buffers(saved: SavedState, processes: Processes) -> None:
     """Let all processes evaluate one model: each has gathered BatchNorm statistics of its own.
 
     Those of the first process count, as they do for the next step and for what is saved.

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vtrain.config.run_files import MODEL_NAME
 from vtrain.data.image_sets import LabelledImages
 from vtrain.data.splits import sample_classes
 from vtrain.inference.calibration import (
@@ -35,7 +36,6 @@ from vtrain.runs.evaluation_files import (
     predictions_path,
     write_predictions_csv,
 )
-from vtrain.runs.folder import MODEL_NAME
 from vtrain.runs.plan import FitPlan
 from vtrain.runs.validation import Validation
 from vtrain.system.json_csv import write_json
@@ -69,7 +69,7 @@ def evaluate_best(
 
 def _load_best(plan: FitPlan, run_dir: Path) -> tuple[Classifier, ModelFile | None]:
     """What was saved, in every process; only the first sees the folder, and its description."""
-    processes, classifier, description = plan.group, plan.classifier, None
+    processes, classifier, description = plan.processes, plan.classifier, None
     with processes.together():
         if processes.is_main:
             classifier, description = load_model_file(run_dir / MODEL_NAME)
@@ -157,7 +157,7 @@ class FinalEvaluation:
         assert self.scoring is not None
         temperature = self.scoring.temperature
         result = build_result(found, images, temperature=temperature, held_out=held_out)
-        if self.validation.plan.group.is_main:
+        if self.validation.plan.processes.is_main:
             rows = list_predictions(found, images)
             write_predictions_csv(predictions_path(self.run_dir, split), rows)
             write_json(evaluation_path(self.run_dir, split), evaluation_json(result))

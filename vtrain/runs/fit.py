@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 from vtrain.config.keys import flatten_config
 from vtrain.config.load import LoadedConfig
+from vtrain.config.run_files import MODEL_NAME
 from vtrain.errors import ModelError, VtrainError
 from vtrain.runs.checkpoint import Checkpoint, load_last_checkpoint
 from vtrain.runs.epochs import FitRun
@@ -17,7 +18,6 @@ from vtrain.runs.final_evaluation import evaluate_best
 from vtrain.runs.folder import (
     DAMAGED_NAME,
     LOG_NAME,
-    MODEL_NAME,
     PREVIOUS_NAME,
     FitResult,
     choose_run_dir,
@@ -40,7 +40,7 @@ from vtrain.system.files import sweep_temporaries
 from vtrain.system.json_csv import write_json
 from vtrain.system.log_file import logged_to
 from vtrain.system.machine import explain_torch_error, find_device, keep_freed_memory
-from vtrain.system.processes import ALONE, ProcessGroup
+from vtrain.system.processes import ALONE, Processes
 from vtrain.system.reporter import Reporter
 from vtrain.system.signals import StopRequest, build_stop_error
 from vtrain.system.tensor_files import load_tensors
@@ -55,7 +55,7 @@ def fit(
     resume: Resume = False,
     profile: bool = False,
     reporter: Reporter,
-    group: ProcessGroup = ALONE,
+    processes: Processes = ALONE,
 ) -> FitResult:
     """Train what the config describes into a run folder.
 
@@ -63,16 +63,16 @@ def fit(
 
     `profile` measures where the time goes, says so at the end, and writes `profile.json`.
 
-    All processes of `group` call this together and get the same result; the first one alone reads
+    All `processes` call this together and get the same result; the first one alone reads
     and writes the run folder.
 
     Raises:
         VtrainError: with the exit code of what went wrong; a stopped run can be resumed.
     """
     keep_freed_memory()
-    device = find_device(group.choose_device(loaded.config.train.device))
-    with _stopped_outside(), explained_errors(), group.joined(device), group.explained():
-        return _fit(loaded, _Job(reporter, group, profile), resume)
+    device = find_device(processes.choose_device(loaded.config.train.device))
+    with _stopped_outside(), explained_errors(), processes.joined(device), processes.explained():
+        return _fit(loaded, _Job(reporter, processes, profile), resume)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class _Job:
     """What all steps of a command share."""
 
     reporter: Reporter
-    group: ProcessGroup
+    processes: Processes
     profile: bool
 
 
@@ -97,7 +97,7 @@ def _stopped_outside() -> Iterator[None]:
 
 
 def _fit(loaded: LoadedConfig, job: _Job, resume: Resume) -> FitResult:
-    reporter, group = job.reporter, job.group
+    reporter, processes = job.reporter, job.processes
     # Also before the plan is made, which can take long: nobody should wait for a wrong name.
     config = loaded.config
 
@@ -107,31 +107,31 @@ def _fit(loaded: LoadedConfig, job: _Job, resume: Resume) -> FitResult:
         chosen = choose_run_dir(config.run_dir, loaded.name, resume=going_on)
         return chosen if going_on else None
 
-    run_dir = first_alone(group, choose)
+    run_dir = first_alone(processes, choose)
     if run_dir is not None:
-        with _locked(run_dir, reporter, group):
+        with _locked(run_dir, reporter, processes):
             return _resume(loaded, run_dir, job)
-    plan = make_plan(loaded, reporter, group)
-    new = first_alone(group, lambda: claim_run_dir(config.run_dir, loaded.name))
-    with _locked(new, reporter, group):
-        first_alone(group, lambda: require_new_run(new))
+    plan = make_plan(loaded, reporter, processes)
+    new = first_alone(processes, lambda: claim_run_dir(config.run_dir, loaded.name))
+    with _locked(new, reporter, processes):
+        first_alone(processes, lambda: require_new_run(new))
         return _run(plan, new, None, job)
 
 
-def first_alone(group: ProcessGroup, call: Callable[[], Value]) -> Value:
+def first_alone(processes: Processes, call: Callable[[], Value]) -> Value:
     """What the first process gets from `call`, in all of them."""
     value: Value | None = None
-    with group.together():
-        if group.is_main:
+    with processes.together():
+        if processes.is_main:
             value = call()
-    found: Value = group.broadcast(value)
+    found: Value = processes.broadcast(value)
     return found
 
 
 def make_plan(
     loaded: LoadedConfig,
     reporter: Reporter,
-    group: ProcessGroup,
+    processes: Processes,
     checkpoint: Checkpoint | None = None,
 ) -> FitPlan:
     """The plan that all processes follow; a `checkpoint` fixes its phases and its batch size.
@@ -140,24 +140,24 @@ def make_plan(
         VtrainError: what the config asks for cannot be had.
     """
     # The first alone: it may have to download weights, and what it finds out of the images is kept.
-    with group.together(main_first=True):
+    with processes.together(main_first=True):
         plan = build_plan(
             loaded,
             reporter,
             planned_epochs=checkpoint.planned_epochs if checkpoint else None,
             planned_batch=checkpoint.machine.get("batch_size") if checkpoint else None,
-            group=group,
+            processes=processes,
         )
         # Before a run folder is made, and also for a plan that is only shown.
         StoredFeatures(plan, reporter).check_phases()
-    return plan.with_batch_size(min(group.gather(plan.batch_size)))
+    return plan.with_batch_size(min(processes.gather(plan.batch_size)))
 
 
 @contextmanager
-def _locked(run_dir: Path, reporter: Reporter, group: ProcessGroup) -> Iterator[None]:
+def _locked(run_dir: Path, reporter: Reporter, processes: Processes) -> Iterator[None]:
     with ExitStack() as stack:
-        with group.together():
-            if group.is_main:
+        with processes.together():
+            if processes.is_main:
                 stack.enter_context(lock_run(run_dir, notify=reporter.say))
         yield
 
@@ -175,13 +175,13 @@ def explained_errors() -> Iterator[None]:
 
 
 def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
-    reporter, group = job.reporter, job.group
-    checkpoint, finished = first_alone(group, lambda: _read_run(run_dir, reporter))
+    reporter, processes = job.reporter, job.processes
+    checkpoint, finished = first_alone(processes, lambda: _read_run(run_dir, reporter))
     if checkpoint is None and finished is not None:
         return finished
     if checkpoint is None:
         reporter.say(f"{run_dir} holds no checkpoint yet: starting from the beginning")
-        return _run(make_plan(loaded, reporter, group), run_dir, None, job)
+        return _run(make_plan(loaded, reporter, processes), run_dir, None, job)
     now = flatten_config(loaded.config)
     # A key that is newer than the checkpoint had no other value than its default.
     new = {key for key in now if key not in checkpoint.config and loaded.origins[key] == "default"}
@@ -189,14 +189,14 @@ def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
         checkpoint.config, {key: value for key, value in now.items() if key not in new}
     )
     done = checkpoint.state.epoch
-    with group.together():
+    with processes.together():
         allowed = require_same_run(run_dir, config=changes, data=[], epochs_done=done)
     longer = any(change.name in ("train.epochs", "train.early_stop") for change in allowed)
     if finished is not None and not longer:
         return finished
     for change in allowed:
         reporter.say(f"changed since the run was started: {change}")
-    plan = make_plan(loaded, reporter, group, checkpoint)
+    plan = make_plan(loaded, reporter, processes, checkpoint)
     data = [
         change
         for change in find_changes(checkpoint.data, run_facts(plan))
@@ -204,9 +204,9 @@ def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
     ]
     machine = find_changes({"processes": 1, **checkpoint.machine}, describe_machine(plan))
     # Another number of processes makes other batches, and so another run.
-    processes = [change for change in machine if change.name == "processes"]
-    with group.together():
-        require_same_run(run_dir, config=[], data=[*data, *processes], epochs_done=done)
+    number = [change for change in machine if change.name == "processes"]
+    with processes.together():
+        require_same_run(run_dir, config=[], data=[*data, *number], epochs_done=done)
     for change in machine:
         reporter.warn(f"{change}: results can differ in the last bits")
     return _run(plan, run_dir, checkpoint, job)
@@ -225,7 +225,7 @@ def _read_run(run_dir: Path, reporter: Reporter) -> tuple[Checkpoint | None, Fit
 
 def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job) -> FitResult:
     """Describe or resume the run, train, evaluate the best model, and mark the run as done."""
-    processes, reporter = plan.group, job.reporter
+    processes, reporter = plan.processes, job.reporter
     with ExitStack() as stack:
         if processes.is_main:
             sweep_temporaries(run_dir)

@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from vtrain.config.run_files import CHECKPOINT_NAME, MODEL_NAME
 from vtrain.errors import ModelError, RunLockedError, UsageError
 from vtrain.system.files import require_space, write_error
 from vtrain.system.json_csv import to_plain, write_json
@@ -24,8 +25,6 @@ LOG_NAME = "log.txt"
 RESOLVED_NAME = "config.resolved.yaml"
 LOCK_NAME = "run.lock"
 RESULT_NAME = "result.json"
-MODEL_NAME = "model.safetensors"
-CHECKPOINT_NAME = "last.ckpt"
 PREVIOUS_NAME = "previous.ckpt"  # the one before, should the last one turn out to be damaged
 DAMAGED_NAME = "last.ckpt.damaged"
 # Forked loader workers inherit the lock and outlive a killed parent by some seconds.

@@ -28,7 +28,7 @@ from vtrain.models.weights import describe_weights, load_weights
 from vtrain.models.zoo import find_backbone
 from vtrain.runs.metric_log import require_tensorboard
 from vtrain.system.machine import find_device, place_model, seed_everything
-from vtrain.system.processes import ALONE, ProcessGroup
+from vtrain.system.processes import ALONE, Processes
 from vtrain.system.reporter import Reporter
 from vtrain.system.text import one_line
 from vtrain.training.memory import can_train, find_batch_size
@@ -64,7 +64,7 @@ class FitPlan:
     phases: tuple[Phase, ...]
     param_groups: list[ParamGroup]
     device: torch.device
-    group: ProcessGroup
+    processes: Processes
     precision: str
     inference_precision: str
     workers: int
@@ -115,7 +115,7 @@ def build_plan(
     *,
     planned_epochs: int | None = None,
     planned_batch: int | None = None,
-    group: ProcessGroup = ALONE,
+    processes: Processes = ALONE,
 ) -> FitPlan:
     """Scan and check the data, build the model, load its weights, and lay out the phases.
 
@@ -127,7 +127,7 @@ def build_plan(
         DataError, ModelError, UsageError: what the config asks for cannot be had.
     """
     config = loaded.config
-    device = find_device(group.choose_device(config.train.device))
+    device = find_device(processes.choose_device(config.train.device))
     spec = find_backbone(config.model.backbone)
     if config.train.tensorboard:
         require_tensorboard()
@@ -137,13 +137,13 @@ def build_plan(
     notify = reporter.say if planned_epochs is None else None
     classifier, preprocessing, pretrained_input = _build_model(config, spec, splits, notify)
     splits = check_splits(splits, config.data, reporter=reporter)
-    _require_batch(config, len(splits.train), group.world_size)
+    _require_batch(config, len(splits.train), processes.world_size)
     phases, groups = _lay_out(config, spec, classifier, planned_epochs)
     place_model(classifier, device)
     batch_size = planned_batch or _choose_batch(
         config, classifier, phases, preprocessing, precision, device
     )
-    _synchronize_norms(config, classifier, device, group)
+    _synchronize_norms(config, classifier, device, processes)
     return FitPlan(
         loaded=loaded,
         splits=splits,
@@ -155,13 +155,13 @@ def build_plan(
         phases=tuple(phases),
         param_groups=groups,
         device=device,
-        group=group,
+        processes=processes,
         precision=precision,
         inference_precision=choose_inference_precision(
             "auto", device, trained=config.train.precision
         ),
         workers=resolve_workers(
-            config.data.workers, len(splits.train), processes=group.local_world_size
+            config.data.workers, len(splits.train), processes=processes.local_world_size
         ),
         batch_size=batch_size,
         accumulate=_step_size(config) // batch_size,
@@ -217,9 +217,9 @@ def _lay_out(
 
 
 def _synchronize_norms(
-    config: FitConfig, classifier: Classifier, device: torch.device, group: ProcessGroup
+    config: FitConfig, classifier: Classifier, device: torch.device, processes: Processes
 ) -> None:
-    if config.model.batch_norm != "sync" or group.world_size == 1:
+    if config.model.batch_norm != "sync" or processes.world_size == 1:
         return
     if device.type != "cuda":
         raise ConfigError(

@@ -49,7 +49,7 @@ def show_facts(plan: FitPlan, reporter: Reporter) -> None:
     reporter.say(
         f"model: {plan.spec.name}, weights {config.model.weights}, on {plan.device}, "
         f"{plan.precision}, loader workers: {plan.workers}, threads: {torch.get_num_threads()}"
-        + (f", {plan.group.world_size} processes" if plan.group.world_size > 1 else "")
+        + (f", {plan.processes.world_size} processes" if plan.processes.world_size > 1 else "")
     )
     if config.data.batch_size == "auto":
         reporter.say(

@@ -11,20 +11,14 @@ from torch import Tensor
 
 from vtrain.config.dump import dump_config
 from vtrain.config.keys import flatten_config
+from vtrain.config.run_files import CHECKPOINT_NAME, MODEL_NAME
 from vtrain.errors import DivergedError, ModelError
 from vtrain.inference.calibration import MAX_BANK
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import verify_frozen
 from vtrain.models.model_file import ModelFile, save_model
 from vtrain.runs.checkpoint import Checkpoint, check_fit, load_checkpoint, save_checkpoint
-from vtrain.runs.folder import (
-    CHECKPOINT_NAME,
-    CONFIG_NAME,
-    MODEL_NAME,
-    RESOLVED_NAME,
-    RESULT_NAME,
-    require_disk_space,
-)
+from vtrain.runs.folder import CONFIG_NAME, RESOLVED_NAME, RESULT_NAME, require_disk_space
 from vtrain.runs.metric_log import EpochMetrics, write_metrics
 from vtrain.runs.plan import FitPlan
 from vtrain.runs.plan_text import build_plan_record, run_facts
@@ -54,7 +48,7 @@ def describe_machine(plan: FitPlan) -> dict[str, Any]:
         "device": plan.device.type,
         "precision": plan.precision,
         "threads": torch.get_num_threads(),
-        "processes": plan.group.world_size,
+        "processes": plan.processes.world_size,
         "batch_size": plan.batch_size,
     }
 
@@ -165,7 +159,7 @@ class SavedState:
             self.state.seconds = self.seconds
             # Before the checkpoint: a run that is killed in between repeats this epoch.
             self.save_best()
-            if self.plan.group.is_main:
+            if self.plan.processes.is_main:
                 save_checkpoint(self.run_dir / CHECKPOINT_NAME, self._build_checkpoint())
                 write_metrics(self.run_dir, self.state.history)
         self.saved_at = time.perf_counter()
@@ -174,7 +168,7 @@ class SavedState:
     def save_best(self) -> None:
         """Write the best weights, if they are not written yet."""
         best, self.best = self.best, None
-        if best is None or not self.plan.group.is_main:
+        if best is None or not self.plan.processes.is_main:
             return
         plan, environment = self.plan, describe_environment()
         save_model(
@@ -220,7 +214,7 @@ class SavedState:
         self._require_best()
         self.planned_epochs = checkpoint.planned_epochs
         self.seconds_before = checkpoint.state.seconds
-        if self.plan.group.is_main:
+        if self.plan.processes.is_main:
             (self.run_dir / RESULT_NAME).unlink(missing_ok=True)
             write_settings(self.plan, self.run_dir, steps_per_epoch=steps_per_epoch)
             write_metrics(self.run_dir, self.state.history)
@@ -231,7 +225,7 @@ class SavedState:
 
     def roll_back(self, step: int, *, batches: int) -> None:
         """Go back to the last checkpoint, to come to this point again without `step`."""
-        processes, checkpoint = self.plan.group, None
+        processes, checkpoint = self.plan.processes, None
         with processes.together():
             if processes.is_main:
                 checkpoint = load_checkpoint(self.run_dir / CHECKPOINT_NAME)
@@ -270,12 +264,12 @@ class SavedState:
     def _require_best(self) -> None:
         """Make up for a best model whose file is missing or damaged, as far as that can be done."""
         state, problem = self.state, None
-        if self.plan.group.is_main and state.best_epoch:
+        if self.plan.processes.is_main and state.best_epoch:
             try:
                 load_tensors(self.run_dir / MODEL_NAME)
             except ModelError as error:
                 problem = error.message
-        problem = self.plan.group.broadcast(problem)
+        problem = self.plan.processes.broadcast(problem)
         if problem is None:
             return
         # Early stopping counts from here.

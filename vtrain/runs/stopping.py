@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vtrain.runs.plan import FitPlan
-from vtrain.system.processes import ProcessGroup
+from vtrain.system.processes import Processes
 from vtrain.system.signals import StopRequest
 from vtrain.training.state import TrainState
 
@@ -17,7 +17,7 @@ class StopVote:
     The question of one step is answered at the next, so that nobody waits for the answer.
     """
 
-    def __init__(self, processes: ProcessGroup, request: StopRequest) -> None:
+    def __init__(self, processes: Processes, request: StopRequest) -> None:
         self._processes, self._request = processes, request
         self._asked: tuple[Tensor, Callable[[], None]] | None = None
 

@@ -192,7 +192,7 @@ class StoredFeatures:
             batch_size=plan.batch_size,
             workers=plan.workers,
             reporter=self.reporter,
-            group=plan.group,
+            processes=plan.processes,
             used=self.used,
         )
 

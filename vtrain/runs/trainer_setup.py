@@ -28,11 +28,11 @@ def build_sampler(plan: FitPlan) -> EpochBatchSampler:
         weights = [by_class[label] for label in train.labels]
     return EpochBatchSampler(
         num_images=len(train),
-        batch_size=plan.batch_size * plan.group.world_size,
+        batch_size=plan.batch_size * plan.processes.world_size,
         seed=config.seed,
         weights=weights,
-        rank=plan.group.rank,
-        world_size=plan.group.world_size,
+        rank=plan.processes.rank,
+        world_size=plan.processes.world_size,
     )
 
 
@@ -55,7 +55,7 @@ def build_trainer(plan: FitPlan, stopwatch: Stopwatch, reporter: Reporter) -> Tr
         clip_norm=config.train.clip_norm,
         batch_mix=build_batch_mix(config.data.mixup, config.data.cutmix, len(plan.splits.classes)),
         ema=ModelEma(plan.classifier, config.train.ema) if config.train.ema else None,
-        processes=plan.group,
+        processes=plan.processes,
         stopwatch=stopwatch,
         reporter=reporter,
     )
@@ -90,7 +90,7 @@ def build_phase_run(plan: FitPlan, index: int, work: PhaseWork, steps_per_epoch:
     model = work.model
     if plan.config.train.compile:
         model.compile()
-    if plan.group.world_size > 1:
+    if plan.processes.world_size > 1:
         # Without the views gradients are summed in another order from the second step on, and in
         # the first step after a resume once more in the first one.
         model = DistributedDataParallel(

@@ -91,7 +91,7 @@ class Validation:
     ) -> ModelEvaluation:
         plan = self.plan
         precision = Precision(plan.inference_precision, plan.device)
-        share = plan.group.share(len(images), chunk=plan.batch_size)
+        share = plan.processes.share(len(images), chunk=plan.batch_size)
         if rows is None:
             batches = self._load_in_order(images, share)
             compute: Callable[[Tensor], Outputs] = partial(
@@ -117,7 +117,7 @@ class Validation:
                 streams=streams,
                 on_batch=bar.update,
             )
-        return merge_evaluations(plan.group.gather(own))
+        return merge_evaluations(plan.processes.gather(own))
 
     def _load_in_order(self, images: LabelledImages, share: range) -> Iterator[Batch]:
         own = images.subset(share)

@@ -24,7 +24,7 @@ _TIMED_OUT = ("timed out", "timeout")
 
 
 class PeerFailedError(VtrainError):
-    """Another process of the job failed in a step of `ProcessGroup.together`.
+    """Another process of the job failed in a step of `Processes.together`.
 
     It has the other error's exit code. The other process raises that error itself.
     """
@@ -36,7 +36,7 @@ class PeerFailedError(VtrainError):
 
 
 @dataclass(frozen=True, slots=True)
-class ProcessGroup:
+class Processes:
     """The place of this process among those of a job; alone by default, at no cost at all.
 
     `rank` counts from 0 over all machines, `local_rank` on this machine. Alone, every method
@@ -122,7 +122,7 @@ class ProcessGroup:
             ) from error
 
     def end(self) -> None:
-        """Leave the group; what the others still wait for fails there."""
+        """Leave the processes; what the others still wait for fails there."""
         if self.world_size == 1:
             return
         import torch.distributed as dist
@@ -278,10 +278,10 @@ class ProcessGroup:
         )
 
 
-ALONE = ProcessGroup()
+ALONE = Processes()
 
 
-def read_process_group(environ: Mapping[str, str] = os.environ) -> ProcessGroup:
+def read_processes(environ: Mapping[str, str] = os.environ) -> Processes:
     """The place of this process by the variables that torchrun sets; alone without them.
 
     Raises:
@@ -289,7 +289,7 @@ def read_process_group(environ: Mapping[str, str] = os.environ) -> ProcessGroup:
     """
     world_size = _read_count(environ, "WORLD_SIZE", 1)
     if world_size == 1:
-        return ProcessGroup()
+        return Processes()
     names = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in names if not environ.get(name)]
     if missing:
@@ -301,7 +301,7 @@ def read_process_group(environ: Mapping[str, str] = os.environ) -> ProcessGroup:
     if rank >= world_size:
         raise UsageError(f"RANK is {rank}, expected 0 to {world_size - 1}", "start with torchrun")
     local_world_size = _read_count(environ, "LOCAL_WORLD_SIZE", local_rank + 1)
-    return ProcessGroup(rank, world_size, local_rank, local_world_size)
+    return Processes(rank, world_size, local_rank, local_world_size)
 
 
 def _read_count(environ: Mapping[str, str], name: str, default: int) -> int:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vtrain.errors import DivergedError
-from vtrain.system.processes import ALONE, ProcessGroup
+from vtrain.system.processes import ALONE, Processes
 
 
 class NotFiniteError(DivergedError):
@@ -31,9 +31,7 @@ class LossWatch:
     Nothing here waits for the device but `look`.
     """
 
-    def __init__(
-        self, device: torch.device, loss_sum: float, processes: ProcessGroup = ALONE
-    ) -> None:
+    def __init__(self, device: torch.device, loss_sum: float, processes: Processes = ALONE) -> None:
         # Thousands of float32 losses would add up to few exact digits; MPS has no float64.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         # A resumed epoch goes on from its sum, which is that of all processes: one alone has it.

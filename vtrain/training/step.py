@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from vtrain.data.batches import Batch
 from vtrain.models.precision import Precision
 from vtrain.system.machine import seed_everything
-from vtrain.system.processes import ALONE, ProcessGroup
+from vtrain.system.processes import ALONE, Processes
 from vtrain.system.reporter import SILENT, Reporter
 from vtrain.training.ema import ModelEma
 from vtrain.training.loss_watch import LossWatch, NotFiniteError
@@ -81,7 +81,7 @@ class Trainer:
     clip_norm: float | None = None
     batch_mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
     ema: ModelEma | None = None
-    processes: ProcessGroup = ALONE
+    processes: Processes = ALONE
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
     reporter: Reporter = SILENT
     watch: LossWatch | None = None  # while an epoch runs

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
+from vtrain.config.run_files import MODEL_NAME
 from vtrain.errors import ModelError
 from vtrain.pages.report.report import find_shown_images
 from vtrain.pages.thumbnails import EDGE, Thumbnail, encode_thumbnail
 from vtrain.results.explain import explain_images, overlay
-from vtrain.runs.folder import MODEL_NAME
 from vtrain.runs.load_model import load_model
 
 # On a CPU a dozen maps of a large network can take a minute: what is not done by then is left out.

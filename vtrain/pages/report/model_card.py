@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+from vtrain.config.run_files import MODEL_NAME
 from vtrain.pages.page import Table
 from vtrain.pages.report.content import Content
 from vtrain.pages.report.run_facts import (
@@ -14,7 +15,6 @@ from vtrain.pages.report.run_facts import (
     known,
 )
 from vtrain.runs.evaluation_files import Evaluation
-from vtrain.runs.folder import MODEL_NAME
 from vtrain.system.text import format_duration, format_percent, one_line
 
 MOST_CLASSES = 50
