@@ -12,6 +12,7 @@ import pytest
 
 import vtrain.cli
 from tests.helpers.tiny import draw_labelled
+from vtrain.system.reporter import SILENT
 
 SOURCE = Path(vtrain.cli.__file__).parents[1]
 COUNTS = {"ant": 6, "bee": 7, "cow": 5}
@@ -106,10 +107,8 @@ def test_evaluation_rows_equal_predictions(tmp_path: Path, monkeypatch: pytest.M
         "train: {epochs: 1, device: cpu}\n"
     )
     assert vtrain.cli.main(["fit", "c.yaml", "-q", "run_dir=run"]) == 0
-    model = load_model("run", device=torch.device("cpu"), notify=lambda _: None)
-    _, evaluated = evaluate(
-        Path("photos/val"), model, batch_size=5, workers=0, notify=lambda _: None
-    )
+    model = load_model("run", device=torch.device("cpu"), reporter=SILENT)
+    _, evaluated = evaluate(Path("photos/val"), model, batch_size=5, workers=0, reporter=SILENT)
     written = read_csv(Path("run/predictions-val.csv"))
     inputs = [PredictInput(str(row.path)) for row in evaluated]
     predicted = predict(inputs, model, top_k=1, batch_size=5, workers=0)

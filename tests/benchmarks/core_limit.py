@@ -132,12 +132,12 @@ def limit_fit(config: Path, overrides: list[str]) -> dict[str, float]:
 
 def limit_embed(folder: Path, model: str, batch_size: int) -> dict[str, float]:
     """C and D of embedding a folder."""
-    loaded = load_model(model, device=find_device(), notify=lambda _: None)
+    loaded = load_model(model, device=find_device(), reporter=SILENT)
     memory = Memory(find_device(), shared=True)
     with tempfile.TemporaryDirectory() as target, memory.patch():
         for number in range(PASSES + 2):
             output = Path(target) / f"{number}.npy"
-            embed(folder, output, loaded, batch_size=batch_size, notify=lambda _: None)
+            embed(folder, output, loaded, batch_size=batch_size, reporter=SILENT)
     paths = list(scan_images(folder)[0])
     transform = EvalTransform(loaded.preprocessing)
 

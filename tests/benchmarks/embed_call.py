@@ -14,6 +14,7 @@ from pathlib import Path
 from vtrain.results.embed import embed
 from vtrain.runs.load_model import load_model
 from vtrain.system.machine import find_device
+from vtrain.system.reporter import SILENT
 
 
 def main() -> None:
@@ -24,11 +25,9 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--batch-size", type=int, default=32)
     given = parser.parse_args()
-    model = load_model(given.model, device=find_device(), notify=lambda _: None)
+    model = load_model(given.model, device=find_device(), reporter=SILENT)
     start = time.perf_counter()
-    result = embed(
-        given.folder, given.output, model, batch_size=given.batch_size, notify=lambda _: None
-    )
+    result = embed(given.folder, given.output, model, batch_size=given.batch_size, reporter=SILENT)
     seconds = time.perf_counter() - start
     sys.stdout.write(json.dumps({"images": result.count, "seconds": seconds}) + "\n")
 

@@ -26,6 +26,7 @@ from vtrain.errors import (
     VtrainError,
 )
 from vtrain.runs.folder import lock_run
+from vtrain.system.reporter import SILENT
 
 
 def raise_in_command(patch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -177,7 +178,7 @@ def test_loss_that_is_not_finite(
 
 def test_run_folder_in_use(folder: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vtrain.runs.folder.LOCK_WAIT_SECONDS", 0.1)
-    with lock_run(Path("runs/tiny-001"), notify=print):
+    with lock_run(Path("runs/tiny-001"), reporter=SILENT):
         assert_refused(program("fit", "tiny.yaml", "--resume"), 7, "in use", "hint: wait")
     assert program("fit", "tiny.yaml", "--resume").code == 0
 

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 
 from tests.data.test_tars import pack
 from tests.helpers.tiny import break_image, draw_image, draw_labelled
+from tests.helpers.told import Told
 from vtrain.data import file_pool, image_checks, images, kept_scans
 from vtrain.data.folders import scan_labelled
 from vtrain.data.image_checks import (
@@ -31,6 +32,7 @@ from vtrain.data.image_checks import (
 )
 from vtrain.data.kept_scans import ScanFile
 from vtrain.data.tars import find_status
+from vtrain.system.reporter import SILENT, Count
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +77,7 @@ def look(
     workers: int = 0,
     said: list[str] | None = None,
 ) -> Inspection:
-    done: list[int] = []
+    bar = Count()
     messages: list[str] = []
     paths = scan_labelled(root).paths if paths is None else paths
     found = inspect_images(
@@ -84,10 +86,10 @@ def look(
         count=len(paths),
         with_facts=with_facts,
         choose_workers=lambda _: workers,
-        progress=done.append,
-        notify=(messages if said is None else said).append,
+        bar=bar,
+        reporter=Told(messages if said is None else said),
     )
-    assert sum(done) == found.read + found.known == len(paths)
+    assert bar.n == found.read + found.known == len(paths)
     assert found.readable.sum() == len(paths) - len(found.bad)
     assert len(found.facts) == (len(paths) if with_facts else 0)
     assert messages == []
@@ -305,9 +307,9 @@ def test_a_cache_that_can_only_be_read_is_used(
 def test_two_processes_add_to_one_file(tmp_path: Path) -> None:
     files = [ScanFile("images", tmp_path, ()) for _ in range(3)]
     assert [file.read() for file in files] == [[], [], []]
-    files[0].add(b"lost", notify=print)
-    files[1].add(b"b", b"values", notify=print)  # each began when there was nothing
-    files[0].add(b"a", notify=print)
+    files[0].add(b"lost", reporter=SILENT)
+    files[1].add(b"b", b"values", reporter=SILENT)  # each began when there was nothing
+    files[0].add(b"a", reporter=SILENT)
     assert ScanFile("images", tmp_path, ()).read() == [(b"b", b"values"), (b"a", b"")]
     assert ScanFile("images", tmp_path, ()).read(values=False) == [(b"b", b""), (b"a", b"")]
     assert ScanFile("images", tmp_path, "others").read() == []

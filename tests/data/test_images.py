@@ -31,6 +31,7 @@ from vtrain.data.file_pool import map_images
 from vtrain.data.image_sets import SkippedFile
 from vtrain.data.images import MAX_FILE_BYTES, check_image, read_image
 from vtrain.errors import ImageError
+from vtrain.system.reporter import Count, Progress
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -167,10 +168,10 @@ def test_reduced_decoding_turns_the_image_upright_too(tmp_path: Path) -> None:
 
 
 def find_bad(
-    paths: Sequence[Path], *, workers: int, progress: Callable[[int], object] | None = None
+    paths: Sequence[Path], *, workers: int, bar: Progress | None = None
 ) -> list[SkippedFile]:
     """The images that cannot be read, and why."""
-    reasons = map_images(check_image, paths, workers=workers, progress=progress)
+    reasons = map_images(check_image, paths, workers=workers, bar=bar)
     found = zip(paths, reasons, strict=True)
     return [SkippedFile(path, reason) for path, reason in found if reason is not None]
 
@@ -181,13 +182,13 @@ def test_bad_images_are_found_in_order(tmp_path: Path, workers: int) -> None:
     cut = write(tmp_path / "cut.jpg", save(noise(), format="JPEG")[:3000])
     os.mkfifo(tmp_path / "fifo.jpg")
     paths = [tmp_path / "fifo.jpg", *[good] * 40, cut, good, tmp_path / "gone.jpg"]
-    done: list[int] = []
-    assert find_bad(paths, workers=workers, progress=done.append) == [
+    bar = Count(len(paths))
+    assert find_bad(paths, workers=workers, bar=bar) == [
         SkippedFile(tmp_path / "fifo.jpg", "is a named pipe, not a file"),
         SkippedFile(cut, "is truncated"),
         SkippedFile(tmp_path / "gone.jpg", "does not exist"),
     ]
-    assert sum(done) == len(paths)
+    assert bar.n == len(paths)
     assert find_bad([], workers=workers) == []
 
 

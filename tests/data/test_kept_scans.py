@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.told import Told
 from vtrain.data import kept_scans, walk
 from vtrain.data.folders import scan_images, scan_labelled
 from vtrain.data.kept_scans import Listing
@@ -55,8 +56,7 @@ def settle() -> None:
 
 def scan(root: Path, said: list[str] | None = None) -> tuple[list[str], list[str]]:
     """Names of images and of skipped files."""
-    notify: Callable[[str], object] = (said if said is not None else []).append
-    images = scan_labelled(root, notify=notify)
+    images = scan_labelled(root, reporter=Told(said))
     return [os.fsdecode(place) for place in images.places()], [
         f"{each.path.relative_to(root)} {each.reason}" for each in images.skipped
     ]

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tests.helpers.told import Told
 from vtrain.config.preprocessing import Preprocessing
 from vtrain.data.batches import SAMPLE_STREAM, Batch, prefetch_to_device
 from vtrain.data.folders import scan_labelled
@@ -33,6 +34,7 @@ from vtrain.data.workers import resolve_workers, worker_troubles
 from vtrain.errors import ResourceError
 from vtrain.runs.plan import MODEL_STREAM
 from vtrain.system.machine import mix_seed
+from vtrain.system.reporter import SILENT
 from vtrain.training.step import STEP_STREAM
 
 SMALL = Preprocessing(resize=18, crop=16)
@@ -446,7 +448,7 @@ def load_with_trouble(
         batch_size=4,
         workers=2,
         timeout=timeout,
-        notify=said.append,
+        reporter=Told(said),
     )
     return list(loader), said
 
@@ -504,7 +506,7 @@ def test_a_lost_worker_changes_no_batch_of_training(images: LabelledImages, tmp_
         sampler=sampler,
         workers=2,
         seed=0,
-        notify=lambda _: None,
+        reporter=SILENT,
     )
     assert_same(list(loader), alone)
     sampler.set_epoch(2)
@@ -540,7 +542,7 @@ def test_a_worker_that_dies_interrupts_nothing_but_the_wait_for_it(
 ) -> None:
     transform = DeadlyTransform(once=tmp_path / "happened")
     loader = build_eval_loader(
-        images.paths, None, transform, batch_size=1, workers=1, notify=lambda _: None
+        images.paths, None, transform, batch_size=1, workers=1, reporter=SILENT
     )
     transform._once.touch()  # type: ignore[union-attr]
     batches = iter(loader)

@@ -18,6 +18,7 @@ from vtrain.models.model_file import load_model_file
 from vtrain.models.weights import load_weights_file
 from vtrain.runs.checkpoint import load_checkpoint
 from vtrain.runs.load_model import load_model
+from vtrain.system.reporter import SILENT
 
 SEED = 3
 CPU = torch.device("cpu")
@@ -111,4 +112,4 @@ def model_target() -> Target:
 
 def load_named(path: Path) -> object:
     """As `-m FILE` does."""
-    return load_model(str(path), device=CPU, precision="fp32", notify=lambda _: None)
+    return load_model(str(path), device=CPU, precision="fp32", reporter=SILENT)

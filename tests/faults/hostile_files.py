@@ -23,6 +23,7 @@ from vtrain.errors import ModelError
 from vtrain.models.weights import load_weights
 from vtrain.runs.checkpoint import load_checkpoint
 from vtrain.runs.load_model import load_model
+from vtrain.system.reporter import SILENT
 
 CPU = torch.device("cpu")
 CANARY = "canary"
@@ -37,17 +38,17 @@ def as_checkpoint(path: Path) -> None:
 
 def as_model(path: Path) -> None:
     """As `-m FILE` does."""
-    load_model(str(path), device=CPU, precision="fp32", notify=lambda _: None)
+    load_model(str(path), device=CPU, precision="fp32", reporter=SILENT)
 
 
 def as_weights(path: Path) -> None:
     """As `fit model.weights=FILE` does."""
-    load_weights(build_small_classifier(0), str(path), notify=lambda _: None)
+    load_weights(build_small_classifier(0), str(path), reporter=SILENT)
 
 
 def as_own_weights(path: Path) -> None:
     """As `-m BACKBONE:FILE` does."""
-    load_model(f"simple_cnn:{path}", device=CPU, precision="fp32", notify=lambda _: None)
+    load_model(f"simple_cnn:{path}", device=CPU, precision="fp32", reporter=SILENT)
 
 
 Load = Callable[[Path], None]

@@ -29,6 +29,7 @@ from vtrain.runs.checkpoint import load_checkpoint, save_checkpoint
 from vtrain.runs.metric_log import COLUMNS, write_metrics
 from vtrain.system.files import sweep_temporaries, write_text
 from vtrain.system.json_csv import write_csv, write_json
+from vtrain.system.reporter import SILENT
 
 Act = Callable[[Path], object]
 
@@ -255,7 +256,7 @@ def save_features(folder: Path, *, resume: bool = False) -> None:
             batch_size=2,
             workers=0,
             resume=resume,
-            notify=lambda _: None,
+            reporter=SILENT,
         )
 
 
@@ -279,7 +280,7 @@ NAMES = identify_views(np.array([b"file"], dtype="S16"), len(ROWS))[0]
 
 
 def open_store(folder: Path) -> FeatureStore:
-    return FeatureStore.open(folder, {"shape": [4], "dtype": "float32"}, notify=lambda _: None)
+    return FeatureStore.open(folder, {"shape": [4], "dtype": "float32"}, reporter=SILENT)
 
 
 def save_first_rows(folder: Path) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
+from tests.helpers.told import Told
 from vtrain.inference.cross_validation import (
     FOLDS,
     NEIGHBOURS,
@@ -63,9 +64,9 @@ def test_never_more_folds_than_the_largest_class_has_images() -> None:
 def test_classes_far_apart_are_told_apart() -> None:
     features, labels = draw_classes([20, 15, 10])
     folds = assign_folds(labels)
-    calls: list[int] = []
-    result = cross_validate(features, labels, folds, on_fold=lambda: calls.append(1))
-    assert len(calls) == FOLDS
+    told = Told()
+    result = cross_validate(features, labels, folds, reporter=told)
+    assert told.shown[-1] == (FOLDS, FOLDS)
     assert result.asked.tolist() == list(range(45))
     assert result.linear.double().mean() > 0.95
     assert result.knn.double().mean() > 0.9

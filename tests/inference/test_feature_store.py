@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from tests.helpers.told import Told
 from vtrain.data.sampler import EpochBatchSampler
 from vtrain.inference import feature_store
 from vtrain.inference.feature_store import (
@@ -24,6 +25,7 @@ from vtrain.inference.feature_store import (
     identify_views,
     iterate_rows,
 )
+from vtrain.system.reporter import SILENT
 from vtrain.system.tensor_files import save_tensors
 
 SHAPE = (3, 2)
@@ -36,8 +38,7 @@ def open_store(
     dtype: str = "float32",
     shape: Sequence[int] = SHAPE,
 ) -> FeatureStore:
-    notify = print if said is None else said.append
-    return FeatureStore.open(root, {"shape": list(shape), "dtype": dtype}, notify=notify)
+    return FeatureStore.open(root, {"shape": list(shape), "dtype": dtype}, reporter=Told(said))
 
 
 def name_rows(count: int, *, start: int = 0) -> Identities:
@@ -94,9 +95,9 @@ def test_what_is_not_there_has_no_row(tmp_path: Path) -> None:
 
 
 def test_facts_keep_stores_apart(tmp_path: Path) -> None:
-    one = FeatureStore.open(tmp_path, {"a": 1, "shape": [], "dtype": "int8"}, notify=print)
-    same = FeatureStore.open(tmp_path, {"dtype": "int8", "shape": [], "a": 1}, notify=print)
-    other = FeatureStore.open(tmp_path, {"a": 2, "shape": [], "dtype": "int8"}, notify=print)
+    one = FeatureStore.open(tmp_path, {"a": 1, "shape": [], "dtype": "int8"}, reporter=SILENT)
+    same = FeatureStore.open(tmp_path, {"dtype": "int8", "shape": [], "a": 1}, reporter=SILENT)
+    other = FeatureStore.open(tmp_path, {"a": 2, "shape": [], "dtype": "int8"}, reporter=SILENT)
     assert one.folder == same.folder != other.folder
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.told import Told
 from vtrain.errors import ExitCode, ModelError, ResourceError, UsageError
 from vtrain.models.downloads import download_file, find_published_file, published_name
 from vtrain.system.files import atomic_write
@@ -131,7 +132,7 @@ def test_name_is_the_end_of_the_address() -> None:
 def test_cached_file_needs_no_network(tmp_path: Path, nowhere: str) -> None:
     (tmp_path / NAME).write_bytes(CONTENT)
     said: list[str] = []
-    assert find_published_file(nowhere, tmp_path, notify=said.append) == tmp_path / NAME
+    assert find_published_file(nowhere, tmp_path, reporter=Told(said)) == tmp_path / NAME
     assert said == []
 
 
@@ -140,7 +141,7 @@ def test_missing_file_is_downloaded_into_a_new_folder(
 ) -> None:
     url, folder = f"{server[0]}/good/{NAME}", tmp_path / "hub" / "checkpoints"
     said: list[str] = []
-    assert find_published_file(url, folder, notify=said.append).read_bytes() == CONTENT
+    assert find_published_file(url, folder, reporter=Told(said)).read_bytes() == CONTENT
     assert said == [f"downloading {url} to {folder}"]
     find_published_file(url, folder)
     assert server[1] == [f"/good/{NAME}"]
@@ -152,7 +153,7 @@ def test_damaged_cached_file_is_replaced(
 ) -> None:
     (tmp_path / NAME).write_bytes(damaged)
     said: list[str] = []
-    path = find_published_file(f"{server[0]}/good/{NAME}", tmp_path, notify=said.append)
+    path = find_published_file(f"{server[0]}/good/{NAME}", tmp_path, reporter=Told(said))
     assert path.read_bytes() == CONTENT
     assert len(said) == 1
     assert said[0].startswith(f"{path} is damaged: ")

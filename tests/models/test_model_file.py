@@ -36,6 +36,7 @@ from vtrain.runs.load_model import load_model
 from vtrain.system import tensor_files
 from vtrain.system.json_csv import to_plain
 from vtrain.system.machine import place_model
+from vtrain.system.reporter import SILENT
 from vtrain.system.tensor_files import read_metadata, save_tensors
 
 CLASSES = ("ant", "Bär", "=cow", 'a "b"\n', "no")
@@ -147,7 +148,7 @@ def test_temperature_and_bank_come_back(path: Path) -> None:
     assert torch.equal(stored, bank.float())
     assert loaded.state_dict().keys() == classifier.state_dict().keys()
     assert load_model_file(path)[1] == description
-    model = load_model(str(path), device=CPU, notify=lambda _: None)
+    model = load_model(str(path), device=CPU, reporter=SILENT)
     assert model.temperature == 1.25
     assert model.novelty is not None
     assert (model.novelty.neighbors, model.novelty.threshold) == (5, 0.4)
@@ -158,7 +159,7 @@ def test_a_file_of_format_1_has_no_temperature_and_no_distance(path: Path) -> No
     save_changed(path, format=1, temperature=None, novelty=None)
     _, description, bank = load_scoring_model(path)
     assert (description.temperature, description.novelty, bank) == (1.0, None, None)
-    model = load_model(str(path), device=CPU, notify=lambda _: None)
+    model = load_model(str(path), device=CPU, reporter=SILENT)
     assert (model.temperature, model.novelty) == (1.0, None)
 
 

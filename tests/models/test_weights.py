@@ -19,6 +19,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, VisionTransformer
 
+from tests.helpers.told import Told
 from vtrain.config.preprocessing import Preprocessing
 from vtrain.errors import ExitCode, ModelError, UsageError
 from vtrain.models.backbones import build_meta_backbone
@@ -33,6 +34,7 @@ from vtrain.models.weights import (
 )
 from vtrain.models.zoo import backbone_names, find_backbone
 from vtrain.system.json_csv import to_plain
+from vtrain.system.reporter import SILENT
 from vtrain.system.tensor_files import save_tensors
 from vtrain.system.torch_files import load_torch
 
@@ -92,7 +94,7 @@ def test_foreign_head_is_dropped_and_named(tmp_path: Path) -> None:
     head = snapshot(classifier.head)
     said: list[str] = []
     weights = save(tmp_path / "weights.pth", state)
-    source = load_weights(classifier, weights, notify=said.append)
+    source = load_weights(classifier, weights, reporter=Told(said))
     assert (source.kind, source.name, source.enum_name) == ("file", weights, None)
     assert_loaded(classifier, state)
     assert_equal(classifier.head.state_dict(), head)
@@ -108,13 +110,13 @@ def test_head_of_another_form_is_dropped_as_well() -> None:
     said: list[str] = []
     state["classifier.0.weight"] = torch.zeros(64, 1280)
     state["classifier.3.weight"] = torch.zeros(5, 64)
-    fit_backbone_state(classifier, state, source="w", notify=said.append)
+    fit_backbone_state(classifier, state, source="w", reporter=Told(said))
     assert said == ["dropped the head of w (5 classes): classifier.0.weight, classifier.3.weight"]
 
 
 def test_layers_of_the_backbone_beside_the_head_are_kept() -> None:
     classifier, state = build("mobilenet_v3_small"), foreign_state("mobilenet_v3_small")
-    fit_backbone_state(classifier, state, source="w", notify=quiet)
+    fit_backbone_state(classifier, state, source="w", reporter=SILENT)
     assert_loaded(classifier, state)
     assert torch.equal(
         classifier.backbone.state_dict()["classifier.0.weight"], state["classifier.0.weight"]
@@ -125,7 +127,7 @@ def test_state_without_a_head_needs_no_word() -> None:
     classifier, state = build(), foreign_state()
     state = {key: value for key, value in state.items() if not key.startswith("classifier")}
     said: list[str] = []
-    fit_backbone_state(classifier, state, source="w", notify=said.append)
+    fit_backbone_state(classifier, state, source="w", reporter=Told(said))
     assert said == []
     assert_loaded(classifier, state)
 
@@ -138,7 +140,7 @@ def test_every_key_that_does_not_fit_is_listed_and_nothing_is_loaded() -> None:
     state["features.3.squeeze.bias"] = torch.zeros(16, dtype=torch.int64)
     state["extra.scale"] = torch.zeros(2)
     with pytest.raises(ModelError) as caught:
-        fit_backbone_state(classifier, state, source="weights.pth", notify=quiet)
+        fit_backbone_state(classifier, state, source="weights.pth", reporter=SILENT)
     assert caught.value.message == (
         "weights.pth does not fit squeezenet1_1: 1 missing (features.0.bias); "
         "1 unexpected (extra.scale); 2 of another shape ("
@@ -152,7 +154,7 @@ def test_every_key_that_does_not_fit_is_listed_and_nothing_is_loaded() -> None:
 def test_long_lists_are_cut_and_counted() -> None:
     state = {f"other.{index}": torch.zeros(1) for index in range(25)}
     with pytest.raises(ModelError) as caught:
-        fit_backbone_state(build(), state, source="w", notify=quiet)
+        fit_backbone_state(build(), state, source="w", reporter=SILENT)
     assert "25 unexpected (other.0, " in caught.value.message
     assert "other.9 and 15 more)" in caught.value.message
     assert "other.10" not in caught.value.message
@@ -167,7 +169,7 @@ def test_hint_names_the_backbone_of_the_file(given: str) -> None:
         "inception_v3": {"AuxLogits.fc.weight": torch.zeros(3326696)},
     }.get(given, {})
     with pytest.raises(ModelError) as caught:
-        fit_backbone_state(build("mobilenet_v2"), state, source="w", notify=quiet)
+        fit_backbone_state(build("mobilenet_v2"), state, source="w", reporter=SILENT)
     assert caught.value.hint == f"the file looks like {given}: set model.backbone: {given}"
 
 
@@ -177,29 +179,29 @@ def test_values_that_are_not_finite_are_refused_and_nothing_is_loaded(value: flo
     before = snapshot(classifier)
     state["features.0.bias"][3] = value
     with pytest.raises(ModelError, match=r"w holds NaN or infinity in features\.0\.bias$"):
-        fit_backbone_state(classifier, state, source="w", notify=quiet)
+        fit_backbone_state(classifier, state, source="w", reporter=SILENT)
     assert_equal(classifier.state_dict(), before)
 
 
 def test_double_too_large_for_a_float_is_refused() -> None:
     state = {key: value.double() for key, value in foreign_state().items()}
-    fit_backbone_state(build(), state, source="w", notify=quiet)
+    fit_backbone_state(build(), state, source="w", reporter=SILENT)
     state["features.0.bias"][0] = 1e300
     with pytest.raises(ModelError, match="NaN or infinity"):
-        fit_backbone_state(build(), state, source="w", notify=quiet)
+        fit_backbone_state(build(), state, source="w", reporter=SILENT)
 
 
 def test_half_precision_is_converted() -> None:
     classifier = build()
     state = {key: value.half() for key, value in foreign_state().items()}
-    fit_backbone_state(classifier, state, source="w", notify=quiet)
+    fit_backbone_state(classifier, state, source="w", reporter=SILENT)
     assert_loaded(classifier, {key: value.float() for key, value in state.items()})
 
 
 def test_missing_batch_counters_are_no_misfit() -> None:
     classifier, state = build("mobilenet_v2"), foreign_state("mobilenet_v2")
     kept = {key: value for key, value in state.items() if "num_batches" not in key}
-    fit_backbone_state(classifier, kept, source="w", notify=quiet)
+    fit_backbone_state(classifier, kept, source="w", reporter=SILENT)
     assert_loaded(classifier, state)
 
 
@@ -207,7 +209,7 @@ def test_auxiliary_heads_are_dropped_and_named() -> None:
     classifier = build("googlenet")
     state = {**snapshot(classifier.backbone), "aux2.fc2.weight": torch.zeros(1000, 1024)}
     said: list[str] = []
-    fit_backbone_state(classifier, state, source="w", notify=said.append)
+    fit_backbone_state(classifier, state, source="w", reporter=Told(said))
     assert said == ["dropped the auxiliary heads of w: 1 tensors"]
 
 
@@ -220,7 +222,7 @@ def test_old_densenet_keys_are_mapped() -> None:
             key = key.replace(f".{part}.", f".{part[:-1]}.{part[-1]}.") if "layer" in key else key
         old[key] = value
     assert "features.denseblock1.denselayer1.norm.1.weight" in old
-    fit_backbone_state(classifier, old, source="w", notify=quiet)
+    fit_backbone_state(classifier, old, source="w", reporter=SILENT)
     assert_loaded(classifier, state)
 
 
@@ -242,7 +244,7 @@ def test_old_vit_keys_are_mapped() -> None:
     assert "encoder.layers.encoder_layer_0.mlp.linear_1.weight" in old
     old["heads.head.weight"] = torch.zeros(1000, 8)
     said: list[str] = []
-    fit_backbone_state(classifier, old, source="w", notify=said.append)
+    fit_backbone_state(classifier, old, source="w", reporter=Told(said))
     assert_loaded(classifier, state)
     assert said == ["dropped the head of w (1000 classes): heads.head.weight"]
 
@@ -251,7 +253,7 @@ def test_vit_position_embedding_is_resized_to_the_image_size() -> None:
     small, large = build_small_vit(32), build_small_vit(64)
     said: list[str] = []
     state = snapshot(small.backbone)
-    fit_backbone_state(large, state, source="w", notify=said.append)
+    fit_backbone_state(large, state, source="w", reporter=Told(said))
     assert said == ["resized the position embedding of w from 2 × 2 to 4 × 4 patches"]
     embedding = large.backbone.state_dict()["encoder.pos_embedding"]
     assert embedding.shape == (1, 17, 8)
@@ -266,7 +268,7 @@ def test_vit_of_another_width_is_refused_with_the_file_named() -> None:
     state = snapshot(classifier.backbone)
     state["encoder.pos_embedding"] = torch.zeros(1, 5, 16)
     with pytest.raises(ModelError, match=r"^weights\.pth: position embedding"):
-        fit_backbone_state(classifier, state, source="weights.pth", notify=quiet)
+        fit_backbone_state(classifier, state, source="weights.pth", reporter=SILENT)
 
 
 @pytest.mark.soak
@@ -283,7 +285,7 @@ def test_every_backbone_takes_its_own_state(name: str) -> None:
         classifier,
         {**state, f"{spec.head_path}.weight": torch.zeros(9, 3)},
         source="w",
-        notify=quiet,
+        reporter=SILENT,
     )
     assert_loaded(classifier, state)
 
@@ -303,7 +305,7 @@ def test_state_dict_is_taken_out_of_a_checkpoint(tmp_path: Path, wrapper: str, p
     said: list[str] = []
     path = tmp_path / "checkpoint.pth"
     save(path, wrapped)
-    assert_equal(load_weights_file(path, notify=said.append), state)
+    assert_equal(load_weights_file(path, reporter=Told(said)), state)
     assert said == [f"{path}: taking {wrapper!r}, leaving epoch, optimizer"]
 
 
@@ -318,7 +320,7 @@ def test_safetensors_file_is_read(tmp_path: Path, name: str) -> None:
     state = foreign_state()
     save_tensors(tmp_path / name, state, {})
     classifier = build()
-    load_weights(classifier, str(tmp_path / name), notify=quiet)
+    load_weights(classifier, str(tmp_path / name), reporter=SILENT)
     assert_loaded(classifier, state)
 
 
@@ -368,7 +370,7 @@ class Payload:
 def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
     weights = save(tmp_path / "weights.pth", {"state_dict": Payload(tmp_path / "ran")})
     with pytest.raises(ModelError, match=r"posix\.system"):
-        load_weights(build(), weights, notify=quiet)
+        load_weights(build(), weights, reporter=SILENT)
     assert not (tmp_path / "ran").exists()
 
 
@@ -378,7 +380,7 @@ def test_code_in_a_weights_file_is_not_run(tmp_path: Path) -> None:
 def test_none_changes_nothing() -> None:
     classifier = build()
     before = snapshot(classifier)
-    source = load_weights(classifier, "none", notify=quiet)
+    source = load_weights(classifier, "none", reporter=SILENT)
     assert (source.kind, source.pretrained_input) == ("none", False)
     assert_equal(classifier.state_dict(), before)
 
@@ -410,7 +412,7 @@ def test_unknown_name_is_a_usage_error_with_the_names() -> None:
 
 def test_published_weights_of_an_own_backbone_do_not_exist() -> None:
     with pytest.raises(UsageError, match="simple_cnn has no pretrained weights"):
-        load_weights(build("simple_cnn"), "DEFAULT", notify=quiet)
+        load_weights(build("simple_cnn"), "DEFAULT", reporter=SILENT)
 
 
 @pytest.mark.parametrize("name", ["absent.pth", "runs/absent", "a" * 300 + "/b.pth"])
@@ -450,7 +452,7 @@ def test_published_weights_are_loaded_from_the_cache(
 ) -> None:
     classifier, state = build(), foreign_state(num_classes=1000)
     published(state)
-    source = load_weights(classifier, weights, notify=quiet)
+    source = load_weights(classifier, weights, reporter=SILENT)
     assert (source.kind, source.name) == ("pretrained", "IMAGENET1K_V1")
     assert (source.enum_name, source.pretrained_input) == ("IMAGENET1K_V1", True)
     assert_loaded(classifier, state)
@@ -462,7 +464,7 @@ def test_file_of_a_published_name_is_known_by_it(
 ) -> None:
     path = published(foreign_state())
     copy = path.rename(tmp_path / path.name)
-    source = load_weights(build(), str(copy), notify=quiet)
+    source = load_weights(build(), str(copy), reporter=SILENT)
     assert (source.kind, source.enum_name) == ("file", "IMAGENET1K_V1")
 
 
@@ -494,7 +496,7 @@ def test_published_weights_are_downloaded_once(
         monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: table)
         for _ in range(2):
             state = load_pretrained_state(
-                find_backbone("squeezenet1_1"), "DEFAULT", notify=said.append
+                find_backbone("squeezenet1_1"), "DEFAULT", reporter=Told(said)
             )
             assert torch.equal(state["a"], torch.ones(3))
         http.shutdown()
@@ -553,7 +555,7 @@ def test_backbone_of_a_run_is_transferred(tmp_path: Path, as_folder: bool) -> No
     head = snapshot(classifier.head)
     weights = str(tmp_path if as_folder else tmp_path / "model.safetensors")
     said: list[str] = []
-    source = load_weights(classifier, weights, notify=said.append)
+    source = load_weights(classifier, weights, reporter=Told(said))
     assert (source.kind, source.name, source.enum_name) == ("vtrain", weights, None)
     assert source.preprocessing == PREPROCESSING
     assert source.pretrained_input is False
@@ -565,7 +567,7 @@ def test_backbone_of_a_run_is_transferred(tmp_path: Path, as_folder: bool) -> No
 def test_run_with_another_backbone_is_refused(tmp_path: Path) -> None:
     save_vtrain(tmp_path / "model.safetensors", build("simple_cnn"))
     with pytest.raises(ModelError) as caught:
-        load_weights(build("separable_cnn"), str(tmp_path), notify=quiet)
+        load_weights(build("separable_cnn"), str(tmp_path), reporter=SILENT)
     path = tmp_path / "model.safetensors"
     assert caught.value.message == f"{path} holds a simple_cnn, model.backbone is separable_cnn"
     assert caught.value.hint == "set model.backbone: simple_cnn"
@@ -576,7 +578,7 @@ def test_other_options_show_in_the_error(tmp_path: Path) -> None:
     wide = build_classifier(spec, num_classes=4, head=Head(), options={"width_mult": 0.5})
     save_vtrain(tmp_path / "model.safetensors", wide, options={"width_mult": 0.5})
     with pytest.raises(ModelError, match=r'model\.options \{"width_mult": 0\.5\} does not fit'):
-        load_weights(build("simple_cnn"), str(tmp_path), notify=quiet)
+        load_weights(build("simple_cnn"), str(tmp_path), reporter=SILENT)
 
 
 @pytest.mark.parametrize(
@@ -593,15 +595,15 @@ def test_description_that_cannot_be_used_is_refused(
 ) -> None:
     save_vtrain(tmp_path / "model.safetensors", build("simple_cnn"), **changes)
     with pytest.raises(ModelError, match=message):
-        load_weights(build("simple_cnn"), str(tmp_path), notify=quiet)
+        load_weights(build("simple_cnn"), str(tmp_path), reporter=SILENT)
 
 
 def test_folder_without_a_model_and_foreign_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"holds no model\.safetensors"):
-        load_weights(build(), str(tmp_path), notify=quiet)
+        load_weights(build(), str(tmp_path), reporter=SILENT)
     save_tensors(tmp_path / "model.safetensors", {"a": torch.ones(1)}, {})
     with pytest.raises(ModelError, match="not a vtrain model"):
-        load_weights(build(), str(tmp_path), notify=quiet)
+        load_weights(build(), str(tmp_path), reporter=SILENT)
 
 
 # Native use
@@ -616,7 +618,7 @@ def test_native_weights_give_the_logits_of_torchvision(
 ) -> None:
     published(foreign_state(num_classes=1000))
     classifier = build_native()
-    load_native_weights(classifier, "DEFAULT", notify=quiet)
+    load_native_weights(classifier, "DEFAULT", reporter=SILENT)
     expected = torchvision.models.squeezenet1_1(weights=None).eval()
     expected.load_state_dict(foreign_state(num_classes=1000))
     images = torch.rand(2, 3, 64, 64)
@@ -627,7 +629,7 @@ def test_native_weights_give_the_logits_of_torchvision(
 def test_native_head_takes_the_number_of_classes_of_the_file(tmp_path: Path) -> None:
     classifier, state = build_native(), foreign_state(num_classes=7)
     weights = save(tmp_path / "weights.pth", state)
-    load_native_weights(classifier, weights, notify=quiet)
+    load_native_weights(classifier, weights, reporter=SILENT)
     assert classifier.num_classes == 7
     expected = torchvision.models.squeezenet1_1(weights=None, num_classes=7).eval()
     expected.load_state_dict(state)
@@ -640,7 +642,7 @@ def test_native_linear_head_is_resized_too(tmp_path: Path) -> None:
     classifier = build_pretrained_classifier(find_backbone("shufflenet_v2_x0_5"))
     state = foreign_state("shufflenet_v2_x0_5", 5)
     weights = save(tmp_path / "weights.pth", state)
-    load_native_weights(classifier, weights, notify=quiet)
+    load_native_weights(classifier, weights, reporter=SILENT)
     with torch.no_grad():
         assert classifier.eval()(torch.rand(1, 3, 64, 64)).shape == (1, 5)
 
@@ -648,14 +650,14 @@ def test_native_linear_head_is_resized_too(tmp_path: Path) -> None:
 def test_native_none_changes_nothing() -> None:
     classifier = build_native()
     before = snapshot(classifier)
-    load_native_weights(classifier, "none", notify=quiet)
+    load_native_weights(classifier, "none", reporter=SILENT)
     assert_equal(classifier.state_dict(), before)
 
 
 def test_native_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
     weights = save(tmp_path / "weights.pth", foreign_state("squeezenet1_0", 1000))
     with pytest.raises(ModelError) as caught:
-        load_native_weights(build_native(), weights, notify=quiet)
+        load_native_weights(build_native(), weights, reporter=SILENT)
     assert caught.value.message.startswith(f"{weights}: weights do not fit squeezenet1_1")
     assert (
         caught.value.hint == "the file looks like squeezenet1_0: set model.backbone: squeezenet1_0"
@@ -665,14 +667,14 @@ def test_native_weights_of_another_backbone_are_refused(tmp_path: Path) -> None:
 def test_vtrain_model_is_no_native_weights(tmp_path: Path) -> None:
     save_vtrain(tmp_path / "model.safetensors", build("simple_cnn"))
     with pytest.raises(ModelError, match="is a vtrain model or a folder"):
-        load_native_weights(build_native(), str(tmp_path), notify=quiet)
+        load_native_weights(build_native(), str(tmp_path), reporter=SILENT)
 
 
 @pytest.mark.skipif(not SQUEEZENET.exists(), reason="the shared weights are not here")
 def test_real_weights_fit() -> None:
     classifier = build("squeezenet1_0", 5)
     said: list[str] = []
-    load_weights(classifier, str(SQUEEZENET), notify=said.append)
+    load_weights(classifier, str(SQUEEZENET), reporter=Told(said))
     assert_loaded(classifier, load_torch(SQUEEZENET))
     assert said == [
         f"dropped the head of {SQUEEZENET} (1000 classes): classifier.1.weight, classifier.1.bias"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 
 from tests.helpers.tiny import CPU, break_image, build_tiny_model, draw_image, poison
+from tests.helpers.told import Told
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform, normalize_images
 from vtrain.errors import (
@@ -38,6 +39,7 @@ from vtrain.results.embed import EmbedResult, _choose_share, digest_weights, emb
 from vtrain.results.resumable_array import PartialArray, lock_output
 from vtrain.runs.load_model import LoadedModel
 from vtrain.system.processes import Processes
+from vtrain.system.reporter import SILENT
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -68,7 +70,7 @@ def run(
         feature_maps=feature_maps,
         batch_size=batch_size,
         workers=0,
-        notify=lambda _: None,
+        reporter=SILENT,
     )
 
 
@@ -156,8 +158,7 @@ def test_single_file_and_progress(tmp_path: Path, images: Path) -> None:
         tmp_path / "one.npy",
         build_tiny_model(CLASSES),
         workers=0,
-        notify=lambda _: None,
-        progress=lambda done, total: seen.append((done, total)),
+        reporter=Told(shown=seen),
     )
     assert np.load(result.output).shape[0] == 1
     assert [row["path"] for row in read_index(result.index)] == [str(images / "b.png")]
@@ -259,15 +260,14 @@ def test_full_disk_is_found_before_the_first_image(
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     output = tmp_path / "out.npy"
     output.write_bytes(b"old")
-    seen: list[int] = []
+    seen: list[tuple[int, int]] = []
     with pytest.raises(ResourceError, match=r"out\.npy: no space left"):
         embed(
             images,
             output,
             build_tiny_model(CLASSES),
             workers=0,
-            notify=lambda _: None,
-            progress=lambda done, _: seen.append(done),
+            reporter=Told(shown=seen),
         )
     assert seen == []
     assert output.read_bytes() == b"old"
@@ -336,7 +336,7 @@ def interrupt(
                 batch_size=2,
                 workers=0,
                 resume=resume,
-                notify=said.append,
+                reporter=Told(said),
             )
     return [*said, caught.value.message, caught.value.hint or ""]
 
@@ -367,8 +367,7 @@ def test_interrupted_rows_are_resumed_to_the_same_bytes(
         batch_size=2,
         workers=0,
         resume=True,
-        notify=said.append,
-        progress=lambda done, total: seen.append((done, total)),
+        reporter=Told(said, shown=seen),
     )
     assert said == [f"resuming: {blocks} of 3 blocks are there"]
     assert seen[0] == (2 * blocks, 6)
@@ -400,7 +399,7 @@ def test_resuming_twice_and_with_nothing_left(
                 batch_size=2,
                 workers=0,
                 resume=True,
-                notify=lambda _: None,
+                reporter=SILENT,
             )
     assert not output.exists()
     assert not interrupt_blocks_left(images, output)
@@ -418,8 +417,7 @@ def interrupt_blocks_left(images: Path, output: Path) -> list[tuple[int, int]]:
         batch_size=2,
         workers=0,
         resume=True,
-        notify=lambda _: None,
-        progress=lambda done, total: seen.append((done, total)),
+        reporter=Told(shown=seen),
     )
     return seen[1:]
 
@@ -439,7 +437,7 @@ def test_other_work_is_not_resumed_and_says_what_differs(
             batch_size=batch_size,
             workers=0,
             resume=True,
-            notify=lambda _: None,
+            reporter=SILENT,
         )
 
     same, other = build_tiny_model(CLASSES), build_tiny_model(CLASSES, seed=1)
@@ -478,7 +476,7 @@ def test_a_fresh_start_replaces_what_was_left(
 def test_resume_with_nothing_there_starts(tmp_path: Path, images: Path) -> None:
     said: list[str] = []
     model = build_tiny_model(CLASSES)
-    result = embed(images, tmp_path / "out.npy", model, workers=0, resume=True, notify=said.append)
+    result = embed(images, tmp_path / "out.npy", model, workers=0, resume=True, reporter=Told(said))
     assert result.count == 5
     assert len(said) == 1
     assert "no unfinished rows" in said[0]
@@ -558,8 +556,7 @@ def test_sigterm_stops_after_a_block_and_can_be_resumed(tmp_path: Path, images: 
             build_tiny_model(CLASSES),
             batch_size=2,
             workers=0,
-            notify=lambda _: None,
-            progress=lambda *_: os.kill(os.getpid(), signal.SIGTERM),
+            reporter=Told(on_update=lambda _: os.kill(os.getpid(), signal.SIGTERM)),
         )
     assert caught.value.hint is not None
     assert "--resume" in caught.value.hint
@@ -637,10 +634,11 @@ import os, signal, sys
 from pathlib import Path
 import vtrain.results.resumable_array
 from tests.helpers.tiny import build_tiny_model
+from tests.helpers.told import Told
 from vtrain.results.embed import digest_weights, embed
 vtrain.results.resumable_array.COMMIT_SECONDS = 0.0
 embed(Path(sys.argv[1]), Path(sys.argv[2]), build_tiny_model(("ant", "bee", "cat")), batch_size=2,
-      workers=0, notify=print, progress=lambda done, _: done < 4 or os.kill(os.getpid(), 9))
+      workers=0, reporter=Told(on_update=lambda done: done < 4 or os.kill(os.getpid(), 9)))
 """
     output = tmp_path / "out.npy"
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -13,6 +13,7 @@ from sklearn.metrics import f1_score, log_loss
 from torch import Tensor, nn
 
 from tests.helpers.tiny import CPU, break_image, build_tiny_model, draw_image, draw_labelled, poison
+from tests.helpers.told import Told
 from vtrain.data.batches import Batch
 from vtrain.data.image_sets import LabelledImages
 from vtrain.errors import DataError, ModelError
@@ -28,6 +29,7 @@ from vtrain.runs.evaluation_files import (
     write_predictions_csv,
 )
 from vtrain.runs.load_model import LoadedModel
+from vtrain.system.reporter import SILENT
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")
 COUNTS = {"ant": 4, "bee": 3, "cat": 5, "dog": 2, "eel": 3, "fox": 1}
@@ -37,7 +39,7 @@ def run(
     folder: Path, model: LoadedModel, *, batch_size: int = 4
 ) -> tuple[EvaluationResult, list[ImagePrediction], list[str]]:
     said: list[str] = []
-    result, rows = evaluate(folder, model, batch_size=batch_size, workers=0, notify=said.append)
+    result, rows = evaluate(folder, model, batch_size=batch_size, workers=0, reporter=Told(said))
     return result, rows, said
 
 
@@ -179,8 +181,7 @@ def test_progress_reaches_the_total(tmp_path: Path) -> None:
         build_tiny_model(CLASSES),
         batch_size=5,
         workers=0,
-        notify=lambda _: None,
-        progress=lambda done, total: seen.append((done, total)),
+        reporter=Told(shown=seen),
     )
     assert seen == [(5, 19), (10, 19), (15, 19), (19, 19)]
 
@@ -311,5 +312,5 @@ def test_memory_is_pinned_for_a_model_on_cuda_alone(
     monkeypatch.setattr("vtrain.results.evaluate.build_eval_loader", loader)
     path = draw_image(tmp_path / "ant" / "a.png")
     with pytest.raises(InterruptedError):
-        evaluate(path.parent.parent, build_tiny_model(CLASSES), notify=lambda _: None)
+        evaluate(path.parent.parent, build_tiny_model(CLASSES), reporter=SILENT)
     assert loader.call_args.kwargs["pin_memory"] is (device == "cuda")

@@ -10,11 +10,13 @@ import torch
 from PIL import ExifTags, Image
 
 from tests.helpers.tiny import break_image, build_tiny_model, draw_image, poison
+from tests.helpers.told import Told
 from vtrain.errors import UsageError
 from vtrain.models.classifier import Classifier
 from vtrain.results.explain import RAMP, Explanation, Placement, explain_images, find_class, overlay
 from vtrain.results.predict import PredictInput, predict
 from vtrain.runs.load_model import LoadedModel
+from vtrain.system.reporter import SILENT
 
 CLASSES = ("ant", "bee", "cat", "dog")
 
@@ -25,7 +27,7 @@ def model() -> LoadedModel:
 
 
 def explain(paths: Any, model: LoadedModel, **settings: Any) -> list[Explanation]:
-    return list(explain_images(paths, model, notify=lambda _: None, **settings))
+    return list(explain_images(paths, model, reporter=SILENT, **settings))
 
 
 def test_answers_keep_the_order_of_the_inputs(tmp_path: Path, model: LoadedModel) -> None:
@@ -108,11 +110,11 @@ def test_coarse_maps_are_told_once(tmp_path: Path) -> None:
     )
     said: list[str] = []
     paths = [draw_image(tmp_path / f"{seed}.png", seed=seed) for seed in range(3)]
-    list(explain_images(paths, small, batch_size=1, notify=said.append))
+    list(explain_images(paths, small, batch_size=1, reporter=Told(said)))
     assert said == [
         "the maps of block3 have only 3 x 3 cells; finer ones come from stem, block1, block2"
     ]
-    list(explain_images(paths, small, stage="block1", notify=said.append))
+    list(explain_images(paths, small, stage="block1", reporter=Told(said)))
     assert len(said) == 1
 
 

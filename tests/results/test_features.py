@@ -13,6 +13,7 @@ from vtrain.data.transforms import EvalTransform
 from vtrain.inference.forward import compute_outputs
 from vtrain.results.features import Features, compute_features
 from vtrain.runs.load_model import LoadedModel, load_model
+from vtrain.system.reporter import SILENT
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_a_head_on_the_map_has_pooled_features(cache: Path, paths: list[Path]) -
         "squeezenet1_1:none",
         device=torch.device("cpu"),
         precision="fp32",
-        notify=lambda _: None,
+        reporter=SILENT,
     )
     features = Talk().compute(paths[:2], model)
     assert features.values.shape == (2, 512)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.tiny import CPU, break_image, build_tiny_model, draw_image, poison
+from tests.helpers.told import Told
 from vtrain.commands.predict import format_prediction
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform, normalize_images
@@ -23,12 +24,13 @@ from vtrain.results.predict import (
     prediction_csv_row,
     prediction_json,
 )
+from vtrain.system.reporter import SILENT
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu")
 
 
 def find(*arguments: str, stdin: bytes = b"") -> list[PredictInput]:
-    return list(FoundInputs(arguments, io.BytesIO(stdin), notify=lambda _: None))
+    return list(FoundInputs(arguments, io.BytesIO(stdin), reporter=SILENT))
 
 
 def inputs_of(*paths: Path) -> list[PredictInput]:
@@ -54,7 +56,7 @@ def test_skipped_files_of_a_folder_are_said(tmp_path: Path) -> None:
     draw_image(tmp_path / "a.png")
     (tmp_path / "notes.txt").write_text("no image")
     said: list[str] = []
-    list(FoundInputs([str(tmp_path)], io.BytesIO(), notify=said.append))
+    list(FoundInputs([str(tmp_path)], io.BytesIO(), reporter=Told(said)))
     assert len(said) == 1
     assert "1 skipped" in said[0]
     assert "notes.txt" in said[0]
@@ -310,5 +312,5 @@ def test_workers_change_no_bit_of_a_stream(tmp_path: Path, batch_size: int) -> N
 def test_inputs_are_counted_a_folder_at_a_time(tmp_path: Path) -> None:
     for index in range(3):
         draw_image(tmp_path / "folder" / f"{index}.png")
-    found = FoundInputs(["gone", str(tmp_path / "folder"), "gone"], io.BytesIO(), notify=print)
+    found = FoundInputs(["gone", str(tmp_path / "folder"), "gone"], io.BytesIO(), reporter=SILENT)
     assert [found.known for _ in found] == [1, 4, 4, 4, 5]

@@ -12,6 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from tests.helpers.tiny import break_image, build_tiny_model, draw_image
+from tests.helpers.told import Told
 from vtrain.errors import InterruptedRunError, ResourceError, UsageError
 from vtrain.results.predict import (
     PredictInput,
@@ -222,7 +223,7 @@ def test_interrupt_keeps_the_answers_and_says_how_to_go_on(
             form="json",
             batch_size=2,
             workers=0,
-            progress=stop,
+            reporter=Told(on_update=stop),
         )
     assert "--resume" in (caught.value.hint or "")
     assert len(output.read_bytes().splitlines()) == 5

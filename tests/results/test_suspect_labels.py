@@ -7,15 +7,16 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
 
+from tests.helpers.told import Told
 from vtrain.inference.cross_validation import assign_folds, choose_penalty
 from vtrain.results import suspect_labels
 from vtrain.results.suspect_labels import (
     SuspectRanking,
-    count_steps,
     find_neighbors,
     rank_suspects,
     vote,
 )
+from vtrain.system.reporter import Count
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -81,7 +82,7 @@ def test_out_of_fold_probabilities_are_those_of_scikit_learn() -> None:
     parts = assign_folds(labels.tolist())
     tensors = torch.from_numpy(features), torch.from_numpy(labels)
     penalty = choose_penalty(*tensors, 3, seed=0)
-    found = suspect_labels._predict_out_of_fold(*tensors, parts, 3, lambda: None).numpy()
+    found = suspect_labels._predict_out_of_fold(*tensors, parts, 3, Count()).numpy()
     for part in range(5):
         asked = parts.numpy() == part
         known = features[~asked].astype(np.float64)
@@ -138,10 +139,10 @@ def test_features_that_are_all_the_same_are_no_evidence() -> None:
 def test_five_hundred_classes() -> None:
     features, truth = draw_clusters([3] * 500, dim=16)
     labels, wrong = plant(truth, 20)
-    steps: list[int] = []
-    ranking = rank_suspects(features, labels, folds=2, on_step=lambda: steps.append(1))
+    told = Told()
+    ranking = rank_suspects(features, labels, folds=2, reporter=told)
     assert len(set(ranking.order[:40].tolist()) & set(wrong.tolist())) >= 15
-    assert len(steps) == count_steps(1, folds=2)
+    assert told.shown[-1] == (3, 3)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from tests.helpers.tiny import CPU, build_tiny_model
+from tests.helpers.told import Told
 from vtrain.config.keys import HeadConfig
 from vtrain.config.preprocessing import Preprocessing
 from vtrain.errors import ExitCode, ModelError, UsageError, VtrainError
@@ -136,8 +137,7 @@ def test_missing_checkpoint() -> None:
 def load(
     model: str | None, *, precision: str = "fp32", notes: list[str] | None = None
 ) -> LoadedModel:
-    notify = (notes if notes is not None else []).append
-    return load_model(model, device=CPU, precision=precision, notify=notify)
+    return load_model(model, device=CPU, precision=precision, reporter=Told(notes))
 
 
 def save_run(

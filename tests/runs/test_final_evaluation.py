@@ -24,6 +24,7 @@ from vtrain.runs.evaluation_files import ImagePrediction, evaluation_json, read_
 from vtrain.runs.final_evaluation import FinalEvaluation
 from vtrain.runs.load_model import LoadedModel, load_model
 from vtrain.system.json_csv import to_plain
+from vtrain.system.reporter import SILENT
 from vtrain.system.tensor_files import load_tensors
 
 A = Path("runs/a")
@@ -43,11 +44,11 @@ def say_nothing(message: str) -> None:
 
 
 def load(run_dir: Path = A) -> LoadedModel:
-    return load_model(str(run_dir), device=CPU, notify=say_nothing)
+    return load_model(str(run_dir), device=CPU, reporter=SILENT)
 
 
 def evaluate_as_users_do(folder: Path, **options: Any) -> tuple[Any, list[ImagePrediction]]:
-    return evaluate(folder, load(), batch_size=4, workers=0, notify=say_nothing, **options)
+    return evaluate(folder, load(), batch_size=4, workers=0, reporter=SILENT, **options)
 
 
 def predict_as_users_do(rows: list[ImagePrediction], answering: Answering) -> list[Prediction]:
@@ -294,7 +295,7 @@ def test_one_validation_image_and_one_of_each_class_in_training() -> None:
 def test_one_class(tmp_path: Path) -> None:
     draw_labelled(tmp_path / "one", {"ant": 2})
     model = build_tiny_model(("ant",))
-    result, rows = evaluate(tmp_path / "one", model, workers=0, notify=say_nothing)
+    result, rows = evaluate(tmp_path / "one", model, workers=0, reporter=SILENT)
     assert (result.top1, result.macro_f1, result.weighted_f1, result.loss) == (1, 1, 1, 0)
     assert [(row.probability, row.second) for row in rows] == [(1, ""), (1, "")]
     assert all(math.isnan(row.second_probability) for row in rows)
@@ -337,7 +338,7 @@ def test_weights_of_a_run_leave_its_bank_behind() -> None:
 
 def test_a_sample_takes_of_each_class_as_equally_many_as_there_are() -> None:
     draw_labelled(Path("many"), {"ant": 9, "bee": 2, "cow": 5})
-    images = scan_labelled(Path("many"), notify=say_nothing)
+    images = scan_labelled(Path("many"), reporter=SILENT)
     assert sample_classes(images, 16) is images
     for most, counts in {1: [1, 0, 0], 3: [1, 1, 1], 8: [3, 2, 3], 15: [8, 2, 5]}.items():
         sample = sample_classes(images, most)

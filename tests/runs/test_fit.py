@@ -42,6 +42,7 @@ from vtrain.runs.evaluation_files import read_predictions
 from vtrain.runs.folder import claim_run_dir, lock_run
 from vtrain.runs.settings import load_settings
 from vtrain.runs.validation import Validation
+from vtrain.system.reporter import SILENT
 
 
 @pytest.fixture(autouse=True)
@@ -365,7 +366,7 @@ def test_existing_run_folder_is_never_overwritten() -> None:
 def test_run_folder_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     run("run_dir=runs/a")
     monkeypatch.setattr("vtrain.runs.folder.LOCK_WAIT_SECONDS", 0.1)
-    with lock_run(Path("runs/a"), notify=print), pytest.raises(RunLockedError, match="in use"):
+    with lock_run(Path("runs/a"), reporter=SILENT), pytest.raises(RunLockedError, match="in use"):
         run("run_dir=runs/a", resume=True)
 
 

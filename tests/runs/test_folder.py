@@ -28,6 +28,7 @@ from vtrain.runs.folder import (
     require_same_run,
     save_result,
 )
+from vtrain.system.reporter import SILENT
 
 RUNS = Path("runs")
 
@@ -116,7 +117,8 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from vtrain.runs.folder import lock_run
-with lock_run(Path(sys.argv[1]), notify=print):
+from vtrain.system.reporter import SILENT
+with lock_run(Path(sys.argv[1]), reporter=SILENT):
     print("held", flush=True)
     time.sleep(20)
 """
@@ -143,27 +145,27 @@ def test_lock_of_another_process_is_respected_and_ends_with_it(
     with hold_elsewhere(run_dir) as process:
         monkeypatch.setattr("vtrain.runs.folder.LOCK_WAIT_SECONDS", 0.05)
         with pytest.raises(RunLockedError, match="run folder runs/a is in use") as caught:
-            lock_run(run_dir, notify=print).__enter__()
+            lock_run(run_dir, reporter=SILENT).__enter__()
         assert caught.value.exit_code == ExitCode.LOCKED
         process.send_signal(signal.SIGKILL)
         process.wait()
     monkeypatch.setattr("vtrain.runs.folder.LOCK_WAIT_SECONDS", 5.0)
-    with lock_run(run_dir, notify=print):  # nothing has to be cleaned up by hand
+    with lock_run(run_dir, reporter=SILENT):  # nothing has to be cleaned up by hand
         pass
 
 
 def test_lock_is_free_again_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vtrain.runs.folder.LOCK_WAIT_SECONDS", 0.05)
-    with pytest.raises(ZeroDivisionError), lock_run(RUNS / "a", notify=print):
+    with pytest.raises(ZeroDivisionError), lock_run(RUNS / "a", reporter=SILENT):
         raise ZeroDivisionError
-    with lock_run(RUNS / "a", notify=print), lock_run(RUNS / "b", notify=print):
+    with lock_run(RUNS / "a", reporter=SILENT), lock_run(RUNS / "b", reporter=SILENT):
         assert (RUNS / "a" / "run.lock").exists()
 
 
 def test_folder_that_cannot_be_created() -> None:
     Path("file").touch()
     with pytest.raises(UsageError, match="cannot write file/a"):
-        lock_run(Path("file/a"), notify=print).__enter__()
+        lock_run(Path("file/a"), reporter=SILENT).__enter__()
 
 
 # --- what may change -----------------------------------------------------------------------------

@@ -14,7 +14,9 @@ from types import FrameType
 import pytest
 
 import vtrain.system.signals
+from tests.helpers.told import Told
 from vtrain.errors import ExitCode
+from vtrain.system.reporter import SILENT
 from vtrain.system.signals import (
     STOP_SIGNALS,
     StopRequest,
@@ -42,7 +44,7 @@ def caught() -> Iterator[list[int]]:
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_first_signal_is_noted_and_said(caught: list[int], number: signal.Signals) -> None:
     said: list[str] = []
-    with StopRequest(said.append) as stop:
+    with StopRequest(Told(said)) as stop:
         assert stop.received is None
         os.kill(os.getpid(), number)
         assert stop.received == number
@@ -51,7 +53,7 @@ def test_first_signal_is_noted_and_said(caught: list[int], number: signal.Signal
 
 
 def test_second_signal_acts_at_once(caught: list[int]) -> None:
-    with StopRequest(lambda _: None) as stop:
+    with StopRequest(SILENT) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.received == signal.SIGTERM
@@ -60,10 +62,10 @@ def test_second_signal_acts_at_once(caught: list[int]) -> None:
 
 def test_handlers_are_put_back(caught: list[int]) -> None:
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
-    with StopRequest(lambda _: None):
+    with StopRequest(SILENT):
         assert [signal.getsignal(number) for number in STOP_SIGNALS] != before
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
-    with pytest.raises(ZeroDivisionError), StopRequest(lambda _: None):
+    with pytest.raises(ZeroDivisionError), StopRequest(SILENT):
         raise ZeroDivisionError
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
@@ -73,7 +75,7 @@ def test_outside_the_main_thread_nothing_is_touched(caught: list[int]) -> None:
     seen = []
 
     def work() -> None:
-        with StopRequest(lambda _: None):
+        with StopRequest(SILENT):
             seen.append([signal.getsignal(number) for number in STOP_SIGNALS])
 
     thread = threading.Thread(target=work)
@@ -86,7 +88,7 @@ def test_time_runs_out_for_what_was_asked_to_stop(
     caught: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vtrain.system.signals.GRACE_SECONDS", 0.01)
-    with StopRequest(lambda _: None) as stop:
+    with StopRequest(SILENT) as stop:
         os.kill(os.getpid(), signal.SIGUSR1)
         wait_until(lambda: bool(caught))
     assert stop.received == signal.SIGUSR1
@@ -97,7 +99,7 @@ def test_what_has_been_reached_may_take_its_time(
     caught: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vtrain.system.signals.GRACE_SECONDS", 0.01)
-    with StopRequest(lambda _: None) as stop:
+    with StopRequest(SILENT) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         stop.finish()
         time.sleep(0.05)
@@ -111,7 +113,7 @@ def test_an_echo_is_no_second_signal(
     caught: list[int], monkeypatch: pytest.MonkeyPatch, number: int, once: bool
 ) -> None:
     """As when a terminal closes: the kernel and the shell both tell of it."""
-    with StopRequest(lambda _: None, once=once):
+    with StopRequest(SILENT, once=once):
         for _ in range(3):
             os.kill(os.getpid(), number)
         assert caught == []
@@ -126,14 +128,14 @@ def test_time_that_has_run_out_is_said_again(
 ) -> None:
     monkeypatch.setattr("vtrain.system.signals.GRACE_SECONDS", 0.01)
     monkeypatch.setattr("vtrain.system.signals._GRACE_INTERVAL", 0.01)
-    with StopRequest(lambda _: None):
+    with StopRequest(SILENT):
         os.kill(os.getpid(), signal.SIGTERM)
         wait_until(lambda: len(caught) > 2)
 
 
 def test_ignored_signals_stay_ignored(caught: list[int]) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with StopRequest(lambda _: None) as stop:
+    with StopRequest(SILENT) as stop:
         os.kill(os.getpid(), signal.SIGHUP)
         assert stop.received is None
         raise_on_stop_signals()
@@ -161,7 +163,7 @@ def test_a_signal_that_somebody_swallowed_is_not_lost(
     raise_on_stop_signals()
     with contextlib.suppress(BaseException):
         os.kill(os.getpid(), signal.SIGTERM)
-    with StopRequest(lambda _: None) as stop:
+    with StopRequest(SILENT) as stop:
         assert stop.received == signal.SIGTERM
 
 

@@ -65,17 +65,10 @@ def check(
     if model is not None and not embeddings:
         raise UsageError("--model is for --embeddings", "add --embeddings, or leave it out")
     embed = _build_embed(model, device, workers, console) if embeddings else None
-    opened = open_source(source, overrides or [], image_size=image_size, notify=console.warn)
+    opened = open_source(source, overrides or [], image_size=image_size, reporter=console)
     if write_list is not None:
         require_list_path(write_list, opened)
-    with console.progress(sum(map(len, opened.splits.values())), "checking images") as bar:
-        result = run_check(
-            opened,
-            workers=choose_workers(workers),
-            embed=embed,
-            progress=bar.update,
-            notify=console.warn,
-        )
+    result = run_check(opened, workers=choose_workers(workers), embed=embed, reporter=console)
     # The files first: who reads the table may close the pipe, which ends the command.
     written = []
     if write_list is not None:
@@ -103,7 +96,7 @@ def _build_embed(model: str | None, device: str, workers: int | None, console: C
     from vtrain.runs.load_model import load_model
     from vtrain.system.machine import find_device
 
-    loaded = load_model(model, device=find_device(device), precision="auto", notify=console.say)
+    loaded = load_model(model, device=find_device(device), precision="auto", reporter=console)
     return lambda paths: compute_features(
         paths,
         loaded,

@@ -63,23 +63,19 @@ def embed(
     chosen = find_device(processes.choose_device(compute.device))
     with reported_once(processes), processes.joined(chosen):
         with processes.together(main_first=True):  # the first may have to download weights
-            loaded = load_model(
-                model, device=chosen, precision=compute.precision, notify=console.say
-            )
-        with console.counter("embedding") as progress:
-            result = run_embed(
-                folder,
-                output,
-                loaded,
-                layer=layer,
-                feature_maps=feature_maps,
-                batch_size=compute.batch_size,
-                workers=choose_workers(compute.workers),
-                resume=resume,
-                processes=processes,
-                notify=console.say,
-                progress=progress,
-            )
+            loaded = load_model(model, device=chosen, precision=compute.precision, reporter=console)
+        result = run_embed(
+            folder,
+            output,
+            loaded,
+            layer=layer,
+            feature_maps=feature_maps,
+            batch_size=compute.batch_size,
+            workers=choose_workers(compute.workers),
+            resume=resume,
+            processes=processes,
+            reporter=console,
+        )
     if processes.is_main:
         _show_embed(result, as_json=as_json)
 

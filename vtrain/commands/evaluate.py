@@ -34,17 +34,15 @@ def evaluate(
     from vtrain.runs.evaluation_files import evaluation_json
 
     loaded = compute.load_model(model, console)
-    with console.counter("evaluating") as progress:
-        result, _ = run_evaluate(
-            folder,
-            loaded,
-            batch_size=compute.batch_size,
-            workers=choose_workers(compute.workers),
-            raw=raw,
-            tta=tta,
-            notify=console.say,
-            progress=progress,
-        )
+    result, _ = run_evaluate(
+        folder,
+        loaded,
+        batch_size=compute.batch_size,
+        workers=choose_workers(compute.workers),
+        raw=raw,
+        tta=tta,
+        reporter=console,
+    )
     if as_json:
         print_json(evaluation_json(result))
     else:

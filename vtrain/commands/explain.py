@@ -70,9 +70,9 @@ def explain(
     from vtrain.system.machine import find_device
 
     require_empty_folder(output)
-    inputs = FoundInputs(paths, sys.stdin.buffer, notify=console.say)
+    inputs = FoundInputs(paths, sys.stdin.buffer, reporter=console)
     # Gradients in float32: there is little to compute, and a lower precision rounds them.
-    loaded = load_model(model, device=find_device(device), precision="fp32", notify=console.say)
+    loaded = load_model(model, device=find_device(device), precision="fp32", reporter=console)
     spec = loaded.classifier.spec
     chosen = find_map_stage(spec, stage).name
     explanations = explain_images(
@@ -81,7 +81,7 @@ def explain(
         class_name=class_name,
         stage=chosen,
         batch_size=batch_size,
-        notify=console.say,
+        reporter=console,
     )
     about = {
         "model": loaded.source,

@@ -67,20 +67,17 @@ def neighbors(
 
     require_one_form(as_json=as_json, as_csv=as_csv)
     require_page_name(output)
-    with console.counter("comparing") as progress:
-        result = find_neighbors(
-            query,
-            embeddings,
-            model=model,
-            k=k,
-            metric=metric,
-            layer=layer,
-            device=find_device(device),
-            precision=precision,
-            notify=console.say,
-            warn=console.warn,
-            progress=progress,
-        )
+    result = find_neighbors(
+        query,
+        embeddings,
+        model=model,
+        k=k,
+        metric=metric,
+        layer=layer,
+        device=find_device(device),
+        precision=precision,
+        reporter=console,
+    )
     _show_query(result, console)
     if output is not None:
         from vtrain.pages.neighbors import write_neighbors_page

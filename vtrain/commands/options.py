@@ -122,7 +122,7 @@ class Compute:
         from vtrain.system.machine import find_device
 
         device = find_device(self.device)
-        return load_model(model, device=device, precision=self.precision, notify=console.say)
+        return load_model(model, device=device, precision=self.precision, reporter=console)
 
 
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -80,24 +80,22 @@ def predict(
     if resume and output is None:
         raise UsageError("--resume needs the --output FILE that it goes on with")
     form = None if output is None else choose_form(output, as_json=as_json, as_csv=as_csv)
-    inputs = FoundInputs(paths, sys.stdin.buffer, notify=console.say)
+    inputs = FoundInputs(paths, sys.stdin.buffer, reporter=console)
     loaded = compute.load_model(model, console)
     answering = Answering(raw, tta, min_confidence, max_distance)
     if output is not None and form is not None:
-        with console.counter("predicting") as progress:
-            written = write_predictions(
-                output,
-                inputs,
-                loaded,
-                form=form,
-                top_k=top_k,
-                answering=answering,
-                batch_size=compute.batch_size,
-                workers=choose_workers(compute.workers),
-                resume=resume,
-                progress=lambda done: progress(done, inputs.known),
-                notify=console.warn,
-            )
+        written = write_predictions(
+            output,
+            inputs,
+            loaded,
+            form=form,
+            top_k=top_k,
+            answering=answering,
+            batch_size=compute.batch_size,
+            workers=choose_workers(compute.workers),
+            resume=resume,
+            reporter=console,
+        )
         print_line(f"{output}: {written.count:,} answers")
         require_all_answered(written.failed, written.count)
         return
@@ -108,7 +106,7 @@ def predict(
         answering=answering,
         batch_size=compute.batch_size,
         workers=choose_workers(compute.workers),
-        notify=console.warn,
+        reporter=console,
     )
     show = _build_printer(as_json, as_csv, min(top_k, len(loaded.classes)))
     _show_predictions(answers, inputs, show, console)

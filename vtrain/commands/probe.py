@@ -94,7 +94,7 @@ def probe(
         workers=choose_workers(compute.workers),
         download=download,
     )
-    result = run_probe(folder, candidates, settings, console=console)
+    result = run_probe(folder, candidates, settings, reporter=console)
     if as_json:
         print_json(probe_json(result))
     else:

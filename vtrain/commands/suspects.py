@@ -51,7 +51,7 @@ def suspects(
         precision=compute.precision,
         batch_size=compute.batch_size,
         workers=choose_workers(compute.workers),
-        console=console,
+        reporter=console,
     )
     _show_notes(report, console)
     if output is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from vtrain.data.images import Found
 from vtrain.data.workers import run_apart
 from vtrain.errors import ImageError
+from vtrain.system.reporter import Count, Progress
 from vtrain.system.signals import shield_worker, stop_signals_blocked
 
 _CHUNK_FILES = 16  # files in one task of a checking process
@@ -24,7 +25,7 @@ def map_images(
     paths: Sequence[Path],
     *,
     workers: int,
-    progress: Callable[[int], object] | None = None,
+    bar: Progress | None = None,
 ) -> list[Found | str]:
     """What `read` returns for each image, or the reason why that image cannot be used.
 
@@ -32,20 +33,20 @@ def map_images(
         read: can be pickled, and raises ImageError alone; its results are no strings.
         paths: files to read.
         workers: processes to use; 0 reads in this process.
-        progress: called with the number of files done since its last call.
+        bar: counts the files.
 
     A file whose decoder kills its process (or makes the kernel do so) gets a reason as well.
     """
-    report = progress or (lambda _: None)
+    bar = bar or Count()
     results: list[Found | str] = []
     if workers == 0:
         for path in paths:
             results.append(_try(read, path))
-            report(1)
+            bar.update(1)
         return results
     wave = workers * _WAVE_FILES
     for start in range(0, len(paths), wave):
-        results += _map_wave(read, paths[start : start + wave], workers, report)
+        results += _map_wave(read, paths[start : start + wave], workers, bar)
     return results
 
 
@@ -53,7 +54,7 @@ def _map_wave(
     read: Callable[[Path], Found],
     paths: Sequence[Path],
     workers: int,
-    report: Callable[[int], object],
+    bar: Progress,
 ) -> list[Found | str]:
     """One pool, one wave: when a process dies, only this wave is looked at file by file."""
     chunks = [paths[i : i + _CHUNK_FILES] for i in range(0, len(paths), _CHUNK_FILES)]
@@ -71,7 +72,7 @@ def _map_wave(
                     _kill_all(set(multiprocessing.active_children()) - others)
                 found = _try_apart(read, chunk)
             results += found
-            report(len(chunk))
+            bar.update(len(chunk))
     except KeyboardInterrupt:
         _kill_all(set(multiprocessing.active_children()) - others)
         raise

@@ -14,7 +14,6 @@ from vtrain.data.image_sets import (
     SkippedFile,
     join_prefix,
 )
-from vtrain.data.kept_scans import Notify
 from vtrain.data.lists import read_list
 from vtrain.data.tars import (
     TarScan,
@@ -26,6 +25,7 @@ from vtrain.data.tars import (
 from vtrain.data.walk import FolderEntries, FolderScan, path_text
 from vtrain.errors import DataError
 from vtrain.system.files import explain_missing
+from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.text import enumerate_names, one_line
 
 _SPLIT_NAMES = {
@@ -76,7 +76,7 @@ def scan_labelled(
     *,
     classes: Sequence[str] | None = None,
     name: str = "data.train",
-    notify: Notify | None = None,
+    reporter: Reporter = SILENT,
 ) -> LabelledImages:
     """List labelled images of a folder with one subfolder for each class, of tars, or of a list.
 
@@ -96,44 +96,42 @@ def scan_labelled(
             matched to them by name, `.cls` members also by number, and may be missing or empty.
             None: those found, each with images.
         name: where `root` was given, for messages.
-        notify: is told if nothing can be kept in the cache folder.
+        reporter: is told if nothing can be kept in the cache folder.
 
     Raises:
         DataError: `root` or a class folder cannot be used; the message names all that are wrong.
     """
-    notify = notify or _say_nothing
     if _is_list(root, name):
         found = _find_listed(root)
     else:
-        source = _open_source(root, name, notify)
+        source = _open_source(root, name, reporter)
         if isinstance(source, TarScan):
             found = _find_in_tars(root, source, classes)
         else:
             found = _find_in_folders(source, classes, name)
-            source.scan.memory.save(notify)
+            source.scan.memory.save(reporter)
     return _build_labelled(root, found, classes, name)
 
 
 def scan_images(
-    root: Path, *, notify: Notify | None = None
+    root: Path, *, reporter: Reporter = SILENT
 ) -> tuple[PackedPaths, list[SkippedFile]]:
     """List images without their classes, and what is not used.
 
     Those of a folder, at any depth, and of tars come sorted by relative path, those of a list in
-    its order. The rules and `notify` are those of `scan_labelled`.
+    its order. The rules and `reporter` are those of `scan_labelled`.
 
     Raises:
         DataError: `root` cannot be read, or is neither a folder nor a tar nor a list.
     """
-    notify = notify or _say_nothing
     if _is_list(root, "folder"):
         listed = read_list(root, labelled=False)
         return PackedPaths(root.parent, listed.names, mixed=True), listed.skipped
-    source = _open_source(root, "folder", notify)
+    source = _open_source(root, "folder", reporter)
     if isinstance(source, TarScan):
         return PackedPaths(root, sorted(source.names)), sorted(source.skipped, key=path_text)
     files = source.scan.walk((), entries=source.entries)[""]
-    source.scan.memory.save(notify)
+    source.scan.memory.save(reporter)
     files.sort()
     return PackedPaths(root, files), list(source.scan.sorted_skipped())
 
@@ -187,16 +185,16 @@ def _is_list(root: Path, name: str) -> bool:
     return stat.S_ISREG(mode) and root.name.lower().endswith(LIST_SUFFIXES)
 
 
-def _open_source(root: Path, name: str, notify: Notify) -> TarScan | _OpenFolder:
+def _open_source(root: Path, name: str, reporter: Reporter) -> TarScan | _OpenFolder:
     """The images of tars, or else a folder of which the entries are known."""
     if root.is_file():
-        return scan_tars(root, [""], notify)
+        return scan_tars(root, [""], reporter)
     scan = FolderScan.start(root)
     entries = scan.open_root(name)
     archives = _find_archives(root, entries, scan.skipped)
     if not archives:
         return _OpenFolder(scan, entries)
-    tars = scan_tars(root, archives, notify)
+    tars = scan_tars(root, archives, reporter)
     tars.skipped += [each for each in scan.skipped if each.path.name not in archives]
     return tars
 
@@ -373,7 +371,3 @@ def _require_images(root: Path, found: _Found, name: str, *, each_class: bool) -
 
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit()
-
-
-def _say_nothing(_: str) -> None:
-    """For callers whom no remark concerns."""

@@ -22,8 +22,9 @@ from PIL import Image
 from vtrain.data.file_pool import map_images
 from vtrain.data.image_sets import PackedPaths, SkippedFile
 from vtrain.data.images import CHECK_RULES, check_image, read_image, read_whole
-from vtrain.data.kept_scans import Notify, ScanFile, is_settled
+from vtrain.data.kept_scans import ScanFile, is_settled
 from vtrain.data.tars import FileStatus, find_status
+from vtrain.system.reporter import Progress, Reporter
 from vtrain.system.signals import shield_worker, stop_signals_blocked
 
 THUMB_EDGE = 32  # pixels; 1 kB an image tells photographs of one kind apart
@@ -112,8 +113,8 @@ def inspect_images(
     count: int,
     with_facts: bool,
     choose_workers: Callable[[int], int],
-    progress: Callable[[int], object],
-    notify: Notify,
+    bar: Progress,
+    reporter: Reporter,
 ) -> Inspection:
     """Read every image once, or not at all if it was read before and has not changed since.
 
@@ -126,14 +127,14 @@ def inspect_images(
         count: images of this root in all, of which `paths` may be a part.
         with_facts: whether more is asked than that an image can be read.
         choose_workers: processes for a number of images to be read.
-        progress: called with the number of images done since its last call.
-        notify: is told once if nothing can be kept.
+        bar: counts the images.
+        reporter: is told once if nothing can be kept.
     """
     keys, sizes = stat_images(paths, workers=choose_workers(len(paths)))
     kept = ScanFile("images", root, (CHECK_RULES, _FACT_RULES, PIL.__version__))
     readable, facts = _find_known(kept, keys, with_facts, max(_MIN_LIMIT, _MAX_GROWTH * count))
     unknown = np.flatnonzero(~readable)
-    progress(len(paths) - len(unknown))
+    bar.update(len(paths) - len(unknown))
     workers = choose_workers(len(unknown))
     step = max(workers, 1) * _PIECE_FILES
     read: Callable[[Path], bytes | None] = inspect_image if with_facts else check_image
@@ -141,7 +142,7 @@ def inspect_images(
     for first in range(0, len(unknown), step):
         piece = unknown[first : first + step]
         some = [paths[position] for position in piece.tolist()]
-        found = map_images(read, some, workers=workers, progress=progress)
+        found = map_images(read, some, workers=workers, bar=bar)
         for position, path, each in zip(piece.tolist(), some, found, strict=True):
             if isinstance(each, str):
                 bad.append(SkippedFile(path, each))
@@ -152,7 +153,7 @@ def inspect_images(
         new = piece[readable[piece] & (keys[piece] != _NO_KEY)]
         if len(new):
             values = facts[new].tobytes() if with_facts else b""
-            kept.add(keys[new].tobytes(), values, notify=notify)
+            kept.add(keys[new].tobytes(), values, reporter=reporter)
     return Inspection(readable, bad, sizes, facts, len(unknown), len(paths) - len(unknown))
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,8 @@ from vtrain.data.image_names import HIDDEN_PREFIXES, IMAGE_SUFFIXES
 from vtrain.errors import VtrainError
 from vtrain.system.cache_folder import SCANS, find_cache_folder
 from vtrain.system.files import atomic_write
+from vtrain.system.reporter import Reporter
 
-Notify: TypeAlias = Callable[[str], object]
 Identity: TypeAlias = tuple[int, int, int, int]  # device, inode, mtime_ns, ctime_ns
 
 # File systems stamp changes with a clock that ticks every few milliseconds, some (FAT, older HFS+)
@@ -95,10 +94,10 @@ class ScanFile:
             self._end = None if end == size else end
         return pieces
 
-    def add(self, keys: bytes, values: bytes = b"", *, notify: Notify) -> None:
+    def add(self, keys: bytes, values: bytes = b"", *, reporter: Reporter) -> None:
         """Add a piece behind those that were read: a kill right after does not lose it.
 
-        Where that cannot be, `notify` is told once, and nothing more is kept.
+        Where that cannot be, `reporter` is told once, and nothing more is kept.
         """
         if self._failed:
             return
@@ -120,7 +119,7 @@ class ScanFile:
             reason = str(error)
             if isinstance(error, OSError):
                 reason = f"{self.path.parent}: {error.strerror}"
-            notify(f"the scan is not kept for next time: {reason}")
+            reporter.warn(f"the scan is not kept for next time: {reason}")
 
     def restart(self) -> None:
         """Let the next piece take the place of all others."""
@@ -131,10 +130,10 @@ class ScanFile:
         pieces = self.read()
         return json.loads(pieces[0][0]) if pieces else None
 
-    def save(self, content: Any, *, notify: Notify) -> None:
+    def save(self, content: Any, *, reporter: Reporter) -> None:
         """Keep plain data in place of all that the file holds, whole or not at all."""
         self.restart()
-        self.add(json.dumps(content, separators=(",", ":")).encode(), notify=notify)
+        self.add(json.dumps(content, separators=(",", ":")).encode(), reporter=reporter)
 
 
 def _checksum(content: bytes) -> bytes:
@@ -201,10 +200,10 @@ class FolderMemory:
         if _identify(before) == _identify(after) and is_settled(after, started_ns):
             self._remember(_identify(after), listing.pack(), listing)
 
-    def save(self, notify: Notify) -> None:
+    def save(self, reporter: Reporter) -> None:
         """Write what is remembered, if it differs from what is kept and is worth it."""
         if self._entries >= MIN_ENTRIES and self._current.keys() != self._known.keys():
-            self._file.save(list(self._current.items()), notify=notify)
+            self._file.save(list(self._current.items()), reporter=reporter)
 
     def _remember(self, identity: Identity, packed: list[Any], listing: Listing) -> None:
         self._current[identity] = packed

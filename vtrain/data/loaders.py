@@ -2,14 +2,13 @@
 
 import multiprocessing
 import traceback
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from vtrain.data.workers import (
     worker_troubles,
 )
 from vtrain.errors import ImageError, ResourceError
+from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.signals import stop_signals_blocked
 
 # A batch takes a worker well under 10 s even for large photographs on a network disk.
@@ -36,8 +36,6 @@ WORKER_TIMEOUT_S = 300.0
 _LOOK_SECONDS = 2.0  # how long a worker may be dead before that is noticed
 _PROBE_SECONDS = 60.0
 _TIMED_OUT = "DataLoader timed out"
-
-Notify: TypeAlias = Callable[[str], object]
 
 
 def build_train_loader(
@@ -49,13 +47,13 @@ def build_train_loader(
     seed: int,
     pin_memory: bool = False,
     timeout: float = WORKER_TIMEOUT_S,
-    notify: Notify = warnings.warn,
+    reporter: Reporter = SILENT,
 ) -> "ImageLoader":
     """Batches in the order of `sampler`, the same bits for any number of workers.
 
     Call `sampler.set_epoch` before each pass. `pin_memory` is for batches that go to a CUDA device:
     they can then travel while it computes. A worker that gives nothing for `timeout` seconds
-    counts as hung. `notify` is told of workers that were lost. See `ImageLoader` for what is
+    counts as hung. `reporter` is told of workers that were lost. See `ImageLoader` for what is
     raised.
     """
     return ImageLoader(
@@ -65,7 +63,7 @@ def build_train_loader(
         seed=seed,
         pin_memory=pin_memory,
         timeout=timeout,
-        notify=notify,
+        reporter=reporter,
         kept=True,
     )
 
@@ -80,12 +78,12 @@ def build_eval_loader(
     seeds: Sequence[int] | None = None,
     pin_memory: bool = False,
     timeout: float = WORKER_TIMEOUT_S,
-    notify: Notify = warnings.warn,
+    reporter: Reporter = SILENT,
 ) -> "ImageLoader":
     """Every image once, in order; those that cannot be read are in the batches' failures.
 
     `seeds` are those of each image's augmentation, for a transform that has any. `pin_memory`,
-    `timeout` and `notify` are as for `build_train_loader`.
+    `timeout` and `reporter` are as for `build_train_loader`.
     """
     return ImageLoader(
         _ImageDataset(paths, labels, transform),
@@ -94,7 +92,7 @@ def build_eval_loader(
         seed=0,
         pin_memory=pin_memory,
         timeout=timeout,
-        notify=notify,
+        reporter=reporter,
     )
 
 
@@ -105,7 +103,7 @@ def build_stream_loader(
     workers: int,
     pin_memory: bool = False,
     timeout: float = WORKER_TIMEOUT_S,
-    notify: Notify = warnings.warn,
+    reporter: Reporter = SILENT,
 ) -> "ImageLoader":
     """As `build_eval_loader`, for batches of paths that are made on the way and may never end.
 
@@ -120,7 +118,7 @@ def build_stream_loader(
         seed=0,
         pin_memory=pin_memory,
         timeout=timeout,
-        notify=notify,
+        reporter=reporter,
     )
 
 
@@ -148,7 +146,7 @@ class ImageLoader:
         seed: int,
         pin_memory: bool,
         timeout: float,
-        notify: Notify,
+        reporter: Reporter,
         kept: bool = False,
     ) -> None:
         self._kept = kept
@@ -158,7 +156,7 @@ class ImageLoader:
         self._seed = seed
         self._pin_memory = pin_memory
         self._timeout = timeout
-        self._notify = notify
+        self._reporter = reporter
         self._loader: DataLoader[Batch] | None = None
         self._processes: list[Any] = []
 
@@ -205,7 +203,7 @@ class ImageLoader:
         if again and not deadly:
             raise error
         self._dataset.refused.update(deadly)
-        self._notify(f"{error.message}: what it was asked for is read again")
+        self._reporter.warn(f"{error.message}: what it was asked for is read again")
 
     def _drop_workers(self, cause: BaseException | None) -> None:
         """End the workers that are left, now and here, not in a process that is forked later."""

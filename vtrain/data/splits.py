@@ -3,7 +3,7 @@
 import hashlib
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, zip_longest
@@ -20,7 +20,7 @@ from vtrain.data.image_sets import LabelledImages, SkippedFile
 from vtrain.data.tars import find_status
 from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError
-from vtrain.system.reporter import Reporter
+from vtrain.system.reporter import Forwarding, Reporter
 from vtrain.system.text import enumerate_names, one_line
 
 
@@ -64,12 +64,10 @@ def scan_splits(config: DataConfig, *, seed: int, reporter: Reporter) -> Splits:
     Raises:
         DataError: a folder, or the list of `data.exclude`, cannot be used.
     """
-    say_once = _OnceOnly(reporter.warn)
-    train = scan_labelled(Path(config.train), name="data.train", notify=say_once)
+    once = _OneWarning(reporter)
+    train = scan_labelled(Path(config.train), name="data.train", reporter=once)
     if config.val is not None:
-        val = scan_labelled(
-            Path(config.val), classes=train.classes, name="data.val", notify=say_once
-        )
+        val = scan_labelled(Path(config.val), classes=train.classes, name="data.val", reporter=once)
     else:
         assert config.val_fraction is not None  # the config has exactly one of the two
         train, val = split_stratified(train, config.val_fraction, seed=seed)
@@ -77,7 +75,7 @@ def scan_splits(config: DataConfig, *, seed: int, reporter: Reporter) -> Splits:
     test = None
     if config.test is not None:
         test = scan_labelled(
-            Path(config.test), classes=train.classes, name="data.test", notify=say_once
+            Path(config.test), classes=train.classes, name="data.test", reporter=once
         )
     splits = Splits(train, val, test)
     if config.exclude is not None:
@@ -89,17 +87,16 @@ def scan_splits(config: DataConfig, *, seed: int, reporter: Reporter) -> Splits:
     return splits
 
 
-@dataclass(slots=True)
-class _OnceOnly:
-    """Says only the first message: the same may hold for every split."""
+class _OneWarning(Forwarding):
+    """Warns once: the same may hold for every split."""
 
-    say: Callable[[str], object]
-    said: bool = False
+    warned = False
 
-    def __call__(self, message: str) -> None:
-        if not self.said:
-            self.said = True
-            self.say(message)
+    def warn(self, message: str) -> None:
+        """The first message alone."""
+        if not self.warned:
+            self.warned = True
+            super().warn(message)
 
 
 def _say_excluded(exclusion: Exclusion, reporter: Reporter) -> None:
@@ -139,7 +136,7 @@ def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> S
     Raises:
         DataError: images cannot be read and `on_bad_image` is `error`, or none is left.
     """
-    say_once = _OnceOnly(reporter.warn)
+    once = _OneWarning(reporter)
     bad: list[SkippedFile] = []
     kept: dict[str, LabelledImages] = {}
     named = splits.named()
@@ -154,8 +151,8 @@ def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> S
                 count=total,
                 with_facts=False,
                 choose_workers=partial(resolve_workers, config.workers),
-                progress=bar.update,
-                notify=say_once,
+                bar=bar,
+                reporter=once,
             )
             bad += found.bad
             known_before += found.known

@@ -18,9 +18,10 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 from vtrain.data.image_names import HIDDEN_PREFIXES, NOT_AN_IMAGE, OUTSIDE, is_image_name
 from vtrain.data.image_sets import TAR_SUFFIX, PackedPaths, SkippedFile
-from vtrain.data.kept_scans import MIN_ENTRIES, RULES, Notify, ScanFile, is_settled
+from vtrain.data.kept_scans import MIN_ENTRIES, RULES, ScanFile, is_settled
 from vtrain.data.tar_headers import Header, TarError, read_headers
 from vtrain.errors import DataError
+from vtrain.system.reporter import Reporter
 
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 LABEL_SUFFIX = ".cls"
@@ -90,7 +91,7 @@ def compressed_error(path: Path) -> DataError:
     )
 
 
-def scan_tars(root: Path, archives: Sequence[str], notify: Notify) -> TarScan:
+def scan_tars(root: Path, archives: Sequence[str], reporter: Reporter) -> TarScan:
     """All images of `archives`, names below `root`; a single archive is its own root, named "".
 
     An image's class is its `.cls` member's text if any archive has such members, else the first
@@ -100,7 +101,7 @@ def scan_tars(root: Path, archives: Sequence[str], notify: Notify) -> TarScan:
         DataError: an archive is compressed, damaged or cut off.
     """
     scan = TarScan()
-    indices = [(archive, _index_for_scan(root / archive, notify)) for archive in archives]
+    indices = [(archive, _index_for_scan(root / archive, reporter)) for archive in archives]
     scan.has_labels = any(index.labels is not None for _, index in indices)
     for archive, index in indices:
         prefix = f"{archive}/" if archive else ""
@@ -191,7 +192,7 @@ def _identify(status: os.stat_result) -> Archive:
     )
 
 
-def _index_for_scan(path: Path, notify: Notify) -> TarIndex:
+def _index_for_scan(path: Path, reporter: Reporter) -> TarIndex:
     """The index of an archive, which is kept for other processes if it is worth it."""
     started = time.time_ns()
     try:
@@ -202,7 +203,7 @@ def _index_for_scan(path: Path, notify: Notify) -> TarIndex:
         raise DataError(f"{path} cannot be read ({reason})") from error
     count = len(index.images) + len(index.skipped)
     if not index.kept and count >= MIN_ENTRIES and is_settled(status, started):
-        _index_file(path, _identify(status)).save(_pack_index(index), notify=notify)
+        _index_file(path, _identify(status)).save(_pack_index(index), reporter=reporter)
     return index
 
 

@@ -1,7 +1,7 @@
 """How well features tell classes apart: linear probe and nearest neighbours, cross-validated."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vtrain.inference.logistic import LinearProbe, ProbeProblem
 from vtrain.system.machine import mix_seed
+from vtrain.system.reporter import SILENT, Reporter
 
 FOLDS = 5
 NEIGHBOURS = 10
@@ -65,7 +66,8 @@ def cross_validate(
     folds: Tensor,
     *,
     seed: int = 0,
-    on_fold: Callable[[], object] | None = None,
+    reporter: Reporter = SILENT,
+    label: str = "probing",
 ) -> CrossValidation:
     """Train both probes on all folds but one and ask them about that one, for each fold.
 
@@ -77,25 +79,27 @@ def cross_validate(
         labels: `[N]`, from 0.
         folds: `[N]`, see `assign_folds`; at least two folds.
         seed: of the inner splits.
-        on_fold: called after each fold.
+        reporter: shows the folds.
+        label: what they are shown as.
     """
     present = {label: place for place, label in enumerate(sorted(set(labels)))}
     dense = torch.tensor([present[label] for label in labels])  # others would cost time
     linear, knn = torch.zeros(len(dense)).bool(), torch.zeros(len(dense)).bool()
     accuracies: list[float] = []
     penalties: list[float] = []
-    for fold in range(int(folds.max()) + 1):
-        asked, trained = folds == fold, folds != fold
-        training = features[trained], dense[trained]
-        inner_seed = mix_seed(seed, _INNER_STREAM, fold)
-        penalty, probe = fit_probe(*training, len(present), seed=inner_seed)
-        right = probe.compute_logits(features[asked]).argmax(dim=1) == dense[asked]
-        linear[asked] = right
-        knn[asked] = predict_neighbours(features[asked], training, len(present)) == dense[asked]
-        accuracies.append(float(right.double().mean()))
-        penalties.append(penalty)
-        if on_fold is not None:
-            on_fold()
+    count = int(folds.max()) + 1
+    with reporter.progress(count, label, unit="fold") as bar:
+        for fold in range(count):
+            asked, trained = folds == fold, folds != fold
+            training = features[trained], dense[trained]
+            inner_seed = mix_seed(seed, _INNER_STREAM, fold)
+            penalty, probe = fit_probe(*training, len(present), seed=inner_seed)
+            right = probe.compute_logits(features[asked]).argmax(dim=1) == dense[asked]
+            linear[asked] = right
+            knn[asked] = predict_neighbours(features[asked], training, len(present)) == dense[asked]
+            accuracies.append(float(right.double().mean()))
+            penalties.append(penalty)
+            bar.update(1)
     asked = torch.nonzero(folds != NOT_ASKED).flatten()
     return CrossValidation(asked, linear[asked], knn[asked], tuple(accuracies), tuple(penalties))
 

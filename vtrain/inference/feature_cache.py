@@ -208,7 +208,7 @@ class FeatureCache:
         there = [position for position in range(len(paths)) if position not in failures]
         identities = _identify([paths[position] for position in there], views)
         store = FeatureStore.open(
-            self.root, {**part.facts, "view": views.facts()}, notify=self.reporter.say
+            self.root, {**part.facts, "view": views.facts()}, reporter=self.reporter
         )
         self.used.add(store.folder)
         unreadable: dict[bytes, str] = {}
@@ -233,7 +233,7 @@ class FeatureCache:
         facts = {**part.facts, "view": views.facts()}
         with self._together():
             identities = np.concatenate([_identify(paths, views) for paths in (first, ahead)])
-            store = FeatureStore.open(self.root, facts, notify=self.reporter.say)
+            store = FeatureStore.open(self.root, facts, reporter=self.reporter)
             self.used.add(store.folder)
             missing = _find_missing(store, identities)
         # From here on some may write: all have seen the same rows missing.
@@ -350,7 +350,7 @@ class FeatureCache:
             batch_size=self.batch_size,
             workers=self.workers,
             seeds=None if views.seed is None else _seeds(paths, numbers, views.seed),
-            notify=self.reporter.warn,
+            reporter=self.reporter,
         )
         return compute_in_order(
             require_readable(loader, paths) if leave_out is None else leave_out(loader),

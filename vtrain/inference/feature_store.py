@@ -22,6 +22,7 @@ from vtrain.errors import ModelError, VtrainError
 from vtrain.system.cache_folder import FACTS_NAME
 from vtrain.system.files import sweep_temporaries
 from vtrain.system.json_csv import write_json
+from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.tensor_files import map_tensors, save_tensors
 
 # Bytes of a digest that names one view of one file: 16 make a collision unthinkable.
@@ -105,20 +106,18 @@ class FeatureStore:
         *,
         row_shape: Sequence[int],
         dtype: torch.dtype,
-        notify: Callable[[str], None],
+        reporter: Reporter,
         read_only: bool = False,
     ) -> None:
         self.folder = folder
         self._row_shape, self._dtype = tuple(row_shape), dtype
-        self._notify = notify
+        self._reporter = reporter
         self._read_only = read_only
         self._blocks: dict[str, Tensor] = {}
         self._identities: dict[str, Identities] = {}
 
     @classmethod
-    def open(
-        cls, root: Path, facts: Mapping[str, Any], *, notify: Callable[[str], None]
-    ) -> "FeatureStore":
+    def open(cls, root: Path, facts: Mapping[str, Any], *, reporter: Reporter) -> "FeatureStore":
         """The store below `root` for rows that depend on `facts` (plain data), new or old.
 
         Among the facts are `shape` (a list) and `dtype` (such as `float32`) of one row.
@@ -136,7 +135,7 @@ class FeatureStore:
                 raise
             # What it holds can be read all the same.
         dtype = getattr(torch, facts["dtype"])
-        store = cls(folder, row_shape=facts["shape"], dtype=dtype, notify=notify)
+        store = cls(folder, row_shape=facts["shape"], dtype=dtype, reporter=reporter)
         store.refresh()
         return store
 
@@ -154,7 +153,7 @@ class FeatureStore:
             folder,
             row_shape=facts["shape"],
             dtype=dtype,
-            notify=lambda _: None,
+            reporter=SILENT,
             read_only=True,
         )
         with suppress(StoreError):
@@ -175,7 +174,7 @@ class FeatureStore:
                 return  # another process has removed it, or a run will compute it again
             if isinstance(error.__cause__, OSError):
                 raise StoreError(f"cannot read {path}: {error.__cause__.strerror}") from error
-            self._notify(f"feature cache: a block is computed again: {error}")
+            self._reporter.say(f"feature cache: a block is computed again: {error}")
             with suppress(OSError):
                 path.unlink()
         else:
@@ -246,7 +245,7 @@ class FeatureStore:
                 if not isinstance(error.__cause__, Timeout):
                     raise
                 if not said:
-                    self._notify("waiting for another run that computes the same features")
+                    self._reporter.say("waiting for another run that computes the same features")
                 said = True
                 on_wait()
 

@@ -12,6 +12,7 @@ from vtrain.inference.calibration import Novelty
 from vtrain.inference.forward import Outputs, compute_probabilities, find_finite_rows
 from vtrain.inference.metrics import ClassificationMetrics, cross_entropies, rank_classes
 from vtrain.inference.streams import compute_in_order
+from vtrain.system.reporter import Progress
 
 _SCORED_AT_ONCE = 4_000_000  # logits; in float64 they are copied several times
 _WHOLE = ("positions", "labels", "predictions", "seconds")
@@ -147,13 +148,13 @@ def evaluate_model(
     scoring: Scoring | None = None,
     keep: Keep | None = None,
     streams: int = 1,
-    on_batch: Callable[[int], object] | None = None,
+    bar: Progress | None = None,
 ) -> ModelEvaluation:
     """Gather what a model says of labelled batches.
 
     `compute` turns a batch's inputs (on the CPU) into outputs on `device`; the model behind it is
-    in evaluation mode. `streams` batches are computed at a time, see `compute_in_order`. `on_batch`
-    gets the number of images done since its last call.
+    in evaluation mode. `streams` batches are computed at a time, see `compute_in_order`. `bar`
+    counts the images.
     """
     metrics = ClassificationMetrics(num_classes, device)
     gathered = _Gathered(metrics, device, scoring or Scoring(), keep or Keep())
@@ -165,8 +166,8 @@ def evaluate_model(
         gathered.failures.extend(batch.failures)
         if outputs is not None:
             gathered.add(batch, outputs)
-        if on_batch is not None:
-            on_batch(len(batch.positions) + len(batch.failures))
+        if bar is not None:
+            bar.update(len(batch.positions) + len(batch.failures))
     return gathered.finish()
 
 

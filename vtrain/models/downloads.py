@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from collections.abc import Callable
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from vtrain.errors import ModelError, ResourceError, UsageError, VtrainError
 from vtrain.system.files import atomic_write
+from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.tensor_files import open_regular
 
 _TIMEOUT_SECONDS = 30.0  # of silence, not of the whole download
@@ -26,9 +26,7 @@ def published_name(url: str) -> str:
     return PurePosixPath(urlsplit(url).path).name
 
 
-def find_published_file(
-    url: str, folder: Path, *, notify: Callable[[str], None] | None = None
-) -> Path:
+def find_published_file(url: str, folder: Path, *, reporter: Reporter = SILENT) -> Path:
     """The file of `url` in `folder`, with the hash that its name promises, or downloaded there.
 
     A damaged file is downloaded once more and replaced only by a good one.
@@ -48,8 +46,7 @@ def find_published_file(
     damage = _find_damage(path, prefix) if cached else None
     if cached and damage is None:
         return path
-    if notify:
-        notify(f"{damage}; downloading it again" if damage else f"downloading {url} to {folder}")
+    reporter.say(f"{damage}; downloading it again" if damage else f"downloading {url} to {folder}")
     try:
         download_file(url, path, sha256_prefix=prefix)
     except UsageError as error:  # what atomic_write says when the folder cannot be written

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -29,6 +29,7 @@ from vtrain.models.model_file import (
     read_model_file,
 )
 from vtrain.models.zoo import backbone_names, find_backbone, find_weights
+from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.tensor_files import (
     find_non_finite,
     is_safetensors,
@@ -38,7 +39,6 @@ from vtrain.system.tensor_files import (
 )
 from vtrain.system.torch_files import load_torch
 
-Notify = Callable[[str], None]
 WeightsKind = Literal["none", "pretrained", "file", "vtrain"]
 
 # What training scripts call the state dict inside their checkpoints, and wrap around its keys.
@@ -86,14 +86,14 @@ def describe_weights(weights: str, spec: BackboneSpec) -> WeightsSource:
     return WeightsSource(kind, enum_name or weights, preprocessing, kind != "none", enum_name)
 
 
-def load_weights(classifier: Classifier, weights: str, *, notify: Notify) -> WeightsSource:
+def load_weights(classifier: Classifier, weights: str, *, reporter: Reporter) -> WeightsSource:
     """Load what `model.weights` names into the backbone; the head stays as it is.
 
     Args:
         classifier: Its backbone is changed in place, unless `weights` is `none`.
         weights: DEFAULT, a published name such as IMAGENET1K_V2, `none`, a weights file, a vtrain
             model file, or a run folder.
-        notify: Is told what was downloaded, dropped or resized.
+        reporter: Is told what was downloaded, dropped or resized.
 
     Raises:
         ModelError: The weights are missing, damaged, foreign or do not fit.
@@ -103,18 +103,18 @@ def load_weights(classifier: Classifier, weights: str, *, notify: Notify) -> Wei
     spec = classifier.spec
     source = describe_weights(weights, spec)
     if source.kind == "pretrained":
-        state = load_pretrained_state(spec, source.name, notify=notify)
+        state = load_pretrained_state(spec, source.name, reporter=reporter)
         label = f"{spec.name} {source.name}"
-        fit_backbone_state(classifier, state, source=label, notify=notify)
+        fit_backbone_state(classifier, state, source=label, reporter=reporter)
     elif source.kind == "vtrain":
-        _load_from_vtrain(classifier, find_model_file(Path(weights)), notify)
+        _load_from_vtrain(classifier, find_model_file(Path(weights)), reporter)
     elif source.kind == "file":
-        state = load_weights_file(Path(weights), notify=notify)
-        fit_backbone_state(classifier, state, source=weights, notify=notify)
+        state = load_weights_file(Path(weights), reporter=reporter)
+        fit_backbone_state(classifier, state, source=weights, reporter=reporter)
     return source
 
 
-def load_native_weights(classifier: Classifier, weights: str, *, notify: Notify) -> None:
+def load_native_weights(classifier: Classifier, weights: str, *, reporter: Reporter) -> None:
     """Load backbone and own head of a classifier from `build_pretrained_classifier`.
 
     A file may hold another number of classes: the last layer then takes that number.
@@ -131,9 +131,9 @@ def load_native_weights(classifier: Classifier, weights: str, *, notify: Notify)
             f"a vtrain model or run is used by its path alone: {weights}",
         )
     if kind == "pretrained":
-        state = load_pretrained_state(spec, weights, notify=notify)
+        state = load_pretrained_state(spec, weights, reporter=reporter)
     else:
-        state = load_weights_file(Path(weights), notify=notify)
+        state = load_weights_file(Path(weights), reporter=reporter)
     _fit_last_layer(classifier, state)
     try:
         load_torchvision_state(classifier, state)
@@ -170,7 +170,7 @@ def find_weights_kind(weights: str, spec: BackboneSpec) -> WeightsKind:
 
 
 def load_pretrained_state(
-    spec: BackboneSpec, weights: str, *, notify: Notify | None = None
+    spec: BackboneSpec, weights: str, *, reporter: Reporter = SILENT
 ) -> dict[str, Tensor]:
     """State dict of published weights, from torch's cache folder or downloaded into it.
 
@@ -182,7 +182,7 @@ def load_pretrained_state(
         UsageError: The backbone has no such weights.
     """
     url, folder = _locate_published(spec, weights)
-    return load_weights_file(find_published_file(url, folder, notify=notify), notify=notify)
+    return load_weights_file(find_published_file(url, folder, reporter=reporter), reporter=reporter)
 
 
 def has_pretrained_weights(spec: BackboneSpec, weights: str) -> bool:
@@ -201,7 +201,7 @@ def _locate_published(spec: BackboneSpec, weights: str) -> tuple[str, Path]:
     return url, Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def load_weights_file(path: Path, *, notify: Notify | None = None) -> dict[str, Tensor]:
+def load_weights_file(path: Path, *, reporter: Reporter = SILENT) -> dict[str, Tensor]:
     """State dict of a `.pth`, `.pt` or `.safetensors` file, with the keys of the bare model.
 
     Takes the state dict out of a training checkpoint (`state_dict`, `model`, `model_state_dict`,
@@ -217,9 +217,8 @@ def load_weights_file(path: Path, *, notify: Notify | None = None) -> dict[str, 
         wrapper = next((key for key in _WRAPPERS if isinstance(value.get(key), Mapping)), None)
         if wrapper is None:
             break
-        if notify:
-            others = [str(key) for key in value if key != wrapper]
-            notify(f"{path}: taking {wrapper!r}, leaving {shorten_names(others) or 'nothing'}")
+        others = [str(key) for key in value if key != wrapper]
+        reporter.say(f"{path}: taking {wrapper!r}, leaving {shorten_names(others) or 'nothing'}")
         value = value[wrapper]
     state = _check_state_dict(value, path)
     if names := find_non_finite(state):
@@ -228,7 +227,7 @@ def load_weights_file(path: Path, *, notify: Notify | None = None) -> dict[str, 
 
 
 def fit_backbone_state(
-    classifier: Classifier, state: Mapping[str, Tensor], *, source: str, notify: Notify
+    classifier: Classifier, state: Mapping[str, Tensor], *, source: str, reporter: Reporter
 ) -> None:
     """Load a state dict with torchvision's keys into the backbone, all of it or nothing.
 
@@ -240,8 +239,8 @@ def fit_backbone_state(
     """
     spec, backbone = classifier.spec, classifier.backbone
     own = backbone.state_dict()
-    kept = _drop_heads(spec, _rename_keys(spec, state), own, source=source, notify=notify)
-    kept = _resize_position_embedding(kept, backbone, source=source, notify=notify)
+    kept = _drop_heads(spec, _rename_keys(spec, state), own, source=source, reporter=reporter)
+    kept = _resize_position_embedding(kept, backbone, source=source, reporter=reporter)
     counters = {key: own[key] for key in own if key.endswith(".num_batches_tracked")}
     kept = counters | kept
     if problems := _find_misfits(kept, own):
@@ -256,20 +255,20 @@ def fit_backbone_state(
     backbone.load_state_dict(kept)
 
 
-def _load_from_vtrain(classifier: Classifier, path: Path, notify: Notify) -> None:
+def _load_from_vtrain(classifier: Classifier, path: Path, reporter: Reporter) -> None:
     (tensors, stored), spec = load_model_tensors(path), classifier.spec
     if stored.backbone != spec.name:
         raise ModelError(
             f"{path} holds a {stored.backbone}, model.backbone is {spec.name}",
             f"set model.backbone: {stored.backbone}",
         )
-    notify(f"dropped the head of {path} ({len(stored.classes)} classes)")
+    reporter.say(f"dropped the head of {path} ({len(stored.classes)} classes)")
     prefix = "backbone."
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     source = str(path)
     if stored.options:
         source += f" with model.options {json.dumps(stored.options)}"
-    fit_backbone_state(classifier, state, source=source, notify=notify)
+    fit_backbone_state(classifier, state, source=source, reporter=reporter)
 
 
 # Published files
@@ -343,7 +342,7 @@ def _drop_heads(
     own: Iterable[str],
     *,
     source: str,
-    notify: Notify,
+    reporter: Reporter,
 ) -> dict[str, Tensor]:
     """The state without its head and auxiliary heads, which are named."""
     head_prefix = f"{spec.head_path}."
@@ -355,15 +354,15 @@ def _drop_heads(
     if head:
         weights = [state[key] for key in head if state[key].ndim >= 2]
         classes = f" ({weights[-1].shape[0]} classes)" if weights else ""
-        notify(f"dropped the head of {source}{classes}: {shorten_names(head)}")
+        reporter.say(f"dropped the head of {source}{classes}: {shorten_names(head)}")
     if auxiliary:
-        notify(f"dropped the auxiliary heads of {source}: {len(auxiliary)} tensors")
+        reporter.say(f"dropped the auxiliary heads of {source}: {len(auxiliary)} tensors")
     dropped = {*head, *auxiliary}
     return {key: value for key, value in state.items() if key not in dropped}
 
 
 def _resize_position_embedding(
-    state: dict[str, Tensor], backbone: nn.Module, *, source: str, notify: Notify
+    state: dict[str, Tensor], backbone: nn.Module, *, source: str, reporter: Reporter
 ) -> dict[str, Tensor]:
     try:
         resized = interpolate_position_embedding(state, backbone)
@@ -372,7 +371,7 @@ def _resize_position_embedding(
     before, after = state.get(_POSITION_EMBEDDING), resized.get(_POSITION_EMBEDDING)
     if before is not None and after is not None and before.shape != after.shape:
         sizes = [round((tensor.shape[1] - 1) ** 0.5) for tensor in (before, after)]
-        notify(
+        reporter.say(
             f"resized the position embedding of {source} from {sizes[0]} × {sizes[0]} to "
             f"{sizes[1]} × {sizes[1]} patches"
         )

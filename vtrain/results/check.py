@@ -17,7 +17,6 @@ from vtrain.data.folders import find_splits, is_source, scan_images, scan_labell
 from vtrain.data.image_checks import Inspection, hash_all_pixels, inspect_images
 from vtrain.data.image_names import HIDDEN_PREFIXES
 from vtrain.data.image_sets import LabelledImages
-from vtrain.data.kept_scans import Notify
 from vtrain.data.splits import describe_unmatched, scan_splits
 from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError, UsageError
@@ -41,7 +40,7 @@ from vtrain.results.check_findings import (
 from vtrain.results.features import Features
 from vtrain.runs.settings import load_settings
 from vtrain.system.json_csv import to_plain
-from vtrain.system.reporter import SILENT
+from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.text import one_line
 
 CONFIG_SUFFIXES = (".yaml", ".yml")
@@ -87,7 +86,7 @@ def open_source(
     overrides: Sequence[str] = (),
     *,
     image_size: int | None = None,
-    notify: Notify,
+    reporter: Reporter,
 ) -> Source:
     """Scan what a config or a folder names; no image is opened.
 
@@ -95,7 +94,7 @@ def open_source(
         path: a config, or a folder (with or without splits or classes), tar or list.
         overrides: settings that replace those of a config.
         image_size: of the model's input in pixels, for a folder.
-        notify: is told if nothing can be kept.
+        reporter: is told if nothing can be kept.
 
     Raises:
         ConfigError, DataError, UsageError: it cannot be used.
@@ -115,12 +114,12 @@ def open_source(
     size = image_size or IMAGE_SIZE
     splits = find_splits(path) if path.is_dir() else None
     if splits is None:
-        return _open_folder(path, size, notify)
-    train = scan_labelled(splits.train, name="train", notify=notify)
+        return _open_folder(path, size, reporter)
+    train = scan_labelled(splits.train, name="train", reporter=reporter)
     found = {"train": train}
     for name, folder in (("val", splits.val), ("test", splits.test)):
         if folder is not None:
-            found[name] = scan_labelled(folder, classes=train.classes, name=name, notify=notify)
+            found[name] = scan_labelled(folder, classes=train.classes, name=name, reporter=reporter)
     return Source(path, found, labelled=True, image_size=size)
 
 
@@ -139,18 +138,18 @@ def _open_config(path: Path, config: FitConfig) -> Source:
     )
 
 
-def _open_folder(path: Path, image_size: int, notify: Notify) -> Source:
+def _open_folder(path: Path, image_size: int, reporter: Reporter) -> Source:
     """Labelled images, or images alone where there are no classes."""
     try:
-        images = scan_labelled(path, name="folder", notify=notify)
+        images = scan_labelled(path, name="folder", reporter=reporter)
     except DataError as error:
         if not path.exists() or not is_source(path):
             raise
         folders = _class_folders(path)
         if len(folders) > 1:  # some are empty
-            images = scan_labelled(path, classes=folders, name="folder", notify=notify)
+            images = scan_labelled(path, classes=folders, name="folder", reporter=reporter)
         else:
-            found, skipped = scan_images(path, notify=notify)
+            found, skipped = scan_images(path, reporter=reporter)
             if not len(found):
                 raise error from None
             labels = (0,) * len(found)
@@ -171,8 +170,7 @@ def check(
     *,
     workers: Workers = "auto",
     embed: Embed | None = None,
-    progress: Callable[[int], object] = lambda _: None,
-    notify: Notify = lambda _: None,
+    reporter: Reporter = SILENT,
 ) -> CheckResult:
     """Read every image of a source once, unless it is known, and tell what is wrong with them.
 
@@ -180,10 +178,9 @@ def check(
         source: from `open_source`.
         workers: processes that read images.
         embed: gives features of images, by which similar ones are sought as well.
-        progress: called with the number of images done since its last call.
-        notify: is told if nothing can be kept.
+        reporter: shows how far it is, and is told if nothing can be kept.
     """
-    data = _inspect(source, partial(resolve_workers, workers), progress, notify)
+    data = _inspect(source, partial(resolve_workers, workers), reporter)
     groups = find_groups(data, partial(resolve_workers, workers))
     paths = [path for images in source.splits.values() for path in images.paths]
     unmatched = ""
@@ -220,22 +217,22 @@ def _unique_skipped(source: Source) -> list[Any]:
 def _inspect(
     source: Source,
     choose_workers: Callable[[int], int],
-    progress: Callable[[int], object],
-    notify: Notify,
+    reporter: Reporter,
 ) -> DataSet:
     total = sum(map(len, source.splits.values()))
-    parts = [
-        inspect_images(
-            images.paths,
-            images.root,
-            count=total,
-            with_facts=True,
-            choose_workers=choose_workers,
-            progress=progress,
-            notify=notify,
-        )
-        for images in source.splits.values()
-    ]
+    with reporter.progress(total, "checking images") as bar:
+        parts = [
+            inspect_images(
+                images.paths,
+                images.root,
+                count=total,
+                with_facts=True,
+                choose_workers=choose_workers,
+                bar=bar,
+                reporter=reporter,
+            )
+            for images in source.splits.values()
+        ]
     whole = Inspection(
         readable=np.concatenate([each.readable for each in parts]),
         bad=[bad for each in parts for bad in each.bad],

@@ -29,10 +29,11 @@ from vtrain.inference.forward import (
 from vtrain.inference.streams import choose_streams, compute_in_order
 from vtrain.models.classifier import LOGITS, PENULTIMATE
 from vtrain.models.freezing import tensor_digest
-from vtrain.results.resumable_array import PartialArray, Progress, lock_output, require_writable
+from vtrain.results.resumable_array import DoneBlocks, PartialArray, lock_output, require_writable
 from vtrain.runs.load_model import LoadedModel
 from vtrain.system.json_csv import to_plain, write_csv, write_json
 from vtrain.system.processes import ALONE, Processes
+from vtrain.system.reporter import Progress, Reporter
 from vtrain.system.signals import StopRequest, build_stop_error
 from vtrain.system.text import one_line
 
@@ -79,8 +80,7 @@ def embed(
     workers: int | Literal["auto"] = "auto",
     resume: bool = False,
     processes: Processes = ALONE,
-    notify: Callable[[str], None],
-    progress: ShowProgress | None = None,
+    reporter: Reporter,
 ) -> EmbedResult:
     """Write the features of every image below `folder` (or of one image file) to `output`.
 
@@ -90,7 +90,7 @@ def embed(
     `error: reason` where the row is NaN. The `.json` says which model and layer they are of. All
     three replace what was there, when they are complete; the memory needed does not grow with N
     beyond the list of paths. `layer` is what
-    `Classifier.forward_layer` takes. `progress` gets the number of images done and of all.
+    `Classifier.forward_layer` takes.
 
     Until then the rows are in a hidden file beside `output`, which stays when the work ends early:
     with `resume` it goes on there, in any number of processes, and comes to the same bytes. The
@@ -112,24 +112,24 @@ def embed(
 
     with processes.together():
         settings = {"layer": layer, "feature_maps": feature_maps, "batch_size": batch_size}
-        job = _plan(folder, output, model, forward, settings, notify)
+        job = _plan(folder, output, model, forward, settings, reporter)
     _require_same_paths(job, processes)
     with ExitStack() as stack:
         with processes.together():
             if processes.is_main:
                 stack.enter_context(lock_output(job.array.output))
         with processes.together():
-            start = _start(job.array, notify, resume=resume) if processes.is_main else None
+            start = _start(job.array, reporter, resume=resume) if processes.is_main else None
         start = processes.broadcast(start)
         share = _choose_share(start.done, processes)
-        loader = _build_loader(job, model, share, workers, processes, notify)
+        loader = _build_loader(job, model, share, workers, processes, reporter)
         # Other layers are found by hooks, which threads that share a model would confuse.
         shareable = layer in (PENULTIMATE, LOGITS)
         device = find_model_device(model.classifier)
         streams = choose_streams(device) if shareable else 1
         blocks = _compute_blocks(loader, forward, model, job.array.shape[1:], streams)
-        with _kept_for_resuming(job, start, processes, notify):
-            own = _write_share(job, start, share, blocks, processes, notify, progress)
+        with _kept_for_resuming(job, start, processes, reporter):
+            own = _write_share(job, start, share, blocks, processes, reporter)
             failures: dict[int, str] = {}
             for each in (start.failures, *processes.gather(own)):
                 failures |= each
@@ -147,14 +147,14 @@ def _plan(
     model: LoadedModel,
     forward: Forward,
     settings: dict[str, Any],
-    notify: Callable[[str], None],
+    reporter: Reporter,
 ) -> _Job:
     index = _check_output(output)
     device = find_model_device(model.classifier)
     crop = model.preprocessing.crop
     blank = torch.zeros(1, 3, crop, crop, dtype=torch.uint8)
     shape = tuple(compute_outputs(forward, blank, model.preprocessing, device).shape[1:])
-    paths = _find_images(folder, notify)
+    paths = _find_images(folder, reporter)
     work = {
         "folder": str(folder),
         "images": len(paths),
@@ -199,15 +199,15 @@ def _require_own(facts: Path) -> None:
     )
 
 
-def _find_images(folder: Path, notify: Callable[[str], None]) -> PackedPaths:
+def _find_images(folder: Path, reporter: Reporter) -> PackedPaths:
     with suppress(OSError):  # the scan says why it cannot be reached
         if folder.is_file() and not is_source(folder):
             return PackedPaths(folder.parent, [folder.name])
-    paths, skipped = scan_images(folder, notify=notify)
+    paths, skipped = scan_images(folder, reporter=reporter)
     if not paths:
         raise DataError(f"{one_line(folder)} holds no images{name_first_skipped(skipped)}")
     if skipped:
-        notify(describe_skipped(folder, skipped))
+        reporter.say(describe_skipped(folder, skipped))
     return paths
 
 
@@ -238,16 +238,16 @@ def _require_same_paths(job: _Job, processes: Processes) -> None:
             )
 
 
-def _start(array: PartialArray, notify: Callable[[str], None], *, resume: bool) -> Progress:
+def _start(array: PartialArray, reporter: Reporter, *, resume: bool) -> DoneBlocks:
     if resume:
         progress = array.load()
         if progress is not None:
             done = int(progress.done.sum())
-            notify(f"resuming: {done} of {array.num_blocks} blocks are there")
+            reporter.say(f"resuming: {done} of {array.num_blocks} blocks are there")
             return progress
-        notify(f"no unfinished rows of {array.output}: starting with the first image")
+        reporter.say(f"no unfinished rows of {array.output}: starting with the first image")
     elif array.rows.exists():
-        notify(f"starting again: {array.rows} is replaced, which --resume would have used")
+        reporter.say(f"starting again: {array.rows} is replaced, which --resume would have used")
     return array.create()
 
 
@@ -266,7 +266,7 @@ def _build_loader(
     share: np.ndarray,
     workers: int | Literal["auto"],
     processes: Processes,
-    notify: Callable[[str], None],
+    reporter: Reporter,
 ) -> ImageLoader:
     paths, block_rows = job.paths, job.array.block_rows
     if len(share) < job.array.num_blocks:
@@ -280,7 +280,7 @@ def _build_loader(
         batch_size=block_rows,
         workers=count,
         pin_memory=find_model_device(model.classifier).type == "cuda",
-        notify=notify,
+        reporter=reporter,
     )
 
 
@@ -313,20 +313,20 @@ def _compute_blocks(
 
 def _write_share(
     job: _Job,
-    start: Progress,
+    start: DoneBlocks,
     share: np.ndarray,
     blocks: Iterable[tuple[np.ndarray, dict[int, str]]],
     processes: Processes,
-    notify: Callable[[str], None],
-    progress: ShowProgress | None,
+    reporter: Reporter,
 ) -> dict[int, str]:
     """Write this process's blocks; the rows that failed and why."""
     failures: dict[int, str] = {}
     with ExitStack() as stack:
         with processes.together():
             writer = stack.enter_context(job.array.writing(processes.rank, start.token))
-        rounds = _Rounds(job, start, processes, progress)
-        stop = stack.enter_context(StopRequest(notify, once=processes.world_size == 1))
+        bar = stack.enter_context(reporter.progress(len(job.paths), "embedding"))
+        rounds = _Rounds(job, start, processes, bar)
+        stop = stack.enter_context(StopRequest(reporter, once=processes.world_size == 1))
         for block, (values, reasons) in zip(share.tolist(), blocks, strict=True):
             first = block * job.array.block_rows
             failed = {first + place: reason for place, reason in sorted(reasons.items())}
@@ -348,12 +348,9 @@ class _Rounds:
     awaited in the next one only, so that no process waits for one that is a little slower.
     """
 
-    def __init__(
-        self, job: _Job, start: Progress, processes: Processes, progress: ShowProgress | None
-    ) -> None:
+    def __init__(self, job: _Job, start: DoneBlocks, processes: Processes, bar: Progress) -> None:
         self._processes = processes
-        self._progress = progress
-        self._total = len(job.paths)
+        self._bar = bar
         done = job.array.count_rows(start.done)
         self._done_before = done
         self._own = self._blocks = 0
@@ -382,13 +379,12 @@ class _Rounds:
             self._show(int(self._sum))
 
     def _show(self, done: int) -> None:
-        if self._progress is not None:
-            self._progress(self._done_before + done, self._total)
+        self._bar.update(self._done_before + done - self._bar.n)
 
 
 @contextmanager
 def _kept_for_resuming(
-    job: _Job, start: Progress, processes: Processes, notify: Callable[[str], None]
+    job: _Job, start: DoneBlocks, processes: Processes, reporter: Reporter
 ) -> Iterator[None]:
     """Say how to go on after what ended the work early; remove what holds no row yet."""
     try:
@@ -403,7 +399,7 @@ def _kept_for_resuming(
         if isinstance(error, VtrainError) and error.hint is None:
             error.hint = hint
         else:
-            notify(hint)
+            reporter.say(hint)
         raise
 
 

@@ -1,7 +1,6 @@
 """Metrics of a model on a labelled folder, and the prediction for each of its images."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +23,7 @@ from vtrain.runs.evaluation_files import (
     list_predictions,
 )
 from vtrain.runs.load_model import LoadedModel
+from vtrain.system.reporter import Reporter
 from vtrain.system.text import one_line
 
 
@@ -35,24 +35,22 @@ def evaluate(
     workers: int | Literal["auto"] = "auto",
     raw: bool = False,
     tta: bool = False,
-    notify: Callable[[str], None],
-    progress: Callable[[int, int], object] | None = None,
+    reporter: Reporter,
 ) -> tuple[EvaluationResult, list[ImagePrediction]]:
     """Metrics on a folder with one subfolder per class, and the prediction of every image.
 
     Classes are matched to the model's by name. Images that cannot be read are in `failures` of
     the result and count in no metric; whether that is an error is up to the caller. `raw` leaves
-    the model's temperature out, `tta` averages over four views of each image. `progress` gets the
-    number of images done and of all.
+    the model's temperature out, `tta` averages over four views of each image.
 
     Raises:
         DataError: not a labelled folder, a class that the model lacks, or no readable image.
         ModelError: the model gives logits that are not finite.
         ResourceError: a loader worker died or hung.
     """
-    images = _scan(folder, model.classes, notify)
+    images = _scan(folder, model.classes, reporter)
     for message in describe_match(images):
-        notify(message)
+        reporter.say(message)
     batches = build_eval_loader(
         images.paths,
         images.labels,
@@ -60,30 +58,30 @@ def evaluate(
         batch_size=batch_size,
         workers=resolve_workers(workers, len(images)),
         pin_memory=find_model_device(model.classifier).type == "cuda",
-        notify=notify,
+        reporter=reporter,
     )
-    counter = _Counter(len(images), progress)
     device = find_model_device(model.classifier)
     compute, temperature = model.choose_compute(raw=raw, tta=tta)
-    evaluation = evaluate_model(
-        compute,
-        batches,
-        num_classes=len(model.classes),
-        device=device,
-        scoring=Scoring(temperature, model.novelty),
-        streams=choose_streams(device),
-        on_batch=counter.advance,
-    )
+    with reporter.progress(len(images), "evaluating") as bar:
+        evaluation = evaluate_model(
+            compute,
+            batches,
+            num_classes=len(model.classes),
+            device=device,
+            scoring=Scoring(temperature, model.novelty),
+            streams=choose_streams(device),
+            bar=bar,
+        )
     found = build_result(evaluation, images, temperature=1.0 if raw else model.temperature)
     return found, list_predictions(evaluation, images)
 
 
-def _scan(folder: Path, classes: Sequence[str], notify: Callable[[str], None]) -> LabelledImages:
+def _scan(folder: Path, classes: Sequence[str], reporter: Reporter) -> LabelledImages:
     # ImageNet's published names repeat ("crane" the bird, "crane" the machine): a folder of such
     # a name is taken for the first of them, and its images count once.
     numbers = {name: number for number, name in reversed(list(enumerate(classes)))}
     names = tuple(dict.fromkeys(classes))
-    found = scan_labelled(folder, classes=names, name="folder", notify=notify)
+    found = scan_labelled(folder, classes=names, name="folder", reporter=reporter)
     labels = tuple(numbers[names[label]] for label in found.labels)
     if not labels:
         raise DataError(
@@ -91,18 +89,6 @@ def _scan(folder: Path, classes: Sequence[str], notify: Callable[[str], None]) -
             f"{name_first_skipped(found.skipped)}"
         )
     return LabelledImages(folder, tuple(classes), found.paths, labels, found.skipped)
-
-
-@dataclass(slots=True)
-class _Counter:
-    total: int
-    progress: Callable[[int, int], object] | None
-    done: int = 0
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        if self.progress is not None:
-            self.progress(self.done, self.total)
 
 
 def describe_match(images: LabelledImages) -> list[str]:

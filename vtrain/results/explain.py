@@ -2,8 +2,7 @@
 
 import copy
 import difflib
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -36,6 +35,7 @@ from vtrain.models.saliency import (
 )
 from vtrain.results.predict import PredictInput
 from vtrain.runs.load_model import LoadedModel
+from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.text import one_line
 
 NAMED_CLASSES = 50  # that an error lists; of more, those that are spelt like what was typed
@@ -104,7 +104,7 @@ class _Job:
     model: LoadedModel
     stage: Stage
     class_index: int | None
-    notify: Callable[[str], object]
+    reporter: Reporter
 
 
 def explain_images(
@@ -114,7 +114,7 @@ def explain_images(
     class_name: str | None = None,
     stage: str | None = None,
     batch_size: int = 32,
-    notify: Callable[[str], object] = warnings.warn,
+    reporter: Reporter = SILENT,
 ) -> Iterator[Explanation]:
     """One `Explanation` for each input, in their order, each as soon as its batch is done.
 
@@ -122,7 +122,7 @@ def explain_images(
     forward pass for each image, and a backward pass above the stage: a dozen images take about as
     long as to predict them. The maps are computed in float32: a model loaded in a lower precision
     is copied for the time, so load it with `precision="fp32"` for nothing else. Inputs are taken
-    as they are needed; images are read here, without workers. `notify` is told where the maps are
+    as they are needed; images are read here, without workers. `reporter` is told where the maps are
     coarse.
 
     Args:
@@ -132,14 +132,14 @@ def explain_images(
             predicted as.
         stage: see `compute_class_maps`.
         batch_size: images in a forward pass.
-        notify: gets a sentence.
+        reporter: gets a sentence.
 
     Raises:
         UsageError: at the call: no such class or more than one, no such stage.
     """
     chosen = find_map_stage(model.classifier.spec, stage)
     index = None if class_name is None else find_class(class_name, model.classes)
-    job = _Job(take_full_precision(model.classifier), model, chosen, index, notify)
+    job = _Job(take_full_precision(model.classifier), model, chosen, index, reporter)
     return _explain(iter(paths), job, batch_size)
 
 
@@ -200,7 +200,7 @@ def _tell_coarse(cells: tuple[int, int], job: _Job) -> None:
     stages = [stage.name for stage in find_map_stages(job.classifier.spec)]
     earlier = stages[: stages.index(job.stage.name)]
     more = f"; finer ones come from {', '.join(earlier)}" if earlier else ""
-    job.notify(f"the maps of {job.stage.name} have only {cells[0]} x {cells[1]} cells{more}")
+    job.reporter.say(f"the maps of {job.stage.name} have only {cells[0]} x {cells[1]} cells{more}")
 
 
 def _explain_batch(inputs: Sequence[PredictInput | Path | str], job: _Job) -> Iterator[Explanation]:

@@ -115,7 +115,7 @@ def _compute(
         batch_size=cache.batch_size,
         workers=cache.workers,
         pin_memory=part.device.type == "cuda",
-        notify=cache.reporter.warn,
+        reporter=cache.reporter,
     )
     blocks = [np.empty((0, *part.facts["shape"]), dtype=np.float32)]
     with cache.reporter.progress(len(paths), cache.label) as bar:

@@ -3,7 +3,7 @@
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -20,11 +20,11 @@ from vtrain.inference.forward import NOT_FINITE, compute_outputs, find_model_dev
 from vtrain.results.embed import MAX_FACTS_BYTES, digest_weights, facts_path
 from vtrain.runs.load_model import LoadedModel, load_model
 from vtrain.system.json_csv import read_csv_cell, to_plain
+from vtrain.system.reporter import Reporter
 from vtrain.system.text import one_line
 
 Metric = Literal["cosine", "euclidean"]
 Vector = NDArray[np.float32]
-ShowProgress = Callable[[int, int], object]
 
 SCHEMA = 1
 BLOCK_BYTES = 2**24  # of the array, read at a time
@@ -78,9 +78,7 @@ def find_neighbors(
     layer: str | None = None,
     device: torch.device,
     precision: str = "auto",
-    notify: Callable[[str], None],
-    warn: Callable[[str], None],
-    progress: ShowProgress | None = None,
+    reporter: Reporter,
 ) -> NeighborResult:
     """The k images of an array whose features are nearest to those of a query.
 
@@ -98,9 +96,7 @@ def find_neighbors(
         layer: what `embed` was told; None: what the `.json` says, else `penultimate`.
         device: where the query's features are computed.
         precision: as for `load_model`; `auto`: that of the array.
-        notify: is told of the model.
-        warn: is told what could not be made sure of.
-        progress: gets the number of rows compared and of all.
+        reporter: is told of the model, and what could not be made sure of.
 
     Raises:
         UsageError: no such array, row, or layer.
@@ -118,9 +114,9 @@ def find_neighbors(
                 )
         else:
             path = Path(query)
-            image_model = _load_model(array, model, layer, device, precision, notify, warn)
+            image_model = _load_model(array, model, layer, device, precision, reporter)
             vector = _compute_query(path, *image_model, array)
-        best, left_out = _scan(array, vector, metric, k, row, progress)
+        best, left_out = _scan(array, vector, metric, k, row, reporter)
         paths = array.find_paths(each for each, _ in best)
     neighbors = tuple(
         Neighbor(rank, each, paths[each], value) for rank, (each, value) in enumerate(best, 1)
@@ -289,8 +285,7 @@ def _load_model(
     layer: str | None,
     device: torch.device,
     precision: str,
-    notify: Callable[[str], None],
-    warn: Callable[[str], None],
+    reporter: Reporter,
 ) -> tuple[LoadedModel, str]:
     """The model that the array was made with, and the layer."""
     facts = read_facts(array.path)
@@ -301,11 +296,11 @@ def _load_model(
                 "is missing",
                 "name the model: -m MODEL; or embed the images again",
             )
-        warn(
+        reporter.warn(
             f"{facts_path(array.path)} is missing: nothing says whether {array.path} was made "
             "with this model and layer"
         )
-        return load_model(model, device=device, precision=precision, notify=notify), (
+        return load_model(model, device=device, precision=precision, reporter=reporter), (
             layer or "penultimate"
         )
     if layer is not None and layer != facts.layer:
@@ -314,19 +309,19 @@ def _load_model(
             "leave --layer out",
         )
     asked = facts.precision if precision == "auto" else precision
-    loaded = load_model(model or facts.model, device=device, precision=asked, notify=notify)
-    _require_same(loaded, facts, array, warn)
+    loaded = load_model(model or facts.model, device=device, precision=asked, reporter=reporter)
+    _require_same(loaded, facts, array, reporter)
     return loaded, facts.layer
 
 
 def _require_same(
-    model: LoadedModel, facts: EmbeddingFacts, array: _Embeddings, warn: Callable[[str], None]
+    model: LoadedModel, facts: EmbeddingFacts, array: _Embeddings, reporter: Reporter
 ) -> None:
     if to_plain(model.preprocessing) != facts.preprocessing:
         same, what = False, "other preprocessing"
     elif model.precision != facts.precision:
         # Weights are stored in the precision that they compute in: their digests differ.
-        warn(f"{array.path} was made in {facts.precision}, the query in {model.precision}")
+        reporter.warn(f"{array.path} was made in {facts.precision}, the query in {model.precision}")
         return
     else:
         same, what = digest_weights(model) == facts.weights, "other weights"
@@ -372,25 +367,25 @@ def _scan(
     metric: Metric,
     k: int,
     own: int | None,
-    progress: ShowProgress | None,
+    reporter: Reporter,
 ) -> tuple[list[tuple[int, float]], int]:
     """Row and value of the k nearest rows, the nearest first; how many rows hold no features."""
     best_rows = np.empty(0, dtype=np.int64)
     best = np.empty(0, dtype=np.float64)  # the larger, the nearer
     left_out = 0
-    for first, block in array.blocks():
-        nearness = compare(block, query, metric)
-        missing = np.isnan(nearness)
-        left_out += int(missing.sum())
-        if own is not None and first <= own < first + len(block):
-            missing[own - first] = True
-        rows = np.flatnonzero(~missing)
-        best_rows = np.concatenate([best_rows, first + rows])
-        best = np.concatenate([best, nearness[rows]])
-        order = np.lexsort((best_rows, -best))[:k]
-        best_rows, best = best_rows[order], best[order]
-        if progress is not None:
-            progress(first + len(block), array.count)
+    with reporter.progress(array.count, "comparing") as bar:
+        for first, block in array.blocks():
+            nearness = compare(block, query, metric)
+            missing = np.isnan(nearness)
+            left_out += int(missing.sum())
+            if own is not None and first <= own < first + len(block):
+                missing[own - first] = True
+            rows = np.flatnonzero(~missing)
+            best_rows = np.concatenate([best_rows, first + rows])
+            best = np.concatenate([best, nearness[rows]])
+            order = np.lexsort((best_rows, -best))[:k]
+            best_rows, best = best_rows[order], best[order]
+            bar.update(len(block))
     values = best if metric == "cosine" else -best
     return list(zip(best_rows.tolist(), values.tolist(), strict=True)), left_out
 

@@ -3,9 +3,8 @@
 import glob
 import math
 import os
-import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice, repeat
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO, Literal
 
 from vtrain.data.batches import Batch
 from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
-from vtrain.data.loaders import Notify, build_stream_loader
+from vtrain.data.loaders import build_stream_loader
 from vtrain.data.tars import find_status
 from vtrain.data.transforms import EvalTransform
 from vtrain.data.workers import resolve_workers
@@ -27,6 +26,7 @@ from vtrain.inference.forward import (
 )
 from vtrain.inference.streams import choose_streams, compute_in_order
 from vtrain.runs.load_model import LoadedModel
+from vtrain.system.reporter import SILENT, Reporter
 
 SCHEMA = 1
 LOOK_AHEAD = 65  # inputs; fewer are read without workers
@@ -120,14 +120,12 @@ class FoundInputs(Iterator[PredictInput]):
     gives one input with an error.
 
     They are found when they are asked for; `known` is how many there are so far, with those of the
-    last folder that was looked into. `notify` is told of files in folders that are not used.
+    last folder that was looked into. `reporter` is told of files in folders that are not used.
     """
 
-    def __init__(
-        self, arguments: Sequence[str], stdin: BinaryIO, *, notify: Callable[[str], None]
-    ) -> None:
+    def __init__(self, arguments: Sequence[str], stdin: BinaryIO, *, reporter: Reporter) -> None:
         self.known = 0
-        self._notify = notify
+        self._reporter = reporter
         self._inputs = self._find(arguments, stdin)
 
     def __next__(self) -> PredictInput:
@@ -158,7 +156,7 @@ class FoundInputs(Iterator[PredictInput]):
             if not path.is_dir() and not (may_list and is_source(path)):
                 find_status(path)
                 return self._count_one(name, None)
-            images, skipped = scan_images(path, notify=self._notify)
+            images, skipped = scan_images(path, reporter=self._reporter)
         except FileNotFoundError:
             return self._count_one(name, "no such file or folder")
         except DataError as error:
@@ -169,7 +167,7 @@ class FoundInputs(Iterator[PredictInput]):
             first = name_first_skipped(skipped)
             return self._count_one(name, f"the folder holds no images{first}")
         if skipped:
-            self._notify(describe_skipped(name, skipped))
+            self._reporter.say(describe_skipped(name, skipped))
         self.known += len(images)
         return (PredictInput(str(image)) for image in images)
 
@@ -186,7 +184,7 @@ def predict(
     answering: Answering | None = None,
     batch_size: int = 32,
     workers: int | Literal["auto"] = "auto",
-    notify: Notify = warnings.warn,
+    reporter: Reporter = SILENT,
 ) -> Iterator[Prediction]:
     """One `Prediction` per input, in their order, each as soon as its batch is done.
 
@@ -198,8 +196,8 @@ def predict(
     Inputs are taken as they are needed, so that the memory needed does not grow with their number:
     a batch is full before it is computed, and workers read ahead (see `build_stream_loader`), on a
     CPU by as many batches more as are computed at a time.
-    `auto` looks at the first 65 inputs to see whether workers are worth while. `notify` is told of
-    workers that were lost.
+    `auto` looks at the first 65 inputs to see whether workers are worth while. `reporter` is told
+    of workers that were lost.
 
     Raises:
         UsageError: `top_k` is below 1, or a bound is NaN, or a distance is asked for that the model
@@ -215,7 +213,7 @@ def predict(
             f"a distance was given, but {model.source} does not know its training images",
             "leave --max-distance out, or use a model that vtrain has finished training",
         )
-    return _answer(inputs, model, top_k, answering, batch_size, workers, notify)
+    return _answer(inputs, model, top_k, answering, batch_size, workers, reporter)
 
 
 def _answer(
@@ -225,7 +223,7 @@ def _answer(
     answering: Answering,
     batch_size: int,
     workers: int | Literal["auto"],
-    notify: Notify,
+    reporter: Reporter,
 ) -> Iterator[Prediction]:
     inputs = iter(inputs)
     if workers == "auto":
@@ -238,7 +236,7 @@ def _answer(
         EvalTransform(model.preprocessing),
         workers=workers,
         pin_memory=device.type == "cuda",
-        notify=notify,
+        reporter=reporter,
     )
     answered = 0
     for _, answers in compute_in_order(

@@ -4,8 +4,7 @@ import csv
 import hashlib
 import json
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -14,7 +13,6 @@ from typing import BinaryIO, Literal
 
 from pydantic import TypeAdapter
 
-from vtrain.data.loaders import Notify
 from vtrain.errors import ExitCode, UsageError
 from vtrain.models.freezing import tensor_digest
 from vtrain.results.embed import digest_weights
@@ -38,6 +36,7 @@ from vtrain.system.json_csv import (
     to_plain,
     write_json,
 )
+from vtrain.system.reporter import SILENT, Progress, Reporter
 from vtrain.system.signals import build_stop_error
 from vtrain.system.text import one_line
 
@@ -116,16 +115,14 @@ def write_predictions(
     batch_size: int = 32,
     workers: int | Literal["auto"] = "auto",
     resume: bool = False,
-    progress: Callable[[int], object] | None = None,
-    notify: Notify = warnings.warn,
+    reporter: Reporter = SILENT,
 ) -> WrittenPredictions:
     """Write one line (`json`) or row (`csv`) for each input to `output`, as `predict` gives them.
 
     The file grows while the work goes on; the sidecar beside it says which model and options its
     answers are of, and stays. With `resume` the file is kept up to the end of its last whole batch,
     so that those to come hold the same images as without a stop; its answers must be those of the
-    first inputs, by the same model and options. Without it, the file is replaced. `progress` gets
-    the number of answers so far.
+    first inputs, by the same model and options. Without it, the file is replaced.
 
     Raises:
         UsageError: `output` cannot be written, or holds something else than the same work.
@@ -151,14 +148,18 @@ def write_predictions(
             answering=answering,
             batch_size=batch_size,
             workers=workers,
-            notify=notify,
+            reporter=reporter,
         )
-        with _appending(output, part.end) as stream:
+        with (
+            reporter.progress(0, "predicting") as bar,
+            _appending(output, part.end) as stream,
+        ):
             if part.end == 0:
                 # Only now that no earlier answer is left, which would seem to be of this origin.
                 facts = {"schema": 1, "vtrain predict": output.name, **asdict(origin)}
                 write_json(sidecar_path(output), facts)
-            _write_answers(output, stream, answers, part, form, columns, progress)
+            bar.update(part.count)
+            _write_answers(output, stream, answers, part, form, columns, bar)
     return WrittenPredictions(part.count, part.failed)
 
 
@@ -169,7 +170,7 @@ def _write_answers(
     part: _Part,
     form: FileForm,
     columns: int,
-    progress: Callable[[int], object] | None,
+    bar: Progress,
 ) -> None:
     """Append the answers and count them in `part`."""
     flushed_at = time.monotonic()
@@ -183,8 +184,7 @@ def _write_answers(
                 flushed_at = time.monotonic()
         part.count += 1
         part.failed += answer.error is not None
-        if progress is not None:
-            progress(part.count)
+        bar.update(1)
 
 
 def _encode(answer: Prediction, form: FileForm, columns: int) -> bytes:

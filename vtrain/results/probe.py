@@ -32,8 +32,7 @@ from vtrain.results.features import compute_features
 from vtrain.results.probe_candidates import Candidate
 from vtrain.runs.load_model import LoadedModel, load_model
 from vtrain.system.machine import explain_torch_error
-from vtrain.system.reporter import Forwarding, Progress
-from vtrain.system.terminal import Console
+from vtrain.system.reporter import Forwarding, Progress, Reporter
 from vtrain.system.text import format_bytes, format_duration, one_line
 
 IMAGES = 1000
@@ -149,7 +148,7 @@ class _Work:
 
     images: LabelledImages
     settings: ProbeSettings
-    console: Console
+    reporter: Reporter
     started: float
     folds: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     failures: list[SkippedFile] = field(default_factory=list)
@@ -177,7 +176,7 @@ class _Work:
 
 
 def probe(
-    folder: Path, candidates: Sequence[Candidate], settings: ProbeSettings, *, console: Console
+    folder: Path, candidates: Sequence[Candidate], settings: ProbeSettings, *, reporter: Reporter
 ) -> ProbeResult:
     """Rank backbones on a labelled folder, or on the training split of one that holds splits.
 
@@ -193,9 +192,9 @@ def probe(
         ResourceError: a loader worker died or hung.
     """
     started = time.perf_counter()
-    split, found = _scan(folder, console)
+    split, found = _scan(folder, reporter)
     sample = sample_stratified(found, settings.images, seed=settings.seed)
-    work = _Work(sample, settings, console, started)
+    work = _Work(sample, settings, reporter, started)
     chosen = _require_weights(candidates, work)
     _say_start(work, split or folder, len(found), len(chosen))
     stop = _try_all(chosen, work)
@@ -221,15 +220,15 @@ def probe(
     )
 
 
-def _scan(folder: Path, console: Console) -> tuple[Path | None, LabelledImages]:
+def _scan(folder: Path, reporter: Reporter) -> tuple[Path | None, LabelledImages]:
     """The split that is used, if there are splits, and its images."""
     splits = find_splits(folder) if folder.is_dir() else None
     used = splits.train if splits else folder
     if splits:
-        console.say(f"{one_line(folder)} holds splits: probing {one_line(used)}, and nothing else")
-    images = scan_labelled(used, name="folder", notify=console.warn)
+        reporter.say(f"{one_line(folder)} holds splits: probing {one_line(used)}, and nothing else")
+    images = scan_labelled(used, name="folder", reporter=reporter)
     if images.skipped:
-        console.say(describe_skipped(used, images.skipped))
+        reporter.say(describe_skipped(used, images.skipped))
     return (used if splits else None), images
 
 
@@ -258,14 +257,14 @@ def _require_weights(candidates: Sequence[Candidate], work: _Work) -> list[Candi
                 f"the weights of none of the default backbones are here: {names}",
                 f"{how}; or name one with its file: -b squeezenet1_0:weights.pth",
             )
-        work.console.say(f"left out, their weights are not here: {names}; {how}")
+        work.reporter.say(f"left out, their weights are not here: {names}; {how}")
     return found
 
 
 def _say_start(work: _Work, source: Path, total: int, backbones: int) -> None:
     count = len(work.images)
     images = f"{count:,} images" if count == total else f"a sample of {count:,} of {total:,} images"
-    work.console.say(
+    work.reporter.say(
         f"{backbones} backbone{'' if backbones == 1 else 's'} on {images} of {one_line(source)} "
         f"({len(work.images.classes)} classes)"
     )
@@ -277,14 +276,14 @@ def _try_all(candidates: Sequence[Candidate], work: _Work) -> KeyboardInterrupt 
         place = f"{number}/{len(candidates)} {one_line(candidate.model)}"
         try:
             result = _try_one(candidate, work, place)
-            work.console.say(f"{place}: {_describe(result)}")
+            work.reporter.say(f"{place}: {_describe(result)}")
         except KeyboardInterrupt as stop:
             rest = candidates[number - 1 :]
             work.left_out += [LeftOut(each, "stopped", "stopped before it") for each in rest]
             return stop
         except _OverBudgetError as error:
             work.left_out.append(LeftOut(candidate, "budget", str(error)))
-            work.console.say(f"{place}: left out: {error}")
+            work.reporter.say(f"{place}: left out: {error}")
         except (ModelError, ResourceError, DataError, RuntimeError) as error:
             _note_failure(error, candidate, work, place)
     return None
@@ -304,7 +303,7 @@ def _note_failure(error: Exception, candidate: Candidate, work: _Work, place: st
     if isinstance(error, DataError) and not work.ready:
         raise error
     work.left_out.append(LeftOut(candidate, "failed", error.message))
-    work.console.warn(f"{place}: {error.message}")
+    work.reporter.warn(f"{place}: {error.message}")
 
 
 def _describe(result: ProbedBackbone) -> str:
@@ -326,7 +325,7 @@ def _try_one(candidate: Candidate, work: _Work, place: str) -> ProbedBackbone:
         f"{candidate.spec.name}:{candidate.weights}",
         device=work.settings.device,
         precision=work.settings.precision,
-        notify=lambda text: None if text.startswith("model: ") else work.console.say(text),
+        reporter=_Unnamed(work.reporter),
     )
     gflops = scale * (model.preprocessing.crop / candidate.spec.image_size) ** 2
     rate = measure_rate(model, _read_some(work, model))
@@ -357,24 +356,33 @@ def _try_one(candidate: Candidate, work: _Work, place: str) -> ProbedBackbone:
 
 def _cross_validate(features: Tensor, work: _Work, place: str) -> CrossValidation:
     started = time.perf_counter()
-    folds = int(work.folds.max()) + 1
-    with work.console.progress(folds, f"{place} probing", unit="fold") as bar, one_thread():
+    with one_thread():
         result = cross_validate(
             features,
             work.images.labels,
             work.folds,
             seed=work.settings.seed,
-            on_fold=lambda: bar.update(1),
+            reporter=work.reporter,
+            label=f"{place} probing",
         )
     work.probe_seconds = time.perf_counter() - started
     return result
+
+
+class _Unnamed(Forwarding):
+    """Does not name the model, which the line of its result does."""
+
+    def say(self, message: str) -> None:
+        """All but the name."""
+        if not message.startswith("model: "):
+            super().say(message)
 
 
 class _Budgeted(Forwarding):
     """Gives up, when it is known how many features are missing, where these would take too long."""
 
     def __init__(self, work: _Work, rate: float) -> None:
-        super().__init__(work.console)
+        super().__init__(work.reporter)
         self.work, self.rate, self.computes = work, rate, False
 
     def progress(
@@ -421,10 +429,10 @@ def _settle(work: _Work, failures: Sequence[tuple[int, str]]) -> None:
     images, bad = work.images, {position for position, _ in failures}
     work.failures += [SkippedFile(images.paths[place], reason) for place, reason in failures]
     for each in work.failures[:NAMED_AT_MOST]:
-        work.console.warn(f"skipped {one_line(each.path)}: {each.reason}")
+        work.reporter.warn(f"skipped {one_line(each.path)}: {each.reason}")
     if len(work.failures) > NAMED_AT_MOST:
         more_bad = len(work.failures) - NAMED_AT_MOST
-        work.console.warn(f"skipped {more_bad} more images that cannot be read")
+        work.reporter.warn(f"skipped {more_bad} more images that cannot be read")
     if len(bad) == len(images):
         raise DataError(f"none of the {len(images)} images in {one_line(images.root)} is readable")
     work.images = images = images.subset([i for i in range(len(images)) if i not in bad])
@@ -439,7 +447,7 @@ def _settle(work: _Work, failures: Sequence[tuple[int, str]]) -> None:
     if single:
         more = f" and {len(single) - NAMED_AT_MOST} more" if len(single) > NAMED_AT_MOST else ""
         named = ", ".join(map(one_line, single[:NAMED_AT_MOST])) + more
-        work.console.warn(f"nothing can be held out of classes with a single image: {named}")
+        work.reporter.warn(f"nothing can be held out of classes with a single image: {named}")
     work.folds = assign_folds(images.labels, seed=work.settings.seed)
     work.ready = True
 
@@ -453,7 +461,7 @@ def _read_some(work: _Work, model: LoadedModel) -> Tensor:
         EvalTransform(model.preprocessing),
         batch_size=ROUND_IMAGES,
         workers=0,
-        notify=work.console.warn,
+        reporter=work.reporter,
     )
     for batch in loader:
         if len(batch):

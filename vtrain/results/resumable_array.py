@@ -28,7 +28,7 @@ _LONGEST_NAME = 180  # bytes, with room for what is added
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class DoneBlocks:
     """What is written: one bool for each block, and the reasons of the rows that failed.
 
     `token` is the same in all processes that write one array, and in its journal.
@@ -108,7 +108,7 @@ class PartialArray:
         missing = self.num_blocks * self.block_rows - self.shape[0] if done[-1] else 0
         return int(done.sum()) * self.block_rows - missing
 
-    def create(self) -> Progress:
+    def create(self) -> DoneBlocks:
         """Start afresh: replace what is there by an empty array, its disk space taken already.
 
         Raises:
@@ -116,7 +116,7 @@ class PartialArray:
             UsageError: the folder cannot be written.
         """
         self.remove()
-        progress = Progress(secrets.token_hex(8), np.zeros(self.num_blocks, bool), {})
+        progress = DoneBlocks(secrets.token_hex(8), np.zeros(self.num_blocks, bool), {})
         try:
             with self.rows.open("xb") as stream:
                 stream.write(self.header)
@@ -130,7 +130,7 @@ class PartialArray:
             raise
         return progress
 
-    def load(self) -> Progress | None:
+    def load(self) -> DoneBlocks | None:
         """What an earlier process left of the same work; None where there is nothing.
 
         Raises:
@@ -139,7 +139,7 @@ class PartialArray:
         """
         if not (self.rows.exists() and self.journal(0).exists()):
             return None
-        progress = Progress(secrets.token_hex(8), np.zeros(self.num_blocks, bool), {})
+        progress = DoneBlocks(secrets.token_hex(8), np.zeros(self.num_blocks, bool), {})
         first_journal, *journals = self._find_journals()
         first, *lines = _read_lines(first_journal) or [None]
         lines += [line for path in journals for line in _read_lines(path)]
@@ -222,7 +222,7 @@ class PartialArray:
         others = first.parent.glob(f"{glob.escape(first.name)}-[0-9]*")
         return [first, *sorted(others)]
 
-    def _write_journal(self, progress: Progress) -> None:
+    def _write_journal(self, progress: DoneBlocks) -> None:
         named = f"unfinished rows of {self.output.name}; `vtrain embed --resume` goes on"
         text = _format_line(_Heading(named, 1, progress.token, dict(self.work)))
         if progress.done.any():

@@ -1,6 +1,6 @@
 """Labels ranked by how much features speak against them: a list for people to look at."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from vtrain.inference.cross_validation import (
     one_thread,
 )
 from vtrain.inference.logistic import ProbeProblem
+from vtrain.system.reporter import SILENT, Progress, Reporter
 
 FOLDS = 5
 # Of 20 planted errors 10 found up to two fewer on flowers, and one more on sign-digits.
@@ -58,7 +59,7 @@ def rank_suspects(
     *,
     also: Sequence[ArrayLike] = (),
     folds: int = FOLDS,
-    on_step: Callable[[], object] | None = None,
+    reporter: Reporter = SILENT,
 ) -> SuspectRanking:
     """Rank labels by disagreement with predictions that were made without them.
 
@@ -75,7 +76,7 @@ def rank_suspects(
             that was trained on these labels may have learnt the wrong ones by heart; its backbone
             before that has not.
         folds: parts that the images are split into, at most.
-        on_step: called after each of the steps that `count_steps` counts.
+        reporter: shows how far it is.
 
     Raises:
         ValueError: shapes that do not fit, or values that are not finite.
@@ -84,19 +85,14 @@ def rank_suspects(
     classes, dense = torch.unique(truth, return_inverse=True)  # classes without images cost nothing
     parts = assign_folds(dense.tolist(), folds=folds, seed=0)
     judged = parts != NOT_ASKED
-    step = on_step or (lambda: None)
     probabilities = torch.zeros(len(truth), len(classes), dtype=torch.float64)
-    for view in views:
-        nearest = find_neighbors(view, NEIGHBOURS)
-        step()
-        probabilities += vote(nearest, dense, len(classes))
-        probabilities += _predict_out_of_fold(view, dense, parts, len(classes), step)
+    with reporter.progress(len(views) * (folds + 1), "comparing", unit="step") as bar:
+        for view in views:
+            nearest = find_neighbors(view, NEIGHBOURS)
+            bar.update(1)
+            probabilities += vote(nearest, dense, len(classes))
+            probabilities += _predict_out_of_fold(view, dense, parts, len(classes), bar)
     return _rank(probabilities / (2 * len(views)), classes, dense, judged, nearest)
-
-
-def count_steps(views: int, *, folds: int = FOLDS) -> int:
-    """How often `rank_suspects` calls `on_step` at most."""
-    return views * (folds + 1)
 
 
 def _check(features: Sequence[ArrayLike], labels: ArrayLike) -> tuple[list[Tensor], Tensor]:
@@ -142,7 +138,7 @@ def _predict_out_of_fold(
     labels: Tensor,
     parts: Tensor,
     num_classes: int,
-    step: Callable[[], object],
+    bar: Progress,
 ) -> Tensor:
     """Probabilities `[N, C]` of each image by a regression on the other folds; 0 where not asked.
 
@@ -158,7 +154,7 @@ def _predict_out_of_fold(
                 problem = ProbeProblem(features[trained], labels[trained], num_classes)
                 logits = problem.solve(penalty).compute_logits(features[asked])
                 probabilities[asked] = logits.softmax(dim=1)
-            step()
+            bar.update(1)
     return probabilities
 
 

@@ -1,6 +1,6 @@
 """Labels of a run's own images that look wrong, ranked for people to look at."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +19,12 @@ from vtrain.models.precision import Precision
 from vtrain.models.weights import describe_weights, load_weights
 from vtrain.models.zoo import find_backbone
 from vtrain.results.features import Features, compute_features
-from vtrain.results.suspect_labels import SuspectRanking, count_steps, rank_suspects
+from vtrain.results.suspect_labels import SuspectRanking, rank_suspects
 from vtrain.runs.folder import RESOLVED_NAME
 from vtrain.runs.load_model import LoadedModel, load_model
 from vtrain.runs.record import RunRecord, read_run
 from vtrain.system.json_csv import to_plain
-from vtrain.system.terminal import Console
+from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.text import one_line
 
 SCHEMA = 1
@@ -93,7 +93,7 @@ def find_suspects(
     precision: str = "auto",
     batch_size: int = 32,
     workers: int | Literal["auto"] = "auto",
-    console: Console,
+    reporter: Reporter,
 ) -> SuspectReport:
     """Rank the labels of a run's training or validation images by how wrong they look.
 
@@ -108,7 +108,7 @@ def find_suspects(
         precision: as for `load_model`.
         batch_size: images per forward pass.
         workers: processes that read images.
-        console: is told of what is going on, with bars.
+        reporter: is told of what is going on, with bars.
 
     Raises:
         UsageError: it is no run folder.
@@ -116,28 +116,28 @@ def find_suspects(
         DataError: the images are not there any more, or there is nothing to compare.
     """
     record = read_run(run_dir)
-    model = load_model(str(run_dir), device=device, precision=precision, notify=console.say)
+    model = load_model(str(run_dir), device=device, precision=precision, reporter=reporter)
     if record.config is None:
         raise ModelError(
             f"{run_dir} does not say what it was trained on: {'; '.join(record.problems)}",
             f"restore {RESOLVED_NAME} in it",
         )
-    images = _Images.scan(record, record.config, console)
-    setting = _Setting(batch_size, workers, console)
+    images = _Images.scan(record, record.config, reporter)
+    setting = _Setting(batch_size, workers, reporter)
     notes = images.find_changes(record)
     names = [model.source]
     features = setting.compute(images.paths, model, "features of the run's model")
     views, failures = [features], dict(features.failures)
     if _can_have_learnt_labels(record.config):
         try:
-            before = build_backbone_before(record.config, model, notify=console.say)
+            before = build_backbone_before(record.config, model, reporter=reporter)
         except VtrainError as error:
             notes.append(f"judged by the run's model alone: {error.message}")
         else:
             names.append(before.source)
             views.append(setting.compute(images.paths, before, "features before training"))
             failures |= dict(views[1].failures)
-    ranking, positions = _rank(images, views, failures, console)
+    ranking, positions = _rank(images, views, failures, reporter)
     wanted = SPLITS[split]
     return SuspectReport(
         run_dir=run_dir,
@@ -162,9 +162,9 @@ class _Images:
     labels: NDArray[np.int64]
 
     @classmethod
-    def scan(cls, record: RunRecord, config: FitConfig, console: Console) -> "_Images":
+    def scan(cls, record: RunRecord, config: FitConfig, reporter: Reporter) -> "_Images":
         try:
-            found = scan_splits(config.data, seed=config.seed, reporter=console)
+            found = scan_splits(config.data, seed=config.seed, reporter=reporter)
         except DataError as error:
             raise DataError(
                 f"the images of {one_line(record.run_dir)} are not where they were: "
@@ -219,7 +219,7 @@ class _Setting:
 
     batch_size: int
     workers: int | Literal["auto"]
-    console: Console
+    reporter: Reporter
 
     def compute(self, paths: Sequence[Path], model: LoadedModel, label: str) -> Features:
         return compute_features(
@@ -227,7 +227,7 @@ class _Setting:
             model,
             batch_size=self.batch_size,
             workers=self.workers,
-            reporter=self.console,
+            reporter=self.reporter,
             label=label,
         )
 
@@ -238,7 +238,7 @@ def _can_have_learnt_labels(config: FitConfig) -> bool:
 
 
 def build_backbone_before(
-    config: FitConfig, model: LoadedModel, *, notify: Callable[[str], None]
+    config: FitConfig, model: LoadedModel, *, reporter: Reporter
 ) -> LoadedModel:
     """The backbone of a run as it was before training, with the preprocessing of its `model`.
 
@@ -255,16 +255,16 @@ def build_backbone_before(
         pretrained=source.pretrained_input,
         options=config.model.options,
     )
-    load_weights(classifier, config.model.weights, notify=lambda _: None)
+    load_weights(classifier, config.model.weights, reporter=SILENT)
     name = f"{spec.name} before training ({config.model.weights})"
-    notify(one_line(f"model: {name}, {model.precision}"))
+    reporter.say(one_line(f"model: {name}, {model.precision}"))
     device = next(model.classifier.parameters()).device
     prepared = prepare_for_inference(classifier, Precision(model.precision, device), in_place=True)
     return LoadedModel(prepared, model.preprocessing, model.classes, name, model.precision)
 
 
 def _rank(
-    images: _Images, views: Sequence[Features], failures: dict[int, str], console: Console
+    images: _Images, views: Sequence[Features], failures: dict[int, str], reporter: Reporter
 ) -> tuple[SuspectRanking, NDArray[np.int64]]:
     """The ranking of the images that all models have features of, and their positions."""
     usable = np.ones(len(images.paths), dtype=bool)
@@ -276,11 +276,8 @@ def _rank(
             "compare"
         )
     rows = [view.values[usable[view.positions]] for view in views]
-    with console.progress(count_steps(len(rows)), "comparing", unit="step") as bar:
-        ranking = rank_suspects(
-            rows[0], images.labels[positions], also=rows[1:], on_step=lambda: bar.update(1)
-        )
-    return ranking, positions
+    labels = images.labels[positions]
+    return rank_suspects(rows[0], labels, also=rows[1:], reporter=reporter), positions
 
 
 def _list_suspects(

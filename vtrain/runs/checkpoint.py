@@ -13,6 +13,7 @@ from vtrain.config.run_files import CHECKPOINT_NAME
 from vtrain.errors import ModelError, NewerFormatError
 from vtrain.runs.folder import DAMAGED_NAME, PREVIOUS_NAME
 from vtrain.runs.metric_log import COLUMNS
+from vtrain.system.reporter import Reporter
 from vtrain.system.tensor_files import find_non_finite, shorten_names
 from vtrain.system.torch_files import load_torch, save_torch
 from vtrain.training.state import TrainState
@@ -57,11 +58,10 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     save_torch(path, {"format": CHECKPOINT_FORMAT, **content}, previous=previous)
 
 
-def load_last_checkpoint(run_dir: Path, *, warn: Callable[[str], None]) -> Checkpoint | None:
+def load_last_checkpoint(run_dir: Path, reporter: Reporter) -> Checkpoint | None:
     """The checkpoint of a run: its last, or the one before where that is missing or damaged.
 
-    `warn` is told of the latter, and `previous.ckpt` becomes `last.ckpt`. None where there never
-    was one.
+    The latter is said, and `previous.ckpt` becomes `last.ckpt`. None where there never was one.
 
     Raises:
         ModelError: none of the two is usable; or the last is from a newer version.
@@ -81,7 +81,7 @@ def load_last_checkpoint(run_dir: Path, *, warn: Callable[[str], None]) -> Check
         except ModelError as second:
             both = f"{error.message}; {second.message}"
             raise ModelError(both, NO_CHECKPOINT_HINT) from second
-        warn(
+        reporter.warn(
             f"{error.message}: going on from the checkpoint before it, "
             f"of step {checkpoint.state.step}"
         )

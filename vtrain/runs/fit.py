@@ -158,7 +158,7 @@ def _locked(run_dir: Path, reporter: Reporter, processes: Processes) -> Iterator
     with ExitStack() as stack:
         with processes.together():
             if processes.is_main:
-                stack.enter_context(lock_run(run_dir, notify=reporter.say))
+                stack.enter_context(lock_run(run_dir, reporter=reporter))
         yield
 
 
@@ -220,7 +220,7 @@ def _read_run(run_dir: Path, reporter: Reporter) -> tuple[Checkpoint | None, Fit
             load_tensors(run_dir / MODEL_NAME)
         except ModelError:  # it is made up for where the run goes on
             result = None
-    return load_last_checkpoint(run_dir, warn=reporter.warn), result
+    return load_last_checkpoint(run_dir, reporter), result
 
 
 def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job) -> FitResult:
@@ -233,7 +233,7 @@ def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job)
         stack.enter_context(_logged_errors(reporter))
         stack.enter_context(explained_errors())
         stack.enter_context(processes.explained())
-        stop = stack.enter_context(StopRequest(reporter.say, once=processes.world_size == 1))
+        stop = stack.enter_context(StopRequest(reporter, once=processes.world_size == 1))
         run = FitRun(plan, run_dir, reporter, stop, profile=job.profile)
         saved = run.saved
         stack.enter_context(run.stopped_at_once())

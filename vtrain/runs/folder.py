@@ -7,7 +7,7 @@ import re
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from vtrain.config.run_files import CHECKPOINT_NAME, MODEL_NAME
 from vtrain.errors import ModelError, RunLockedError, UsageError
 from vtrain.system.files import require_space, write_error
 from vtrain.system.json_csv import to_plain, write_json
+from vtrain.system.reporter import Reporter
 
 RUNS = Path("runs")
 CONFIG_NAME = "config.yaml"
@@ -174,11 +175,11 @@ def glob_escape(text: str) -> str:
 
 
 @contextlib.contextmanager
-def lock_run(run_dir: Path, *, notify: Callable[[str], None]) -> Iterator[None]:
-    """Hold `run.lock` while the context is open; `notify` is told of a longer wait.
+def lock_run(run_dir: Path, *, reporter: Reporter) -> Iterator[None]:
+    """Hold `run.lock` while the context is open; `reporter` is told of a longer wait.
 
     The lock is the kernel's and goes with the process. On a file system that has none, the file
-    itself is the lock, which `notify` is told as well; one of a dead process of this machine does
+    itself is the lock, which `reporter` is told as well; one of a dead process of this machine does
     not count.
 
     Raises:
@@ -194,7 +195,7 @@ def lock_run(run_dir: Path, *, notify: Callable[[str], None]) -> Iterator[None]:
             try:
                 lock.acquire(timeout=min(1.0, LOCK_WAIT_SECONDS))
             except Timeout:
-                notify(f"waiting for {path}, held by {_read_owner(path)}")
+                reporter.say(f"waiting for {path}, held by {_read_owner(path)}")
                 lock.acquire(timeout=LOCK_WAIT_SECONDS)
     except OSError as error:
         if not isinstance(error, Timeout):
@@ -204,7 +205,7 @@ def lock_run(run_dir: Path, *, notify: Callable[[str], None]) -> Iterator[None]:
             f"wait until it ends, or choose another run_dir; if its machine is gone, remove {path}",
         ) from error
     if any("flock" in str(each.message) for each in caught):
-        notify(f"{run_dir} is on a file system without locks: {path} alone keeps others out")
+        reporter.say(f"{run_dir} is on a file system without locks: {path} alone keeps others out")
     else:
         _write_owner(path)
     try:

@@ -29,6 +29,7 @@ from vtrain.models.weights import describe_weights, load_native_weights
 from vtrain.models.zoo import backbone_names, find_backbone
 from vtrain.runs.folder import RUNS, find_newest_run
 from vtrain.system.machine import keep_freed_memory, seed_everything
+from vtrain.system.reporter import Reporter
 from vtrain.system.text import one_line
 
 
@@ -81,13 +82,13 @@ def load_model(
     *,
     device: torch.device,
     precision: str = "auto",
-    notify: Callable[[str], None],
+    reporter: Reporter,
 ) -> LoadedModel:
     """The model that `-m MODEL` names, ready to use: a run folder, a model file, or a backbone.
 
     None is the newest finished run below `runs/`. The classifier comes from
     `prepare_for_inference`; `precision` is `auto` (see `choose_inference_precision`), `fp32`,
-    `bf16` or `fp16`. `notify` gets the model and what it computes in.
+    `bf16` or `fp16`. `reporter` gets the model and what it computes in.
 
     Raises:
         ModelError: nothing usable there, or no such path and no such backbone.
@@ -105,8 +106,8 @@ def load_model(
         if name not in backbone_names():
             message = f"no model {model!r}: no such path, and no such backbone"
             raise ModelError(message, _suggest(model))
-        loaded = _load_native(name, weights or "DEFAULT", device, precision, notify)
-    notify(one_line(f"model: {loaded.source}, {loaded.precision}"))
+        loaded = _load_native(name, weights or "DEFAULT", device, precision, reporter)
+    reporter.say(one_line(f"model: {loaded.source}, {loaded.precision}"))
     return loaded
 
 
@@ -157,7 +158,7 @@ def _load_native(
     weights: str,
     device: torch.device,
     precision: str,
-    notify: Callable[[str], None],
+    reporter: Reporter,
 ) -> LoadedModel:
     spec = find_backbone(name)
     if weights == "DEFAULT" and not spec.weights:
@@ -169,7 +170,7 @@ def _load_native(
     classifier = build_pretrained_classifier(
         spec, image_size=source.preprocessing.crop, pretrained=source.pretrained_input
     )
-    load_native_weights(classifier, weights, notify=notify)
+    load_native_weights(classifier, weights, reporter=reporter)
     classes = pretrained_classes(spec, source.enum_name) if spec.weights else ()
     if len(classes) != classifier.num_classes:
         classes = tuple(f"class {index}" for index in range(classifier.num_classes))

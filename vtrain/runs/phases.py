@@ -126,7 +126,7 @@ def build_image_work(
         workers=plan.workers,
         seed=plan.config.seed,
         pin_memory=plan.device.type == "cuda",
-        notify=reporter.warn,
+        reporter=reporter,
     )
     return PhaseWork(
         model,

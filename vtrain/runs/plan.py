@@ -1,6 +1,6 @@
 """The plan of a run: data, model, phases and rates, known before the first step is taken."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -134,8 +134,9 @@ def build_plan(
     precision = choose_precision(config.train.precision, device, depthwise=spec.depthwise)
     splits = scan_splits(config.data, seed=config.seed, reporter=reporter)
     # Before the images are read, which can take long: nobody should wait for a wrong file name.
-    notify = reporter.say if planned_epochs is None else None
-    classifier, preprocessing, pretrained_input = _build_model(config, spec, splits, notify)
+    classifier, preprocessing, pretrained_input = _build_model(config, spec, splits)
+    if planned_epochs is None:  # else they come from the checkpoint
+        load_weights(classifier, config.model.weights, reporter=reporter)
     splits = check_splits(splits, config.data, reporter=reporter)
     _require_batch(config, len(splits.train), processes.world_size)
     phases, groups = _lay_out(config, spec, classifier, planned_epochs)
@@ -250,9 +251,9 @@ def _require_batch(config: FitConfig, images: int, processes: int) -> None:
 
 
 def _build_model(
-    config: FitConfig, spec: BackboneSpec, splits: Splits, notify: Callable[[str], None] | None
+    config: FitConfig, spec: BackboneSpec, splits: Splits
 ) -> tuple[Classifier, Preprocessing, bool]:
-    """The classifier, its input, and how it was built; with `notify` its weights are loaded."""
+    """The classifier with random weights, its input, and how it was built."""
     source = describe_weights(config.model.weights, spec)
     preprocessing = source.preprocessing
     if config.data.image_size is not None:
@@ -266,8 +267,6 @@ def _build_model(
         pretrained=source.pretrained_input,
         options=config.model.options,
     )
-    if notify is not None:
-        load_weights(classifier, config.model.weights, notify=notify)
     return classifier, preprocessing, source.pretrained_input
 
 

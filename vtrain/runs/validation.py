@@ -115,7 +115,7 @@ class Validation:
                 scoring=scoring,
                 keep=keep,
                 streams=streams,
-                on_batch=bar.update,
+                bar=bar,
             )
         return merge_evaluations(plan.processes.gather(own))
 
@@ -128,7 +128,7 @@ class Validation:
             batch_size=self.plan.batch_size,
             workers=self.plan.workers,
             pin_memory=self.plan.device.type == "cuda",
-            notify=self.stored.reporter.warn,
+            reporter=self.stored.reporter,
         )
         for batch in require_readable(loader, own.paths):
             yield replace(batch, positions=batch.positions + share.start)

@@ -53,19 +53,20 @@ class Reporter(Protocol):
         """
 
 
-class _Count:
+class Count:
     """Progress that nobody sees."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int = 0) -> None:
         self.n: float = 0
         self.total: Any = total
         self.initial: Any = 0
 
     def update(self, n: float = 1) -> None:
+        """Count `n` more."""
         self.n += n
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
-        pass
+        """Nothing."""
 
 
 class Silent:
@@ -97,7 +98,7 @@ class Silent:
         self, total: int, label: str, *, unit: str = "img", data: bool = False
     ) -> AbstractContextManager[Progress]:
         """A count that is not shown."""
-        return nullcontext(_Count(total))
+        return nullcontext(Count(total))
 
 
 SILENT = Silent()

@@ -4,13 +4,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from vtrain.errors import InterruptedRunError, StoppedError
+from vtrain.system.reporter import Reporter
 
 # Ctrl-C; kill, and the end of a job's time; a terminal that closes; SLURM's early warning.
 STOP_SIGNALS = tuple(
@@ -86,14 +87,14 @@ class StopRequest:
     Use as a context manager in the main thread; elsewhere it does nothing.
 
     Args:
-        notify: is told of the first signal.
+        reporter: is told of the first signal.
         once: whether Ctrl-C reaches this process once; with torchrun it does not.
     """
 
-    def __init__(self, notify: Callable[[str], None], *, once: bool = True) -> None:
+    def __init__(self, reporter: Reporter, *, once: bool = True) -> None:
         self.received: signal.Signals | None = None
         self._once = once
-        self._notify = notify
+        self._reporter = reporter
         self._since = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -126,7 +127,7 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self._note(signal.Signals(number))
-            self._notify(
+            self._reporter.say(
                 f"{signal.Signals(number).name} received: finishing this step, then saving"
             )
         elif not self._is_echo(number):

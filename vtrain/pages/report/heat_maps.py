@@ -11,6 +11,7 @@ from vtrain.pages.report.report import find_shown_images
 from vtrain.pages.thumbnails import EDGE, Thumbnail, encode_thumbnail
 from vtrain.results.explain import explain_images, overlay
 from vtrain.runs.load_model import load_model
+from vtrain.system.reporter import SILENT
 
 # On a CPU a dozen maps of a large network can take a minute: what is not done by then is left out.
 MOST_SECONDS = 4.0
@@ -29,12 +30,12 @@ def draw_heat_maps(run_dir: Path, *, device: torch.device) -> dict[Path, Thumbna
         if not paths:
             return {}
         model = load_model(
-            str(run_dir / MODEL_NAME), device=device, precision="fp32", notify=_ignore
+            str(run_dir / MODEL_NAME), device=device, precision="fp32", reporter=SILENT
         )
     except ModelError:
         return {}
     started, drawn = time.perf_counter(), {}
-    explanations = explain_images(paths, model, batch_size=_BATCH, notify=_ignore)
+    explanations = explain_images(paths, model, batch_size=_BATCH, reporter=SILENT)
     for path, explanation in zip(paths, explanations, strict=True):
         if explanation.image is not None and explanation.map is not None:
             picture = overlay(explanation.image, explanation.map)
@@ -43,7 +44,3 @@ def draw_heat_maps(run_dir: Path, *, device: torch.device) -> dict[Path, Thumbna
         if time.perf_counter() - started > MOST_SECONDS:
             break
     return drawn
-
-
-def _ignore(_: str) -> None:
-    """What there is to say of the model has been said."""
