@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import vtrain.config.load
+import vtrain.runs.settings
 from tests.helpers.program import VTRAIN, Program, assert_refused, environment
 from tests.helpers.tiny import break_image, draw_labelled
 from vtrain.errors import (
@@ -33,7 +33,7 @@ def raise_in_command(patch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*_: object) -> None:
         raise error
 
-    patch.setattr(vtrain.config.load, "load_settings", fail)
+    patch.setattr(vtrain.runs.settings, "load_settings", fail)
 
 
 @pytest.mark.parametrize(
