@@ -13,10 +13,11 @@ from vtrain.runs.metric_log import EpochMetrics, TensorBoardLog
 from vtrain.runs.phases import PhaseWork, enter_phase
 from vtrain.runs.plan import FitPlan
 from vtrain.runs.plan_text import show_stages
+from vtrain.runs.resume import roll_back
 from vtrain.runs.saved_state import SavedState
 from vtrain.runs.stopping import StopVote, has_stopped_early
 from vtrain.runs.stored_features import StoredFeatures
-from vtrain.runs.trainer_setup import build_phase_run, build_sampler, build_trainer, count_steps
+from vtrain.runs.trainer_setup import build_phase_run, build_sampler, build_trainer
 from vtrain.runs.validation import Validation
 from vtrain.system.json_csv import to_plain
 from vtrain.system.processes import Processes
@@ -55,9 +56,10 @@ class FitRun:
         self.vote = StopVote(plan.processes, request)
         self.stopwatch = Stopwatch(plan.device, enabled=profile)
         self.sampler = build_sampler(plan)
-        self.steps_per_epoch = count_steps(plan, self.sampler)
         self.trainer = build_trainer(plan, self.stopwatch, reporter)
-        self.saved = SavedState(plan, run_dir, self.trainer, reporter, plan.config.train.epochs)
+        self.saved = SavedState(
+            plan, run_dir, self.trainer, reporter, plan.config.train.epochs, len(self.sampler)
+        )
         self.stored = StoredFeatures(plan, Interruptible(reporter, self._stop_between_batches))
         self.validation = Validation(plan, self.stored)
         self.tensorboard: TensorBoardLog | None = None
@@ -87,7 +89,7 @@ class FitRun:
                     if not self._can_leave_out(error.step):
                         raise
                     step, message = error.step, error.message
-                self.saved.roll_back(step, batches=len(self.sampler))
+                roll_back(self.saved, step)
                 self.reporter.warn(
                     f"{message}: going on from step {self.state.step}, leaving step {step} out"
                 )
@@ -110,7 +112,7 @@ class FitRun:
                     work = enter_phase(plan, phase, self.sampler, self.stored, self.reporter)
                 self.validation = work.validate
                 try:
-                    run = build_phase_run(plan, index, work, self.steps_per_epoch)
+                    run = build_phase_run(plan, index, work, self.saved.steps_per_epoch)
                     self._run_epochs(work, run, stop)
                 finally:
                     work.close()
@@ -219,12 +221,11 @@ class FitRun:
             self.reporter.log(f"images of step {error.step}: {', '.join(paths)}")
 
     def _can_leave_out(self, step: int) -> bool:
-        wanted = self.plan.config.train.on_nan == "rollback"
+        left_out, steps = self.state.left_out, self.saved.steps_per_epoch
+        same_epoch = [each for each in left_out if (each - 1) // steps == (step - 1) // steps]
         # An epoch without a single step has no loss.
-        epoch = (step - 1) // self.steps_per_epoch
-        same = [each for each in self.state.left_out if (each - 1) // self.steps_per_epoch == epoch]
-        room = len(same) + 1 < self.steps_per_epoch
-        return wanted and room and len(self.state.left_out) < MOST_LEFT_OUT
+        room = len(same_epoch) + 1 < steps and len(left_out) < MOST_LEFT_OUT
+        return self.plan.config.train.on_nan == "rollback" and room
 
     # --- stopping ----------------------------------------------------------------------------
 

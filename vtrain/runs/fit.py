@@ -8,32 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from vtrain.config.keys import flatten_config
 from vtrain.config.load import LoadedConfig
-from vtrain.config.run_files import MODEL_NAME
-from vtrain.errors import ModelError, VtrainError
-from vtrain.runs.checkpoint import Checkpoint, load_last_checkpoint
+from vtrain.errors import VtrainError
+from vtrain.runs.checkpoint import Checkpoint
 from vtrain.runs.epochs import FitRun
 from vtrain.runs.final_evaluation import evaluate_best
 from vtrain.runs.folder import (
     DAMAGED_NAME,
     LOG_NAME,
     PREVIOUS_NAME,
+    Change,
     FitResult,
     choose_run_dir,
     claim_run_dir,
-    find_changes,
     has_run,
-    load_result,
     lock_run,
     require_new_run,
-    require_same_run,
     save_result,
 )
 from vtrain.runs.plan import FitPlan, build_plan
-from vtrain.runs.plan_text import run_facts, show_plan
+from vtrain.runs.plan_text import show_plan
 from vtrain.runs.profile import PROFILE_NAME, build_profile, show_profile
-from vtrain.runs.saved_state import describe_machine, write_description
+from vtrain.runs.resume import load_run, require_same_config, require_same_data, resume_run
+from vtrain.runs.saved_state import write_description
 from vtrain.runs.stopping import has_stopped_early
 from vtrain.runs.stored_features import StoredFeatures
 from vtrain.system.files import sweep_temporaries
@@ -43,10 +40,11 @@ from vtrain.system.machine import explain_torch_error, find_device, keep_freed_m
 from vtrain.system.processes import ALONE, Processes
 from vtrain.system.reporter import Reporter
 from vtrain.system.signals import StopRequest, build_stop_error
-from vtrain.system.tensor_files import load_tensors
 
 Value = TypeVar("Value")
 Resume = bool | Literal["auto"]
+# What a finished run goes on for when it has changed.
+EXTENDING = ("train.epochs", "train.early_stop")
 
 
 def fit(
@@ -96,21 +94,35 @@ def _stopped_outside() -> Iterator[None]:
         ) from error
 
 
-def _fit(loaded: LoadedConfig, job: _Job, resume: Resume) -> FitResult:
+def _fit(loaded: LoadedConfig, job: _Job, mode: Resume) -> FitResult:
     reporter, processes = job.reporter, job.processes
     # Also before the plan is made, which can take long: nobody should wait for a wrong name.
     config = loaded.config
 
     def choose() -> Path | None:
         """The run to go on with, None where a new one is to be started."""
-        going_on = has_run(config.run_dir, loaded.name) if resume == "auto" else resume
+        going_on = has_run(config.run_dir, loaded.name) if mode == "auto" else mode
         chosen = choose_run_dir(config.run_dir, loaded.name, resume=going_on)
         return chosen if going_on else None
 
     run_dir = first_alone(processes, choose)
     if run_dir is not None:
         with _locked(run_dir, reporter, processes):
-            return _resume(loaded, run_dir, job)
+            checkpoint, finished = first_alone(processes, lambda: load_run(run_dir, reporter))
+            changes: list[Change] = []
+            with processes.together():
+                if checkpoint is not None:
+                    changes = require_same_config(loaded, run_dir, checkpoint)
+            if finished is not None and not {each.name for each in changes} & set(EXTENDING):
+                return finished
+            for change in changes:
+                reporter.say(f"changed since the run was started: {change}")
+            if checkpoint is None:
+                reporter.say(f"{run_dir} holds no checkpoint yet: starting from the beginning")
+            plan = make_plan(loaded, reporter, processes, checkpoint)
+            if checkpoint is not None:
+                require_same_data(plan, run_dir, checkpoint, reporter)
+            return _run(plan, run_dir, checkpoint, job)
     plan = make_plan(loaded, reporter, processes)
     new = first_alone(processes, lambda: claim_run_dir(config.run_dir, loaded.name))
     with _locked(new, reporter, processes):
@@ -174,55 +186,6 @@ def explained_errors() -> Iterator[None]:
         raise explained from error
 
 
-def _resume(loaded: LoadedConfig, run_dir: Path, job: _Job) -> FitResult:
-    reporter, processes = job.reporter, job.processes
-    checkpoint, finished = first_alone(processes, lambda: _read_run(run_dir, reporter))
-    if checkpoint is None and finished is not None:
-        return finished
-    if checkpoint is None:
-        reporter.say(f"{run_dir} holds no checkpoint yet: starting from the beginning")
-        return _run(make_plan(loaded, reporter, processes), run_dir, None, job)
-    now = flatten_config(loaded.config)
-    # A key that is newer than the checkpoint had no other value than its default.
-    new = {key for key in now if key not in checkpoint.config and loaded.origins[key] == "default"}
-    changes = find_changes(
-        checkpoint.config, {key: value for key, value in now.items() if key not in new}
-    )
-    done = checkpoint.state.epoch
-    with processes.together():
-        allowed = require_same_run(run_dir, config=changes, data=[], epochs_done=done)
-    longer = any(change.name in ("train.epochs", "train.early_stop") for change in allowed)
-    if finished is not None and not longer:
-        return finished
-    for change in allowed:
-        reporter.say(f"changed since the run was started: {change}")
-    plan = make_plan(loaded, reporter, processes, checkpoint)
-    data = [
-        change
-        for change in find_changes(checkpoint.data, run_facts(plan))
-        if change.name in checkpoint.data or not change.name.startswith("preprocessing.")
-    ]
-    machine = find_changes({"processes": 1, **checkpoint.machine}, describe_machine(plan))
-    # Another number of processes makes other batches, and so another run.
-    number = [change for change in machine if change.name == "processes"]
-    with processes.together():
-        require_same_run(run_dir, config=[], data=[*data, *number], epochs_done=done)
-    for change in machine:
-        reporter.warn(f"{change}: results can differ in the last bits")
-    return _run(plan, run_dir, checkpoint, job)
-
-
-def _read_run(run_dir: Path, reporter: Reporter) -> tuple[Checkpoint | None, FitResult | None]:
-    """The checkpoint of a run and, where it has finished, its result."""
-    result = load_result(run_dir)
-    if result is not None:
-        try:
-            load_tensors(run_dir / MODEL_NAME)
-        except ModelError:  # it is made up for where the run goes on
-            result = None
-    return load_last_checkpoint(run_dir, reporter), result
-
-
 def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job) -> FitResult:
     """Describe or resume the run, train, evaluate the best model, and mark the run as done."""
     processes, reporter = plan.processes, job.reporter
@@ -238,7 +201,7 @@ def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job)
         saved = run.saved
         stack.enter_context(run.stopped_at_once())
         if checkpoint is not None:
-            saved.resume(checkpoint, steps_per_epoch=run.steps_per_epoch, batches=len(run.sampler))
+            resume_run(saved, checkpoint)
             if has_stopped_early(plan, saved.state):
                 reporter.say(
                     f"the run stopped early after epoch {saved.state.epoch}; raise "
@@ -246,7 +209,7 @@ def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job)
                 )
         else:
             if processes.is_main:
-                write_description(plan, run_dir, steps_per_epoch=run.steps_per_epoch)
+                write_description(plan, run_dir, steps_per_epoch=saved.steps_per_epoch)
             show_plan(plan, reporter)
         with processes.together():
             if processes.is_main:

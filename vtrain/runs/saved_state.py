@@ -1,6 +1,5 @@
-"""What a run writes while it trains, and what it takes up again when it is resumed."""
+"""What a run writes while it trains: its description, its checkpoint and its best model."""
 
-import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +11,13 @@ from torch import Tensor
 from vtrain.config.dump import dump_config
 from vtrain.config.keys import flatten_config
 from vtrain.config.run_files import CHECKPOINT_NAME, MODEL_NAME
-from vtrain.errors import DivergedError, ModelError
+from vtrain.errors import DivergedError
 from vtrain.inference.calibration import MAX_BANK
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import verify_frozen
 from vtrain.models.model_file import ModelFile, save_model
-from vtrain.runs.checkpoint import Checkpoint, check_fit, load_checkpoint, save_checkpoint
-from vtrain.runs.folder import CONFIG_NAME, RESOLVED_NAME, RESULT_NAME, require_disk_space
+from vtrain.runs.checkpoint import Checkpoint, save_checkpoint
+from vtrain.runs.folder import CONFIG_NAME, RESOLVED_NAME, require_disk_space
 from vtrain.runs.metric_log import EpochMetrics, write_metrics
 from vtrain.runs.plan import FitPlan
 from vtrain.runs.plan_text import build_plan_record, run_facts
@@ -27,8 +26,7 @@ from vtrain.system.files import write_text
 from vtrain.system.json_csv import to_plain, write_json
 from vtrain.system.machine import describe_environment
 from vtrain.system.reporter import Reporter
-from vtrain.system.tensor_files import find_non_finite, load_tensors, shorten_names
-from vtrain.system.text import one_line
+from vtrain.system.tensor_files import find_non_finite, shorten_names
 from vtrain.training.optim import optimizer_bytes
 from vtrain.training.state import TrainState
 from vtrain.training.step import Trainer
@@ -88,6 +86,7 @@ class SavedState:
     trainer: Trainer
     reporter: Reporter
     planned_epochs: int
+    batches_per_epoch: int
     started: float = field(default_factory=time.perf_counter)
     seconds_before: float = 0.0
     frozen: dict[str, str] = field(default_factory=dict)
@@ -99,6 +98,11 @@ class SavedState:
     def state(self) -> TrainState:
         """Where the run is."""
         return self.trainer.state
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of an epoch; the last may gather fewer batches than the others."""
+        return -(-self.batches_per_epoch // self.plan.accumulate)
 
     @property
     def seconds(self) -> float:
@@ -200,85 +204,6 @@ class SavedState:
             config=flatten_config(plan.config),
             data=run_facts(plan),
             machine=describe_machine(plan),
-        )
-
-    # --- going back --------------------------------------------------------------------------
-
-    def resume(self, checkpoint: Checkpoint, *, steps_per_epoch: int, batches: int) -> None:
-        """Take a run up again where a checkpoint was saved; `batches` make an epoch.
-
-        Raises:
-            ModelError: the checkpoint does not fit the model.
-        """
-        self.restore(checkpoint, batches=batches)
-        self._require_best()
-        self.planned_epochs = checkpoint.planned_epochs
-        self.seconds_before = checkpoint.state.seconds
-        if self.plan.processes.is_main:
-            (self.run_dir / RESULT_NAME).unlink(missing_ok=True)
-            write_settings(self.plan, self.run_dir, steps_per_epoch=steps_per_epoch)
-            write_metrics(self.run_dir, self.state.history)
-        self.reporter.say(
-            f"resumed {self.run_dir} after epoch {self.state.epoch}, batch {self.state.batch} "
-            f"(step {self.state.step})"
-        )
-
-    def roll_back(self, step: int, *, batches: int) -> None:
-        """Go back to the last checkpoint, to come to this point again without `step`."""
-        processes, checkpoint = self.plan.processes, None
-        with processes.together():
-            if processes.is_main:
-                checkpoint = load_checkpoint(self.run_dir / CHECKPOINT_NAME)
-        left_out = sorted({*self.state.left_out, step})
-        self.best = None
-        self.restore(processes.broadcast(checkpoint), batches=batches)
-        self.state.left_out = left_out
-
-    def restore(self, checkpoint: Checkpoint, *, batches: int) -> None:
-        """Load weights, averages, moments, loss scale and counters.
-
-        Nothing else is needed: the order of images, their augmentation and dropout come from the
-        seed and the counters, the learning rate from the step.
-
-        Raises:
-            ModelError: the checkpoint does not fit the model.
-        """
-        trainer, ema = self.trainer, self.trainer.ema
-        try:
-            check_fit(checkpoint, trainer.optimizer, batches=batches, averaged=ema is not None)
-            self.plan.classifier.load_state_dict(checkpoint.model)
-            if ema is not None and checkpoint.ema is not None:
-                ema.model.load_state_dict(checkpoint.ema)
-            trainer.optimizer.load_state_dict(checkpoint.optimizer)
-            if checkpoint.machine["precision"] == self.plan.precision:
-                trainer.precision.scaler.load_state_dict(checkpoint.scaler)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise ModelError(
-                f"{one_line(self.run_dir / CHECKPOINT_NAME)} does not fit the model: {error}",
-                "start a new run with another run_dir",
-            ) from error
-        trainer.state = checkpoint.state
-        self.frozen = dict(checkpoint.frozen)
-        self.saved_step = self.state.step
-
-    def _require_best(self) -> None:
-        """Make up for a best model whose file is missing or damaged, as far as that can be done."""
-        state, problem = self.state, None
-        if self.plan.processes.is_main and state.best_epoch:
-            try:
-                load_tensors(self.run_dir / MODEL_NAME)
-            except ModelError as error:
-                problem = error.message
-        problem = self.plan.processes.broadcast(problem)
-        if problem is None:
-            return
-        # Early stopping counts from here.
-        state.best_epoch, state.best_top1, state.best_loss = state.epoch, -1.0, math.inf
-        if state.batch == 0:  # these are the weights that the last row of metrics is about
-            self.note_best(EpochMetrics(**state.history[-1]), copy=True)
-        self.reporter.warn(
-            f"the best model so far is lost ({problem}): the best from epoch "
-            f"{state.epoch + (state.batch > 0)} on is kept"
         )
 
 

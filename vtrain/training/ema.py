@@ -18,9 +18,10 @@ class ModelEma:
         self.decay = decay
         self.model = deepcopy(model).eval().requires_grad_(False)
 
+    # After each optimizer step, so that the average has seen as many as the weights.
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move the average towards `model` after optimiser step `step` (the first is 1)."""
+        """Move the average towards `model` after optimizer step `step` (the first is 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         average, current = self.model.state_dict(), model.state_dict()
         for name, value in average.items():

@@ -39,7 +39,7 @@ class LossWatch:
         self.total = torch.tensor(start, dtype=dtype, device=device)
         self.bad_step = torch.zeros((), dtype=torch.int64, device=device)
         self._processes = processes
-        self._images: dict[int, list[Tensor]] = {}
+        self._images: dict[int, list[Tensor]] = {}  # by step, since the last look
 
     def update(self, loss: Tensor, count: int, step: int) -> None:
         """Add the mean `loss` of `count` images at optimizer step `step` (the first is 1)."""
@@ -65,15 +65,18 @@ class LossWatch:
         Raises:
             NotFiniteError: a loss or the norm of its gradient was not finite.
         """
+        # Both at once: each `item` waits until the device has done all that was asked of it.
         seen = [(int(self.bad_step.item()), float(self.total.item()))]
         if self._processes.world_size > 1:
             seen = self._processes.gather(seen[0])
         bad_steps = [step for step, _ in seen if step]
         if bad_steps:
+            # The first of all processes; they have all gathered the same list, so all raise.
             error = NotFiniteError(min(bad_steps))
             own = torch.cat(self._images.get(error.step, [torch.empty(0)])).tolist()
             gathered = self._processes.gather(own)
             error.positions = [int(each) for part in gathered for each in part]
             raise error
         self._images.clear()
+        # Exact, and so the same in any order of the processes.
         return math.fsum(total for _, total in seen)

@@ -13,6 +13,7 @@ def build_loss(
 
     Label smoothing after Szegedy et al. 2016, arXiv:1512.00567.
     """
+    # torch's own takes the mean over images, which is also that over the parts of a step.
     if class_weights is None:
         return nn.CrossEntropyLoss(label_smoothing=label_smoothing)
     weight = torch.tensor(class_weights, dtype=torch.float32, device=device)
@@ -30,11 +31,12 @@ class WeightedCrossEntropy(nn.Module):
 
     def __init__(self, weight: Tensor, label_smoothing: float) -> None:
         super().__init__()
-        self.register_buffer("weight", weight)
+        self.register_buffer("weight", weight)  # goes to the device with the module
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Logits `[B, C]` and labels `[B]` or `[B, C]` -> mean loss, a scalar."""
+        # A sum first, so that the division is by images and not by weights.
         total = nn.functional.cross_entropy(
             logits,
             labels,

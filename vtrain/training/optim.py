@@ -40,7 +40,10 @@ def build_param_groups(
     embeddings, class tokens and scales.
     """
     names: dict[tuple[str, float, tuple[float | None, ...]], list[str]] = {}
+    # In the order of the parameters: a checkpoint knows them by their number in it.
     for name, parameter in classifier.named_parameters():
+        # Over all phases at once: what a later phase thaws is in the optimizer from the start, so
+        # that no phase has to build another one and lose the moments of the first.
         scales = tuple(table[name] for table in tables)
         if any(scale is not None for scale in scales):
             decay = config.weight_decay if _is_decayed(name, parameter) else 0.0
@@ -67,11 +70,13 @@ def stage_factor(classifier: Classifier, stage: str, layer_decay: float | None) 
     if layer_decay is None or stage == HEAD:
         return 1.0
     names = [each.name for each in classifier.spec.stages]
+    # After Clark et al. 2020, arXiv:2003.10555: the lower a layer, the more general its features.
     exponent = len(names) - 1 - names.index(stage)
     return float(layer_decay**exponent)
 
 
 def _is_decayed(name: str, parameter: Tensor) -> bool:
+    # Decay of a scale or a shift only undoes what the norm in front of it has learnt.
     leaf = name.rsplit(".", 1)[-1]
     return parameter.ndim > 1 and not leaf.startswith(
         ("class_token", "pos_embedding", "relative_position_bias", "layer_scale", "logit_scale")
@@ -94,6 +99,7 @@ def build_optimizer(
     device: torch.device,
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) or SGD with Nesterov momentum."""
+    # One kernel over all tensors of a group, instead of one for each; other devices have none.
     fused = device.type in ("cpu", "cuda", "mps")
     parameters = dict(classifier.named_parameters())
     # torch's own form; what it does not know is kept, also in a checkpoint.
@@ -121,6 +127,7 @@ def build_optimizer(
 
 def build_schedule(config: OptimConfig, *, steps_per_epoch: int, epochs: int) -> Schedule:
     """The schedule of a phase of `epochs` epochs; warm-up takes at most half of it."""
+    # Half at most: a run of a few epochs would otherwise never reach its peak rate.
     total = steps_per_epoch * epochs
     return Schedule(
         name=config.schedule,
@@ -133,6 +140,7 @@ def build_schedule(config: OptimConfig, *, steps_per_epoch: int, epochs: int) ->
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, phase: int, factor: float) -> None:
     """Give every group its peak rate in `phase` times `factor`."""
+    # Set, not multiplied: the rate depends on the step alone, whatever it was before.
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lrs"][phase] * factor
 

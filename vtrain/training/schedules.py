@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the optimiser step."""
+"""Learning-rate schedules: pure functions of the optimizer step."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ Shape = Callable[[float], float]
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A factor between 0 and 1 for every optimiser step of a phase.
+    """A factor between 0 and 1 for every optimizer step of a phase.
 
     `total_steps` and `warmup_steps` count from the phase's first step; during warm-up the factor
     rises linearly to 1, then `name` shapes the rest: `cosine` (Loshchilov and Hutter 2017,
@@ -23,7 +23,8 @@ class Schedule:
     gamma: float = 0.1
 
     def __call__(self, step: int) -> float:
-        """The factor for optimiser step `step`, the first being 0."""
+        """The factor for optimizer step `step`, the first being 0."""
+        # From above 0, so that the first step learns, to below 1, so that the peak comes after it.
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         after = step - self.warmup_steps

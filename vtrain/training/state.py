@@ -19,10 +19,10 @@ class TrainState:
     epoch: int = 0
     batch: int = 0
     step: int = 0
-    loss_sum: float = 0.0
+    loss_sum: float = 0.0  # as of the last look at the device, see `Trainer.sync`
     image_count: int = 0
     best_epoch: int = 0
-    best_top1: float = -1.0
+    best_top1: float = -1.0  # below any: the first epoch is the best so far
     best_loss: float = math.inf
     seconds: float = 0.0
     splits: int = 1

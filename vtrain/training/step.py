@@ -99,12 +99,14 @@ class Trainer:
         """
         state, waited, started = self.state, 0.0, time.perf_counter()
         device = self.precision.device
+        # Again for each epoch: validation may have left it in evaluation mode. What is frozen stays.
         self.classifier.train()
         self.watch = LossWatch(device, state.loss_sum, self.processes)
         for window, wait in self.windows(batches, len(batch_sizes)):
             waited += wait
             sizes = batch_sizes[state.batch : state.batch + len(window)]
             if state.step + 1 in state.left_out:
+                # Its images are loaded and passed over: the steps behind it see what they would have.
                 state.step += 1
             else:
                 self.take_step(run, window, images=sum(sizes))
@@ -141,6 +143,7 @@ class Trainer:
                     losses.append((loss.detach(), len(labels)))
         watch = self.watch
         assert watch is not None
+        # Only now: an attempt that ran out of memory must not count.
         for mean, count in losses:
             watch.update(mean, count, step)
         watch.note_images(step, [batch.positions for batch in window])
@@ -153,6 +156,7 @@ class Trainer:
                     buffer.copy_(torch.where(torch.isfinite(norm), buffer, before))
             else:
                 watch.check(norm, step)
+            # Within the time of the optimizer, whose weights it follows.
             if self.ema is not None:
                 self.ema.update(self.classifier, step)
         state.step += 1

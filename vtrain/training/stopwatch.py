@@ -27,7 +27,7 @@ class Stopwatch:
 
     @contextmanager
     def _measure(self, name: str) -> Iterator[None]:
-        self._switch()
+        self._switch()  # the section around this one has had the time until now
         self._open.append(name)
         try:
             yield
@@ -38,7 +38,7 @@ class Stopwatch:
     def _switch(self) -> None:
         """Give the time since the last switch to the section that was open."""
         if self._device is not None and self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            torch.cuda.synchronize(self._device)  # CUDA works behind: this waits for it
         now = time.perf_counter()
         if self._open:
             name = self._open[-1]
