@@ -65,7 +65,6 @@ class LossWatch:
         Raises:
             NotFiniteError: a loss or the norm of its gradient was not finite.
         """
-        # Both at once: each `item` waits until the device has done all that was asked of it.
         seen = [(int(self.bad_step.item()), float(self.total.item()))]
         if self._processes.world_size > 1:
             seen = self._processes.gather(seen[0])

@@ -99,14 +99,14 @@ class Trainer:
         """
         state, waited, started = self.state, 0.0, time.perf_counter()
         device = self.precision.device
-        # Again for each epoch: validation may have left it in evaluation mode. What is frozen stays.
+        # For each epoch: validation may have left it in evaluation mode. What is frozen stays so.
         self.classifier.train()
         self.watch = LossWatch(device, state.loss_sum, self.processes)
         for window, wait in self.windows(batches, len(batch_sizes)):
             waited += wait
             sizes = batch_sizes[state.batch : state.batch + len(window)]
             if state.step + 1 in state.left_out:
-                # Its images are loaded and passed over: the steps behind it see what they would have.
+                # Its images are loaded and passed over: the steps to come see theirs.
                 state.step += 1
             else:
                 self.take_step(run, window, images=sum(sizes))
