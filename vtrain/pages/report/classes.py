@@ -10,7 +10,7 @@ from vtrain.pages.page import Table
 from vtrain.pages.report.content import Content
 from vtrain.pages.report.run_facts import Facts, class_counts, known
 from vtrain.pages.svg import shorten
-from vtrain.runs.evaluation_files import Evaluation, Interval
+from vtrain.runs.evaluation_files import EvaluationResult, Interval
 from vtrain.system.text import format_count, format_percent
 
 MOST_BARS = 30  # classes with a bar; the worst are shown
@@ -26,7 +26,7 @@ def add_classes(content: Content, facts: Facts) -> None:
     worst = sorted(
         (row for row in val.per_class if row.support), key=lambda row: known(row.recall) or 0.0
     )
-    content.classes.append(matrix_chart("Confusion matrix", val.classes, val.matrix))
+    content.classes.append(matrix_chart("Confusion matrix", val.classes, val.confusion_matrix))
     bars = [
         Bar(row.name, row.recall, row.recall_interval, f"of {format_count(row.support)}")
         for row in worst[:MOST_BARS]
@@ -46,7 +46,7 @@ def add_classes(content: Content, facts: Facts) -> None:
     content.class_tables = [table for table in tables if table.rows]
 
 
-def worst_recalls(evaluation: Evaluation) -> list[float]:
+def worst_recalls(evaluation: EvaluationResult) -> list[float]:
     """The recalls of all classes that have images, lowest first."""
     recalls = (known(row.recall) for row in evaluation.per_class if row.support)
     return sorted(each for each in recalls if each is not None)
@@ -65,8 +65,8 @@ def _draw_recalls(recalls: Sequence[float]) -> Markup:
     )
 
 
-def _tabulate_pairs(evaluation: Evaluation) -> Table:
-    pairs = list_confusions(evaluation.classes, evaluation.matrix, MOST_PAIRS)
+def _tabulate_pairs(evaluation: EvaluationResult) -> Table:
+    pairs = list_confusions(evaluation.classes, evaluation.confusion_matrix, MOST_PAIRS)
     rows = tuple(
         (
             shorten(p.label, 60),
@@ -84,7 +84,7 @@ def _tabulate_pairs(evaluation: Evaluation) -> Table:
     )
 
 
-def _tabulate_classes(facts: Facts, val: Evaluation) -> Table:
+def _tabulate_classes(facts: Facts, val: EvaluationResult) -> Table:
     train = class_counts(facts.record.data, "train")
     rows = sorted(val.per_class, key=lambda row: known(row.f1) or 0.0)[:MOST_ROWS]
     more = "" if len(val.per_class) <= MOST_ROWS else f"the {MOST_ROWS} lowest F1 of all; "
@@ -122,7 +122,7 @@ def add_calibration(content: Content, facts: Facts) -> None:
         reliability_chart(
             "Is the model as often right as it says?",
             found.bins,
-            found.raw,
+            found.bins_raw,
             note="Each dot is the images of one bin of confidence. Below the diagonal the model "
             "claims more than it keeps, above it less.",
         )

@@ -14,7 +14,7 @@ from vtrain.pages.report.run_facts import (
     format_interval,
     known,
 )
-from vtrain.runs.evaluation_files import Evaluation
+from vtrain.runs.evaluation_files import EvaluationResult
 from vtrain.system.text import format_duration, format_percent, one_line
 
 MOST_CLASSES = 50
@@ -67,20 +67,20 @@ def _describe_model(facts: Facts) -> str:
 
 
 def _describe_results(facts: Facts) -> str:
-    if not facts.evaluations:
+    if not facts.record.evaluations:
         best = find_best_epoch(facts.record)
         if best is None:
             return "None yet."
         shown = format_percent(known(best.val_top1))
         return f"Top-1 on the validation images: {shown} in epoch {best.epoch}; no interval known."
     rows = []
-    for split, each in facts.evaluations.items():
+    for split, each in facts.record.evaluations.items():
         rows += _list_metrics(split, each)
     text = _table(Table("", ("images", "metric", "value", "95 % interval", "count"), tuple(rows)))
     return text + "\n\nIntervals count the chance in drawing the images, not that in training."
 
 
-def _list_metrics(split: str, each: Evaluation) -> list[tuple[str, ...]]:
+def _list_metrics(split: str, each: EvaluationResult) -> list[tuple[str, ...]]:
     metrics = [
         ("top-1", each.top1, each.top1_interval),
         ("top-5", each.top5, None),
@@ -129,7 +129,7 @@ def _describe_limits(facts: Facts, content: Content) -> str:
         "The figures hold for images like those it was evaluated on: same sources, same cameras, "
         "same share of each class.",
     ]
-    if "test" not in facts.evaluations:
+    if "test" not in facts.record.evaluations:
         lines.append(
             "There is no test set. The best epoch was chosen by the validation images, so the "
             "figures on them are slightly optimistic."

@@ -7,11 +7,10 @@ from typing import Any
 
 from vtrain.errors import VtrainError
 from vtrain.runs.evaluation_files import (
-    Evaluation,
+    EvaluationResult,
     ImagePrediction,
     Interval,
     predictions_path,
-    read_evaluation,
     read_predictions,
 )
 from vtrain.runs.metric_log import EpochMetrics
@@ -30,14 +29,13 @@ class Facts:
     """A run with what could be read of its evaluations, its predictions and their problems."""
 
     record: RunRecord
-    evaluations: Mapping[str, Evaluation]
     predictions: Sequence[ImagePrediction] | None
     problems: tuple[str, ...]
 
     @property
-    def val(self) -> Evaluation | None:
+    def val(self) -> EvaluationResult | None:
         """The evaluation on the validation images."""
-        return self.evaluations.get("val")
+        return self.record.evaluations.get("val")
 
     @property
     def finished(self) -> bool:
@@ -48,13 +46,6 @@ class Facts:
 def gather_facts(record: RunRecord) -> Facts:
     """Read what the report needs besides the record; what cannot be read becomes a problem."""
     problems = list(record.problems)
-    evaluations = {}
-    for split, content in record.evaluations.items():
-        try:
-            if content:
-                evaluations[split] = read_evaluation(content)
-        except VtrainError as error:
-            problems.append(f"evaluation-{split}.json cannot be used: {error.message}")
     predictions, path = None, predictions_path(record.run_dir, "val")
     try:
         if path.exists() and path.stat().st_size > MAX_PREDICTION_BYTES:
@@ -63,7 +54,7 @@ def gather_facts(record: RunRecord) -> Facts:
             predictions = read_predictions(record.run_dir, "val")
     except VtrainError as error:
         problems.append(f"{path.name} cannot be used: {error.message}")
-    return Facts(record, evaluations, predictions, tuple(problems))
+    return Facts(record, predictions, tuple(problems))
 
 
 def known(value: float | None) -> float | None:

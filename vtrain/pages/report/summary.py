@@ -15,9 +15,7 @@ from vtrain.pages.report.run_facts import (
     known,
     shorten_list,
 )
-from vtrain.runs.evaluation_files import (
-    Evaluation,
-)
+from vtrain.runs.evaluation_files import EvaluationResult
 from vtrain.runs.record import RunRecord
 from vtrain.system.text import format_duration, format_percent
 
@@ -38,7 +36,7 @@ def build_tiles(facts: Facts) -> list[tuple[str, str, str]]:
         why = "best epoch" if result is None else "interval not known"
         tiles.append((format_percent(known(best.val_top1)), "validation top-1", why))
         tiles.append((format_percent(known(best.val_macro_f1)), "validation macro F1", why))
-    if test := facts.evaluations.get("test"):
+    if test := facts.record.evaluations.get("test"):
         tiles += _tiles_of("test", test)
     elif result is not None and result.test_top1 is not None:
         tiles.append((format_percent(known(result.test_top1)), "test top-1", "interval not known"))
@@ -54,7 +52,7 @@ def build_tiles(facts: Facts) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _tiles_of(name: str, evaluation: Evaluation) -> list[tuple[str, str, str]]:
+def _tiles_of(name: str, evaluation: EvaluationResult) -> list[tuple[str, str, str]]:
     top1 = f"{format_interval(evaluation.top1_interval)} (95 %), {evaluation.count:,} images"
     macro = f"{format_interval(evaluation.macro_f1_interval)} (95 %)"
     if evaluation.macro_f1_interval is None:
@@ -78,11 +76,11 @@ def build_messages(facts: Facts) -> list[Message]:
         messages.append(Message("warning", text))
     warnings = [
         f"{SPLIT_TITLES.get(split, split)}: {text}"
-        for split, each in facts.evaluations.items()
+        for split, each in facts.record.evaluations.items()
         for text in each.warnings
     ]
     warnings += [*_warn_of_curves(facts.record), *_warn_of_data(facts.record)]
-    for split, evaluation in facts.evaluations.items():
+    for split, evaluation in facts.record.evaluations.items():
         warnings += _warn_of_evaluation(split, evaluation)
     messages += [Message("warning", text) for text in dict.fromkeys(warnings)]
     for problem in facts.problems:
@@ -132,7 +130,7 @@ def _warn_of_data(data: RunRecord) -> list[str]:
     return warnings
 
 
-def _warn_of_evaluation(split: str, evaluation: Evaluation) -> list[str]:
+def _warn_of_evaluation(split: str, evaluation: EvaluationResult) -> list[str]:
     warnings = []
     rows = evaluation.per_class
     absent = [row.name for row in rows if not row.support]
@@ -143,6 +141,6 @@ def _warn_of_evaluation(split: str, evaluation: Evaluation) -> list[str]:
         )
     if evaluation.failures:
         warnings.append(
-            f"{evaluation.failures} {split} images could not be read and count in no figure"
+            f"{len(evaluation.failures)} {split} images could not be read and count in no figure"
         )
     return warnings
