@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vtrain.data.image_sets import LabelledImages, SkippedFile
@@ -34,8 +32,6 @@ SCHEMA = 1
 NAMED_AT_MOST = 5
 FEW_IMAGES = 10  # of a class: its precision and recall are then hardly more than a guess
 Interval = tuple[float, float]
-Floats = NDArray[np.float64]
-MAX_MAP = 2000  # images on a map; more cannot be told apart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

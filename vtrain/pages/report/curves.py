@@ -5,16 +5,18 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from vtrain.pages.charts import Series, Span, format_share, line_chart, stacked_bars
-from vtrain.pages.report.run_facts import find_best_epoch, known, split_count
+from vtrain.pages.report.section import Section
+from vtrain.pages.report.values import RESUME, find_best_epoch, known, split_count
 from vtrain.runs.metric_log import EpochMetrics
 from vtrain.runs.record import RunRecord
 
 
-def build_curves(record: RunRecord) -> list[Markup]:
+def build_curves(record: RunRecord) -> Section:
     """Curves of the run by epoch, none before the first has ended."""
     rows = record.metrics
     if not rows:
-        return []
+        missing = f"No epoch has been recorded yet. Train with: {RESUME}"
+        return Section("curves", "Training", missing=[missing])
     spans = _find_spans(rows) if len({row.phase for row in rows}) > 1 else []
     best = find_best_epoch(record)
     mark = (float(best.epoch), f"best: {best.epoch}") if best and len(rows) > 1 else None
@@ -22,7 +24,7 @@ def build_curves(record: RunRecord) -> list[Markup]:
     def series(name: str, key: str, *, dashed: bool = False) -> Series:
         return Series(name, [(row.epoch, float(getattr(row, key))) for row in rows], dashed)
 
-    return [
+    charts = [
         line_chart(
             "Accuracy on the validation images",
             [series("top-1", "val_top1"), series("macro F1", "val_macro_f1", dashed=True)],
@@ -38,6 +40,7 @@ def build_curves(record: RunRecord) -> list[Markup]:
         line_chart("Learning rate of the head", [series("learning rate", "lr")], spans=spans),
         _draw_time(record),
     ]  # fmt: skip
+    return Section("curves", "Training", charts=charts)
 
 
 def _find_spans(rows: Sequence[EpochMetrics]) -> list[Span]:

@@ -1,54 +1,27 @@
-"""What a report says of a run beyond its files: an evaluation in safe types, mistakes, a map."""
+"""Images to look at on the page of a run: mistakes, doubts, wrong labels, strangers."""
 
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vtrain.pages.report.content import Content, Gallery, Picture
-from vtrain.pages.report.embedding_map import sortable
-from vtrain.pages.report.run_facts import NAME, Facts, known
+from vtrain.pages.report.section import Section
+from vtrain.pages.report.values import RESUME, known, report_command
 from vtrain.pages.svg import shorten
-from vtrain.pages.thumbnails import Thumbnail, make_thumbnail
-from vtrain.runs.evaluation_files import ImagePrediction
+from vtrain.pages.thumbnails import Gallery, Picture, Thumbnail, make_thumbnail
+from vtrain.runs.evaluation_files import ImagePrediction, read_predictions
+from vtrain.runs.record import RunRecord
 from vtrain.system.text import format_percent, one_line
 
+MOST_HEAT_MAPS = 12
+NAME = 36  # characters of a name below a picture
 MOST_PICTURES = 12  # in each of the three galleries
-
-_GALLERIES = {
-    "worst": (
-        "Surest mistakes",
-        "Wrong predictions in which the model is most confident.",
-        "None of the validation images is predicted wrongly.",
-    ),
-    "unsure": (
-        "Least sure",
-        "The two most probable classes are nearly level: the model could not decide.",
-        "The predictions tell no probabilities.",
-    ),
-    "labels": (
-        "Likely label errors",
-        "The model gives the label little, and another class at least as much as it usually gives "
-        "to that class (confident learning, arXiv:1911.00068). Look at them before you trust the "
-        "figures: a wrong label among them costs the model a point it has earned.",
-        "No validation image looks wrongly labelled to this model.",
-    ),
-    "strange": (
-        "Unlike the training images",
-        "Further from all training images than 95 % of the validation images are, the furthest "
-        "first: other cameras, other subjects, or files that do not belong here.",
-        "No validation image is unlike the training images, as far as is known.",
-    ),
-}
-
-
-# --- images --------------------------------------------------------------------------------------
 
 
 def find_worst(predictions: Sequence[ImagePrediction], limit: int) -> list[ImagePrediction]:
     """Wrong predictions, the most confident first."""
     wrong = [each for each in predictions if not each.correct]
-    return sorted(wrong, key=lambda each: -sortable(each.probability))[:limit]
+    return sorted(wrong, key=lambda each: -(known(each.probability) or -1.0))[:limit]
 
 
 def find_least_sure(predictions: Sequence[ImagePrediction], limit: int) -> list[ImagePrediction]:
@@ -97,43 +70,86 @@ def find_strangest(predictions: Sequence[ImagePrediction], limit: int) -> list[I
     return sorted(far, key=lambda each: -each.distance)[:limit]
 
 
-def choose_images(predictions: Sequence[ImagePrediction]) -> dict[str, list[ImagePrediction]]:
-    """The images that a report shows: mistakes, doubts, wrong labels, strangers."""
-    return {
-        "worst": find_worst(predictions, MOST_PICTURES),
-        "unsure": find_least_sure(predictions, MOST_PICTURES),
-        "labels": find_label_errors(predictions, MOST_PICTURES),
-        "strange": find_strangest(predictions, MOST_PICTURES),
-    }
+# What finds the images, title, what is said of them, and what where there are none.
+_GALLERIES = (
+    (
+        find_worst,
+        "Surest mistakes",
+        "Wrong predictions in which the model is most confident.",
+        "None of the validation images is predicted wrongly.",
+    ),
+    (
+        find_least_sure,
+        "Least sure",
+        "The two most probable classes are nearly level: the model could not decide.",
+        "The predictions tell no probabilities.",
+    ),
+    (
+        find_label_errors,
+        "Likely label errors",
+        "The model gives the label little, and another class at least as much as it usually gives "
+        "to that class (confident learning, arXiv:1911.00068). Look at them before you trust the "
+        "figures: a wrong label among them costs the model a point it has earned.",
+        "No validation image looks wrongly labelled to this model.",
+    ),
+    (
+        find_strangest,
+        "Unlike the training images",
+        "Further from all training images than 95 % of the validation images are, the furthest "
+        "first: other cameras, other subjects, or files that do not belong here.",
+        "No validation image is unlike the training images, as far as is known.",
+    ),
+)
 
 
-def add_galleries(content: Content, facts: Facts, heat_maps: Mapping[Path, Thumbnail]) -> None:
+def find_shown_images(run_dir: Path) -> list[Path]:
+    """The images that deserve a heat map, at most `MOST_HEAT_MAPS`: the surest mistakes first.
+
+    Raises:
+        ModelError: the run has no predictions.
+    """
+    predictions = read_predictions(run_dir, "val")
+    chosen = [
+        *find_worst(predictions, MOST_PICTURES),
+        *find_least_sure(predictions, MOST_PICTURES),
+    ]
+    return list(dict.fromkeys(each.path for each in chosen))[:MOST_HEAT_MAPS]
+
+
+def build_galleries(
+    record: RunRecord,
+    predictions: Sequence[ImagePrediction] | None,
+    heat_maps: Mapping[Path, Thumbnail],
+) -> Section:
     """Images that went wrong, and images that were nearly so."""
-    if not facts.predictions:
-        return
-    unknown = all(math.isnan(each.label_probability) for each in facts.predictions)
+    if not predictions:
+        why = f"This run has no predictions-val.csv. Make it with: {RESUME}"
+        if predictions is not None:
+            why = "predictions-val.csv is empty."
+        return Section("images", "Images to look at", missing=[why])
     thumbnails: dict[Path, Thumbnail | None] = {}
-    lost = 0
-    for key, chosen in choose_images(facts.predictions).items():
-        title, note, none = _GALLERIES[key]
-        if key == "labels" and unknown:
+    galleries = []
+    unknown = all(math.isnan(each.label_probability) for each in predictions)
+    for find, title, note, none in _GALLERIES:
+        if find is find_label_errors and unknown:
             none = "The predictions of this run do not tell the probability of the label."
-        for each in chosen:
+        images = find(predictions, MOST_PICTURES)
+        for each in images:
             if each.path not in thumbnails:
                 thumbnails[each.path] = make_thumbnail(each.path)
-                lost += thumbnails[each.path] is None
         pictures = tuple(
-            _build_picture(each, thumbnails[each.path], heat_maps.get(each.path))
-            for each in chosen
-        )  # fmt: skip
-        content.galleries.append(Gallery(title, note if pictures else none, pictures))
-    if lost:
-        first = next(path for path, picture in thumbnails.items() if picture is None)
-        content.missing["pictures"] = (
-            f"{lost} of {len(thumbnails)} pictures are missing: their files cannot be read from "
-            f"here, the first is {one_line(first)}. Paths are relative to the folder that the run "
-            f"was started in: run `{content.command}` there."
+            _build_picture(each, thumbnails[each.path], heat_maps.get(each.path)) for each in images
         )
+        galleries.append(Gallery(title, note if pictures else none, pictures))
+    lost = [path for path, thumbnail in thumbnails.items() if thumbnail is None]
+    missing = []
+    if lost:
+        missing.append(
+            f"{len(lost)} of {len(thumbnails)} pictures are missing: their files cannot be read "
+            f"from here, the first is {one_line(lost[0])}. Paths are relative to the folder that "
+            f"the run was started in: run `{report_command(record)}` there."
+        )
+    return Section("images", "Images to look at", missing=missing, galleries=galleries)
 
 
 def _build_picture(
@@ -150,4 +166,4 @@ def _build_picture(
         lines.insert(0, f"label {label}, {format_percent(known(each.label_probability), 0)}")
     name = shorten(each.path.name, NAME)
     text = f"{name}: labelled {label}, predicted {prediction}"
-    return Picture(thumbnail, heat_map, text, (*lines, name))
+    return Picture(thumbnail, text, (*lines, name), heat_map)
