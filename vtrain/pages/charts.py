@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from markupsafe import Markup
 
@@ -165,10 +166,10 @@ def _describe_series(series: Series, format_y: Callable[[float], str]) -> str:
     if not finite:
         return f"{series.name}: no finite values"
     lost = len(series.points) - len(finite)
-    best = (min(y for _, y in finite), max(y for _, y in finite))
+    values = [y for _, y in finite]
     return (
-        f"{series.name}: from {format_y(finite[0][1])} to {format_y(finite[-1][1])}, "
-        f"smallest {format_y(best[0])}, largest {format_y(best[1])}"
+        f"{series.name}: from {format_y(values[0])} to {format_y(values[-1])}, "
+        f"smallest {format_y(min(values))}, largest {format_y(max(values))}"
         + (f", {lost} values are not finite" if lost else "")
     )
 
@@ -181,7 +182,15 @@ def stacked_bars(
         (x, [part if math.isfinite(part) and part > 0 else 0.0 for part in parts])
         for x, parts in columns
     ]
-    columns = _merge_columns(columns)
+    size = -(-len(columns) // MAX_BARS) or 1
+    groups = [columns[start : start + size] for start in range(0, len(columns), size)]
+    columns = [
+        (
+            fmean(x for x, _ in group),
+            [fmean(each) for each in zip(*(p for _, p in group), strict=True)],
+        )
+        for group in groups
+    ]
     frame = Frame()
     top = max((sum(parts) for _, parts in columns), default=0.0) or 1.0
     y = Scale(0.0, top * 1.05, frame.bottom, frame.top)
@@ -206,20 +215,6 @@ def stacked_bars(
     legend = [(name, area_mark(f"fill {series_class(i)}")) for i, name in enumerate(shares)]
     text = f"seconds for each epoch; together: {', '.join(shares)}"
     return build_figure(parts, title=title, text=text, height=236, legend=legend)
-
-
-def _merge_columns(
-    columns: Sequence[tuple[float, Sequence[float]]],
-) -> list[tuple[float, Sequence[float]]]:
-    size = -(-len(columns) // MAX_BARS) or 1
-    merged: list[tuple[float, Sequence[float]]] = []
-    for start in range(0, len(columns), size):
-        group = columns[start : start + size]
-        means = [
-            math.fsum(values) / len(group) for values in zip(*(p for _, p in group), strict=True)
-        ]
-        merged.append((math.fsum(x for x, _ in group) / len(group), means))
-    return merged
 
 
 def interval_bars(title: str, bars: Sequence[Bar], *, note: str = "") -> Markup:

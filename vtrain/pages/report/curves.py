@@ -1,12 +1,14 @@
 """Curves on the page of a run: loss, accuracy and rates by epoch, and where its time went."""
 
+import math
 from collections.abc import Sequence
+from itertools import groupby
 
 from markupsafe import Markup
 
 from vtrain.pages.charts import Series, Span, format_share, line_chart, stacked_bars
 from vtrain.pages.report.section import Section
-from vtrain.pages.report.values import RESUME, find_best_epoch, known, split_count
+from vtrain.pages.report.values import RESUME, find_best_epoch, split_count
 from vtrain.runs.metric_log import EpochMetrics
 from vtrain.runs.record import RunRecord
 
@@ -44,13 +46,8 @@ def build_curves(record: RunRecord) -> Section:
 
 
 def _find_spans(rows: Sequence[EpochMetrics]) -> list[Span]:
-    spans: list[Span] = []
-    for row in rows:
-        if spans and spans[-1].name == row.phase:
-            spans[-1] = Span(row.phase, spans[-1].first, row.epoch)
-        else:
-            spans.append(Span(row.phase, row.epoch, row.epoch))
-    return spans
+    phases = [(name, list(group)) for name, group in groupby(rows, lambda row: row.phase)]
+    return [Span(name, group[0].epoch, group[-1].epoch) for name, group in phases]
 
 
 def _draw_time(record: RunRecord) -> Markup:
@@ -59,7 +56,7 @@ def _draw_time(record: RunRecord) -> Markup:
     for row in record.metrics:
         training = images / row.images_per_second if images and row.images_per_second > 0 else 0.0
         training = min(training, row.seconds) if training else row.seconds
-        wait = known(row.data_wait) or 0.0
+        wait = row.data_wait if math.isfinite(row.data_wait) else 0.0
         parts = (training * (1 - wait), training * wait, row.seconds - training)
         columns.append((float(row.epoch), parts))
     names = ("training", "waiting for images", "validation and saving")

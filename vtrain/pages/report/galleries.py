@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vtrain.pages.report.section import Section
-from vtrain.pages.report.values import RESUME, known, report_command
+from vtrain.pages.report.values import RESUME, report_command
 from vtrain.pages.svg import shorten
 from vtrain.pages.thumbnails import Gallery, Picture, Thumbnail, make_thumbnail
 from vtrain.runs.evaluation_files import ImagePrediction, read_predictions
@@ -21,7 +21,9 @@ MOST_PICTURES = 12  # in each of the three galleries
 def find_worst(predictions: Sequence[ImagePrediction], limit: int) -> list[ImagePrediction]:
     """Wrong predictions, the most confident first."""
     wrong = [each for each in predictions if not each.correct]
-    return sorted(wrong, key=lambda each: -(known(each.probability) or -1.0))[:limit]
+    return sorted(
+        wrong, key=lambda each: -each.probability if math.isfinite(each.probability) else 1.0
+    )[:limit]
 
 
 def find_least_sure(predictions: Sequence[ImagePrediction], limit: int) -> list[ImagePrediction]:
@@ -156,14 +158,14 @@ def _build_picture(
     each: ImagePrediction, thumbnail: Thumbnail | None, heat_map: Thumbnail | None
 ) -> Picture:
     label, prediction = shorten(each.label, NAME), shorten(each.prediction, NAME)
-    lines = [f"predicted {prediction}, {format_percent(known(each.probability), 0)}"]
+    lines = [f"predicted {prediction}, {format_percent(each.probability, 0)}"]
     if each.correct:
         lines.insert(0, f"label {label}")
         if each.second and math.isfinite(each.second_probability):
             second = format_percent(each.second_probability, 0)
             lines.append(f"or {shorten(each.second, NAME)}, {second}")
     else:
-        lines.insert(0, f"label {label}, {format_percent(known(each.label_probability), 0)}")
+        lines.insert(0, f"label {label}, {format_percent(each.label_probability, 0)}")
     name = shorten(each.path.name, NAME)
     text = f"{name}: labelled {label}, predicted {prediction}"
     return Picture(thumbnail, text, (*lines, name), heat_map)

@@ -1,5 +1,6 @@
 """The model card: what a model is, what it was made of, how good it is, and where it ends."""
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -17,7 +18,6 @@ from vtrain.pages.report.values import (
     describe_freeze,
     find_best_epoch,
     format_interval,
-    known,
 )
 from vtrain.runs.evaluation_files import EvaluationResult
 from vtrain.runs.record import RunRecord
@@ -78,7 +78,7 @@ def _describe_results(record: RunRecord) -> str:
         best = find_best_epoch(record)
         if best is None:
             return "None yet."
-        shown = format_percent(known(best.val_top1))
+        shown = format_percent(best.val_top1)
         return f"Top-1 on the validation images: {shown} in epoch {best.epoch}; no interval known."
     rows = []
     for split, each in record.evaluations.items():
@@ -99,12 +99,12 @@ def _list_metrics(split: str, each: EvaluationResult) -> list[tuple[str, ...]]:
         (
             split,
             name,
-            format_percent(known(value)),
+            format_percent(value),
             format_interval(interval) if interval else "–",
             str(each.count),
         )
         for name, value, interval in metrics
-        if known(value) is not None
+        if math.isfinite(value)
     ]
 
 

@@ -50,9 +50,8 @@ def tabulate_data(data: Mapping[str, Any]) -> list[Table]:
 def build_model(record: RunRecord) -> Section:
     """The model, its phases, and what each of them trains."""
     tables = []
-    facts = _list_model_facts(record)
-    if facts:
-        tables.append(Table("Model and training", ("what", "value"), tuple(facts)))
+    if rows := _list_model_values(record):
+        tables.append(Table("Model and training", ("what", "value"), tuple(rows)))
     phases = record.plan.get("phases")
     for phase in phases if isinstance(phases, list) else []:
         try:
@@ -62,7 +61,7 @@ def build_model(record: RunRecord) -> Section:
     return Section("model", "Model and speed", tables=tables)
 
 
-def _list_model_facts(record: RunRecord) -> list[tuple[str, str]]:
+def _list_model_values(record: RunRecord) -> list[tuple[str, str]]:
     flat, choices = record.flat_config(), record.environment.get("choices")
     facts = []
     if flat:
@@ -132,11 +131,8 @@ def tabulate_settings(record: RunRecord) -> list[Table]:
 
 def _find_defaults(config: FitConfig) -> dict[str, Any]:
     """The values of all keys that need not be given."""
-    data = {"train": config.data.train, "val": "-"}
-    plain = FitConfig.model_validate(
-        {"model": {"backbone": config.model.backbone}, "data": data}
-    )  # fmt: skip
-    flat = flatten_config(plain)
+    required = {"model": {"backbone": config.model.backbone}, "data": {"train": "-", "val": "-"}}
+    flat = flatten_config(FitConfig.model_validate(required))
     for key in ("model.backbone", "data.train", "data.val"):
         flat.pop(key)
     return flat
@@ -151,12 +147,11 @@ def _flatten_environment(environment: Mapping[str, Any]) -> list[tuple[str, str]
     for key, value in environment.items():
         if key == "choices":  # stand with the model
             continue
-        if isinstance(value, dict):
-            rows += [(one_line(name), one_line(each)) for name, each in value.items()]
-        elif isinstance(value, list):
-            rows.append((one_line(key), ", ".join(map(one_line, value)) or "–"))
-        else:
-            rows.append((one_line(key), _plain(value)))
+        for name, each in value.items() if isinstance(value, dict) else [(key, value)]:
+            shown = (
+                ", ".join(map(one_line, each)) or "–" if isinstance(each, list) else _plain(each)
+            )
+            rows.append((one_line(name), shown))
     return rows
 
 

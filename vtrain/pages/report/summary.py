@@ -10,7 +10,6 @@ from vtrain.pages.report.values import (
     describe_freeze,
     find_best_epoch,
     format_interval,
-    known,
     shorten_list,
 )
 from vtrain.runs.evaluation_files import EvaluationResult
@@ -30,12 +29,12 @@ def build_tiles(record: RunRecord) -> list[tuple[str, str, str]]:
         tiles += _tiles_of("validation", val)
     elif best is not None:
         why = "best epoch" if result is None else "interval not known"
-        tiles.append((format_percent(known(best.val_top1)), "validation top-1", why))
-        tiles.append((format_percent(known(best.val_macro_f1)), "validation macro F1", why))
+        tiles.append((format_percent(best.val_top1), "validation top-1", why))
+        tiles.append((format_percent(best.val_macro_f1), "validation macro F1", why))
     if test := record.evaluations.get("test"):
         tiles += _tiles_of("test", test)
     elif result is not None and result.test_top1 is not None:
-        tiles.append((format_percent(known(result.test_top1)), "test top-1", "interval not known"))
+        tiles.append((format_percent(result.test_top1), "test top-1", "interval not known"))
     if best is not None:
         epochs = len(record.metrics)
         planned = result.planned_epochs if result else record.flat_config().get("train.epochs")
@@ -54,8 +53,8 @@ def _tiles_of(name: str, evaluation: EvaluationResult) -> list[tuple[str, str, s
     if evaluation.macro_f1_interval is None:
         macro = f"mean over {len(evaluation.classes)} classes"
     return [
-        (format_percent(known(evaluation.top1)), f"{name} top-1", top1),
-        (format_percent(known(evaluation.macro_f1)), f"{name} macro F1", macro),
+        (format_percent(evaluation.top1), f"{name} top-1", top1),
+        (format_percent(evaluation.macro_f1), f"{name} macro F1", macro),
     ]
 
 

@@ -18,11 +18,6 @@ def report_command(record: RunRecord) -> str:
     return f"vtrain report {quote_path(record.run_dir)}"
 
 
-def known(value: float | None) -> float | None:
-    """The number, None where it is none."""
-    return value if value is not None and math.isfinite(value) else None
-
-
 def format_interval(interval: Interval | None) -> str:
     """An interval of shares: 91.2 to 95.6 %."""
     if interval is None:
@@ -36,7 +31,7 @@ def find_best_epoch(record: RunRecord) -> EpochMetrics | None:
         for row in record.metrics:
             if row.epoch == record.result.best_epoch:
                 return row
-    finite = [row for row in record.metrics if known(row.val_top1) is not None]
+    finite = [row for row in record.metrics if math.isfinite(row.val_top1)]
     return max(finite, key=lambda row: (row.val_top1, -row.val_loss), default=None)
 
 
