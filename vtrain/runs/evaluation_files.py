@@ -100,14 +100,10 @@ def build_result(
     confusion = evaluation.metrics.confusion
     counts = confusion.counts.numpy()
     intervals = bootstrap_confusion(counts)
+    rows = confusion.per_class(images.classes)
     per_class = tuple(
         replace(row, precision_interval=precision, recall_interval=recall)
-        for row, precision, recall in zip(
-            confusion.per_class(images.classes),
-            intervals.precision,
-            intervals.recall,
-            strict=True,
-        )
+        for row, precision, recall in zip(rows, intervals.precision, intervals.recall, strict=True)
     )
     return EvaluationResult(
         classes=images.classes,
@@ -170,19 +166,10 @@ def _list_warnings(evaluation: ModelEvaluation, images: LabelledImages) -> Itera
             f"that is smaller than about {100 * visible:.0f} points of top-1"
         )
     support, predicted = counts.sum(dim=1).tolist(), counts.sum(dim=0).tolist()
-    few = [
-        name
-        for name, images_of in zip(images.classes, support, strict=True)
-        if 0 < images_of < FEW_IMAGES
-    ]
-    if few:
+    rows = list(zip(images.classes, support, predicted, strict=True))
+    if few := [name for name, labelled, _ in rows if 0 < labelled < FEW_IMAGES]:
         yield f"fewer than {FEW_IMAGES} images of {_name_some(few)}: see their intervals"
-    never = [
-        name
-        for name, labelled, times in zip(images.classes, support, predicted, strict=True)
-        if labelled and not times
-    ]
-    if never:
+    if never := [name for name, labelled, times in rows if labelled and not times]:
         yield f"never predicted: {_name_some(never)}"
 
 
@@ -254,15 +241,12 @@ def read_evaluation(path: Path) -> EvaluationResult:
     content = read_json_object(path)
     try:
         content["per_class"] = [{"name": row.pop("class"), **row} for row in content["per_class"]]
-        content["failures"] = [
-            {"path": p["path"], "reason": p["error"]} for p in content["failures"]
-        ]
+        failures = [{"path": p["path"], "reason": p["error"]} for p in content["failures"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"it is no evaluation: {type(error).__name__} {error!s:.100}") from error
-    found = from_plain(EvaluationResult, content)
-    if {len(found.classes)} != {
-        len(each) for each in (found.confusion_matrix, *found.confusion_matrix)
-    }:
+    found = from_plain(EvaluationResult, {**content, "failures": failures})
+    matrix = found.confusion_matrix
+    if any(len(each) != len(found.classes) for each in (matrix, *matrix)):
         raise ValueError("the confusion matrix does not fit the classes")
     return found
 
@@ -291,13 +275,9 @@ def read_predictions(run_dir: Path, split: str) -> list[ImagePrediction]:
     path = predictions_path(run_dir, split)
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            return from_plain(
-                list[ImagePrediction],
-                [
-                    {name: read_csv_cell(row[name]) for name in row if name}
-                    for row in csv.DictReader(stream, restval="")
-                ],
-            )
+            rows = csv.DictReader(stream, restval="")
+            cells = [{name: read_csv_cell(row[name]) for name in row if name} for row in rows]
+        return from_plain(list[ImagePrediction], cells)
     except FileNotFoundError as error:
         raise ModelError(
             f"{run_dir} holds no {path.name}", "finish the run: vtrain fit CONFIG --resume"

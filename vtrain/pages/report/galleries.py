@@ -21,9 +21,7 @@ MOST_PICTURES = 12  # in each of the three galleries
 def find_worst(predictions: Sequence[ImagePrediction], limit: int) -> list[ImagePrediction]:
     """Wrong predictions, the most confident first."""
     wrong = [each for each in predictions if not each.correct]
-    return sorted(
-        wrong, key=lambda each: -each.probability if math.isfinite(each.probability) else 1.0
-    )[:limit]
+    return sorted(wrong, key=lambda each: (math.isnan(each.probability), -each.probability))[:limit]
 
 
 def find_least_sure(predictions: Sequence[ImagePrediction], limit: int) -> list[ImagePrediction]:

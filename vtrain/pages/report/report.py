@@ -50,8 +50,7 @@ def write_report(
     """Write the page (`report.html` in the run folder) and the model card beside it.
 
     What the run folder lacks is said on the page. `heat_maps` are shown beside the images of those
-    paths, which are spelled as in the predictions: see
-    `galleries.find_shown_images`.
+    paths, which are spelled as in the predictions: see `draw_heat_maps`.
 
     Raises:
         UsageError: it is no run folder, or `output` cannot be written or is no .html file.
