@@ -13,15 +13,16 @@ import pytest
 from tests.helpers.browser import check_page, check_source
 from tests.helpers.report_runs import HOSTILE, build_epochs, change_json, write_run
 from vtrain.errors import UsageError
-from vtrain.pages.report.embedding_map import build_map, principal_components
-from vtrain.pages.report.images import (
+from vtrain.pages.report.embedding_map import principal_components, project
+from vtrain.pages.report.galleries import (
     find_label_errors,
     find_least_sure,
+    find_shown_images,
     find_strangest,
     find_worst,
 )
 from vtrain.pages.report.model_card import escape_markdown
-from vtrain.pages.report.report import ReportResult, find_shown_images, write_report
+from vtrain.pages.report.report import ReportResult, write_report
 from vtrain.pages.thumbnails import Thumbnail, make_thumbnail
 from vtrain.runs.evaluation_files import ImagePrediction
 from vtrain.runs.metric_log import write_metrics
@@ -84,7 +85,7 @@ def test_map_is_that_of_a_whole_decomposition() -> None:
     np.testing.assert_allclose(singular, exact[:2], rtol=1e-6)
     np.testing.assert_allclose(np.abs(places), np.abs(left[:, :2] * exact[:2]), atol=1e-3)
     assert (places[np.abs(places).argmax(axis=0), [0, 1]] > 0).all()
-    found = build_map(values, range(120))
+    found = project(values, range(120))
     assert found is not None
     assert found.explained == pytest.approx((exact[:2] ** 2).sum() / (exact**2).sum(), rel=1e-6)
 
@@ -92,12 +93,12 @@ def test_map_is_that_of_a_whole_decomposition() -> None:
 def test_map_leaves_out_what_is_not_finite() -> None:
     values = np.eye(5)
     values[2, 2] = np.nan
-    found = build_map(values, [10, 11, 12, 13, 14])
+    found = project(values, [10, 11, 12, 13, 14])
     assert found is not None
     assert found.rows == (10, 11, 13, 14)
-    assert build_map(np.ones((9, 4)), range(9)) is None
-    assert build_map(np.ones((2, 4)), range(2)) is None
-    assert build_map(np.full((9, 4), np.inf), range(9)) is None
+    assert project(np.ones((9, 4)), range(9)) is None
+    assert project(np.ones((2, 4)), range(2)) is None
+    assert project(np.full((9, 4), np.inf), range(9)) is None
 
 
 # --- a whole run ---------------------------------------------------------------------------------

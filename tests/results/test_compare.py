@@ -232,7 +232,7 @@ def test_damaged_runs() -> None:
         with pytest.raises(ModelError, match=r"runs/b/predictions-val\.csv"):
             compare([a, b])
     (b / "predictions-val.csv").write_text("path,label,prediction,probability,correct\nval/x.pn")
-    with pytest.raises(ModelError, match=r"damaged: of 'val/x\.pn' correct is '', expected 0 or 1"):
+    with pytest.raises(ModelError, match=r"damaged: 0\.correct is ''"):
         compare([a, b])
 
 

@@ -3,9 +3,16 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor
+
+# A number of a record: NaN is null in JSON and an empty cell in CSV.
+JsonFloat = Annotated[
+    float, BeforeValidator(lambda value: math.nan if value in (None, "") else value)
+]
 
 # A weak prior for the logarithm of the temperature: on a handful of validation images that are all
 # right, the likelihood alone would ask for a temperature of 0. A hundred images outweigh it.
@@ -116,8 +123,8 @@ class CalibrationBin:
     low: float
     high: float
     count: int
-    confidence: float
-    accuracy: float
+    confidence: JsonFloat
+    accuracy: JsonFloat
 
 
 @dataclass(frozen=True, slots=True)

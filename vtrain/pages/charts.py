@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from statistics import fmean
 
 from markupsafe import Markup
 
@@ -35,6 +36,7 @@ LABEL = 16  # characters of a name beside a bar
 ROW = 20  # pixels of a horizontal bar with its gap
 MOST_COLOURS = 12  # classes of a map: six colours, each round and square
 DIGIT_WIDTH = 5.6  # pixels, in the smaller text of ticks
+_Box = tuple[float, float, float, float]  # left, top, right, bottom
 MAX_BARS = 100  # columns that can be told apart at the width of a phone
 
 
@@ -164,27 +166,31 @@ def _describe_series(series: Series, format_y: Callable[[float], str]) -> str:
     if not finite:
         return f"{series.name}: no finite values"
     lost = len(series.points) - len(finite)
-    best = (min(y for _, y in finite), max(y for _, y in finite))
+    values = [y for _, y in finite]
     return (
-        f"{series.name}: from {format_y(finite[0][1])} to {format_y(finite[-1][1])}, "
-        f"smallest {format_y(best[0])}, largest {format_y(best[1])}"
+        f"{series.name}: from {format_y(values[0])} to {format_y(values[-1])}, "
+        f"smallest {format_y(min(values))}, largest {format_y(max(values))}"
         + (f", {lost} values are not finite" if lost else "")
     )
 
 
 def stacked_bars(
-    title: str,
-    names: Sequence[str],
-    columns: Sequence[tuple[float, Sequence[float]]],
-    *,
-    note: str = "",
+    title: str, names: Sequence[str], columns: Sequence[tuple[float, Sequence[float]]]
 ) -> Markup:
     """One column of seconds for each (epoch, parts); many are drawn as means of neighbours."""
     columns = [
         (x, [part if math.isfinite(part) and part > 0 else 0.0 for part in parts])
         for x, parts in columns
     ]
-    columns = _merge_columns(columns)
+    size = -(-len(columns) // MAX_BARS) or 1
+    groups = [columns[start : start + size] for start in range(0, len(columns), size)]
+    columns = [
+        (
+            fmean(x for x, _ in group),
+            [fmean(each) for each in zip(*(p for _, p in group), strict=True)],
+        )
+        for group in groups
+    ]
     frame = Frame()
     top = max((sum(parts) for _, parts in columns), default=0.0) or 1.0
     y = Scale(0.0, top * 1.05, frame.bottom, frame.top)
@@ -208,21 +214,7 @@ def stacked_bars(
     shares = [f"{name} {100 * t / (sum(totals) or 1):.0f} %" for name, t in pairs]
     legend = [(name, area_mark(f"fill {series_class(i)}")) for i, name in enumerate(shares)]
     text = f"seconds for each epoch; together: {', '.join(shares)}"
-    return build_figure(parts, title=title, text=text, height=236, legend=legend, note=note)
-
-
-def _merge_columns(
-    columns: Sequence[tuple[float, Sequence[float]]],
-) -> list[tuple[float, Sequence[float]]]:
-    size = -(-len(columns) // MAX_BARS) or 1
-    merged: list[tuple[float, Sequence[float]]] = []
-    for start in range(0, len(columns), size):
-        group = columns[start : start + size]
-        means = [
-            math.fsum(values) / len(group) for values in zip(*(p for _, p in group), strict=True)
-        ]
-        merged.append((math.fsum(x for x, _ in group) / len(group), means))
-    return merged
+    return build_figure(parts, title=title, text=text, height=236, legend=legend)
 
 
 def interval_bars(title: str, bars: Sequence[Bar], *, note: str = "") -> Markup:
@@ -270,13 +262,15 @@ def histogram(
     y = Scale(0.0, top * 1.1, frame.bottom, frame.top)
     parts = [draw_y_axis(frame, y, _whole_ticks(y, 5))]
     width = x(1) - x(0)
+    longest = max((len(name) for name, _ in columns), default=0)
+    every = math.ceil((longest + 1) * DIGIT_WIDTH / width)  # so many columns share a name's room
     for index, (name, count) in enumerate(columns):
         left = x(index)
         parts.append(
             draw_rect(left + 1, y(count), width - 2, frame.bottom - y(count), "fill s1",
                       title=f"{name}: {count}")
         )  # fmt: skip
-        if len(columns) <= 12:
+        if index % every == 0:
             middle = left + width / 2
             parts.append(draw_text(middle, frame.bottom + 15, name, anchor="middle", kind="tick"))
     parts.append(draw_x_axis(frame, x, [], x_label))
@@ -343,37 +337,27 @@ def _draw_counts(
     return parts, bottom
 
 
-@dataclass(slots=True)
-class _Placer:
-    """Finds free places for labels: boxes are (left, top, right, bottom)."""
+def _place_label(x: float, y: float, text: str, frame: Frame, taken: list[_Box]) -> _Box:
+    """The box of a label near a point, where it covers least of those that are `taken`."""
 
-    frame: Frame
-    taken: list[tuple[float, float, float, float]] = field(default_factory=list)
-
-    def place(self, x: float, y: float, text: str) -> tuple[float, float]:
-        """Left end and baseline of a label near a point: where it covers least."""
-        width = len(text) * CHAR_WIDTH
-        best = (math.inf, x, y)
-        for distance in (8.0, 18.0, 30.0):
-            for dx, dy in ((1, -0.5), (-1, -0.5), (1, 0.9), (-1, 0.9), (0, -1), (0, 1.5)):
-                left = x + dx * distance - (width if dx < 0 else width / 2 if dx == 0 else 0)
-                left = min(max(left, 2), WIDTH - width - 2)
-                base = y + dy * distance + 4
-                box = (left, base - 10, left + width, base + 3)
-                cost = self._cost(box) + 0.5 * distance
-                if cost < best[0]:
-                    best = (cost, left, base)
-        self.taken.append((best[1], best[2] - 10, best[1] + width, best[2] + 3))
-        return best[1], best[2]
-
-    def _cost(self, box: tuple[float, float, float, float]) -> float:
+    def cost(box: _Box) -> float:
         covered = sum(
             max(0.0, min(box[2], other[2]) - max(box[0], other[0]))
             * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
-            for other in self.taken
+            for other in taken
         )
-        outside = max(0.0, self.frame.top - box[1]) + max(0.0, box[3] - self.frame.bottom)
-        return covered + 30 * outside
+        return covered + 30 * (max(0.0, frame.top - box[1]) + max(0.0, box[3] - frame.bottom))
+
+    width = len(text) * CHAR_WIDTH
+    found = []
+    for distance in (8.0, 18.0, 30.0):
+        for dx, dy in ((1, -0.5), (-1, -0.5), (1, 0.9), (-1, 0.9), (0, -1), (0, 1.5)):
+            left = x + dx * distance - (width if dx < 0 else width / 2 if dx == 0 else 0)
+            left = min(max(left, 2), WIDTH - width - 2)
+            base = y + dy * distance + 4
+            box = (left, base - 10, left + width, base + 3)
+            found.append((cost(box) + 0.5 * distance, box))
+    return min(found, key=lambda each: each[0])[1]
 
 
 def pareto_chart(
@@ -397,9 +381,17 @@ def pareto_chart(
     parts.append(draw_x_axis(frame, x, find_log_ticks(x.low, x.high), f"{x_label} (logarithmic)"))
     parts.append(draw_text(2, 10, "accuracy", kind="tick"))
     parts.append(draw_path([(x(each.x), y(each.y)) for each in front], "line s1"))
-    placer = _Placer(frame, [(x(p.x) - 5, y(p.y) - 5, x(p.x) + 5, y(p.y) + 5) for p in points])
-    best_first = sorted(points, key=lambda each: -each.y)
-    parts += [_draw_pareto_point(each, each in front, x, y, placer) for each in best_first]
+    taken = [(x(p.x) - 5, y(p.y) - 5, x(p.x) + 5, y(p.y) + 5) for p in points]
+    for each in sorted(points, key=lambda each: -each.y):
+        best, (left, middle) = each in front, (x(each.x), y(each.y))
+        if each.interval is not None:
+            parts.append(draw_line(left, y(each.interval[0]), left, y(each.interval[1]), "guide"))
+        parts.append(draw_path([(left, middle)], f"dots {'s1' if best else 'quiet'}"))
+        label = shorten(each.label, 22)
+        taken.append(_place_label(left, middle, label, frame, taken))
+        kind = "halo" if best else "halo tick"
+        box = taken[-1]
+        parts.append(draw_text(box[0], box[1] + 10, label, kind=kind, full=each.label))
     names = ", ".join(shorten(each.label, 40) for each in front)
     text = f"{len(points)} models; best at their speed or faster: {names}"
     legend = [
@@ -407,23 +399,6 @@ def pareto_chart(
         ("others", _dot_mark("dots quiet")),
     ]
     return build_figure(parts, title=title, text=text, height=286, legend=legend, note=note)
-
-
-def _draw_pareto_point(
-    point: ParetoPoint, best: bool, x: Scale, y: Scale, placer: _Placer
-) -> Markup:
-    place = (x(point.x), y(point.y))
-    parts = []
-    if point.interval is not None:
-        low, high = (y(each) for each in point.interval)
-        parts.append(draw_line(place[0], low, place[0], high, "guide"))
-    parts.append(draw_path([place], f"dots {'s1' if best else 'quiet'}"))
-    label = shorten(point.label, 22)
-    left, base = placer.place(*place, label)
-    parts.append(
-        draw_text(left, base, label, kind="halo" if best else "halo tick", full=point.label)
-    )
-    return Markup("").join(parts)
 
 
 def find_front(points: Sequence[ParetoPoint]) -> list[ParetoPoint]:

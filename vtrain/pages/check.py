@@ -1,24 +1,24 @@
 """The page of `vtrain check`: what was found, with the images side by side."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
+from vtrain.pages.charts import histogram
 from vtrain.pages.page import write_page
 from vtrain.pages.thumbnails import Picture, make_thumbnail
 from vtrain.results.check import ALL, CheckResult
 from vtrain.results.check_findings import LONG_SIDE, SEVERITIES, DataSet, Finding, FoundGroup
-from vtrain.system.text import format_percent
+from vtrain.system.text import format_percent, one_line
 
 MOST_GROUPS = 60  # of each kind that are shown
 MOST_MEMBERS = 8  # images of one group
 MOST_PICTURES = 24  # of findings without groups
 MOST_LINES = 200  # damaged files, and files that are not used
 MOST_CLASSES = 60  # bars; of more classes the largest and the smallest
-_BAR_HEIGHT = 120.0
 _HOW = {
     "bytes": "the same file",
     "pixels": "the same pixels",
@@ -27,18 +27,6 @@ _HOW = {
 }
 _TITLES = {"error": "Errors", "warning": "Warnings", "note": "Notes"}
 _PICTURED = ("tiny", "elongated", "transparent", "turned", "cmyk", "deep", "palette", "animated")
-
-
-@dataclass(frozen=True, slots=True)
-class SizeBar:
-    """A bar of the chart of image sizes: its place within the drawing, and what it stands for."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    label: str
-    title: str
 
 
 def write_check_page(path: Path, result: CheckResult) -> None:
@@ -53,16 +41,16 @@ def write_check_page(path: Path, result: CheckResult) -> None:
         path,
         "check.html.j2",
         source=str(result.source),
-        labelled=data.labelled,
         tiles=list(_build_tiles(result)),
-        sections=[_build_section(severity, result) for severity in SEVERITIES],
+        sections=[
+            (title, [_build_finding(f) for f in result.findings if f.severity == severity])
+            for severity, title in _TITLES.items()
+        ],
         class_rows=_build_class_rows(data) if data.labelled else [],
         classes_left_out=max(0, _count_classes(data) - MOST_CLASSES) if data.labelled else 0,
-        split_names=data.split_names,
         image_size=data.image_size,
-        bars=_build_bars(short),
-        bar_height=_BAR_HEIGHT,
-        size_facts=_describe_sizes(short, long, data.image_size),
+        chart=_draw_sizes(short) if len(short) else None,
+        size_rows=_describe_sizes(short, long, data.image_size) if len(short) else [],
     )
 
 
@@ -79,15 +67,6 @@ def _build_tiles(result: CheckResult) -> Iterator[tuple[str, str]]:
 
 def _count_classes(data: DataSet) -> int:
     return len(next(iter(data.splits.values())).classes)
-
-
-def _build_section(severity: str, result: CheckResult) -> dict[str, object]:
-    found = [each for each in result.findings if each.severity == severity]
-    return {
-        "severity": severity,
-        "title": _TITLES[severity],
-        "findings": [_build_finding(each) for each in found],
-    }
 
 
 def _build_finding(finding: Finding) -> dict[str, object]:
@@ -110,19 +89,19 @@ def _build_finding(finding: Finding) -> dict[str, object]:
 
 def _build_group(group: FoundGroup) -> dict[str, object]:
     shown = group.members[:MOST_MEMBERS]
-    pictures = []
-    for each in shown:
-        place = each.split if each.label is None else f"{each.split}, {each.label}"
-        pictures.append(_build_picture(each.path, (place, each.path.name)))
+    places = [each.split if each.label is None else f"{each.split}, {each.label}" for each in shown]
     return {
         "how": _HOW[group.same],
-        "pictures": pictures,
+        "pictures": [
+            _build_picture(each.path, (place, each.path.name))
+            for each, place in zip(shown, places, strict=True)
+        ],
         "left_out": len(group.members) - len(shown),
     }
 
 
 def _build_picture(path: Path, lines: tuple[str, ...]) -> Picture:
-    return Picture(make_thumbnail(path), str(path), lines)
+    return Picture(make_thumbnail(path), one_line(path), tuple(map(one_line, lines)))
 
 
 def _build_class_rows(data: DataSet) -> list[dict[str, object]]:
@@ -145,32 +124,22 @@ def _build_class_rows(data: DataSet) -> list[dict[str, object]]:
     ]
 
 
-def _build_bars(short: NDArray[np.int64]) -> list[SizeBar]:
+def _draw_sizes(short: NDArray[np.int64]) -> Markup:
     """Counts of shorter edges, in steps of half an octave."""
-    if not len(short):
-        return []
     steps = np.floor(2 * np.log2(short.clip(min=1))).astype(int)
-    low, high = int(steps.min()), int(steps.max())
-    counts = np.bincount(steps - low, minlength=high - low + 1)
-    width = 600 / max(len(counts), 8)
-    bars = []
-    for index, count in enumerate(counts.tolist()):
-        step = low + index
-        start, stop = round(2 ** (step / 2)), round(2 ** ((step + 1) / 2)) - 1
-        height = _BAR_HEIGHT * count / int(counts.max())
-        title = f"{count:,} images of {start} to {max(start, stop)} px"
-        bars.append(
-            SizeBar(index * width + 2, _BAR_HEIGHT - height, width - 4, height, str(start), title)
-        )
-    return bars
+    low = int(steps.min())
+    columns = [
+        (str(round(2 ** (step / 2))), count)
+        for step, count in enumerate(np.bincount(steps - low).tolist(), low)
+    ]
+    label = "pixels of the shorter edge, from this up to the next"
+    return histogram("Images by their shorter edge", columns, x_label=label, y_label="images")
 
 
 def _describe_sizes(
     short: NDArray[np.int64], long: NDArray[np.int64], image_size: int
 ) -> list[tuple[str, str]]:
     """What the model's input makes of the images' sizes."""
-    if not len(short):
-        return []
     enlarged = float((short < image_size).mean())
     twice = float((2 * short < image_size).mean())
     low, middle, high = (int(value) for value in np.percentile(short, [5, 50, 95]))

@@ -1,15 +1,27 @@
 """A comparison of runs as a page: verdicts, curves, what differs, and the images they differ on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from markupsafe import Markup
 
 from vtrain.pages.charts import Series, format_share, line_chart
-from vtrain.pages.differences import Difference, difference_chart
 from vtrain.pages.page import Table, write_page
-from vtrain.pages.thumbnails import Picture, make_thumbnail
+from vtrain.pages.svg import (
+    WIDTH,
+    Frame,
+    Scale,
+    build_figure,
+    draw_line,
+    draw_path,
+    draw_text,
+    draw_whisker,
+    draw_x_axis,
+    find_ticks,
+    shorten,
+)
+from vtrain.pages.thumbnails import Gallery, Picture, Thumbnail, make_thumbnail
 from vtrain.results.compare import (
     LEVEL,
     SPLIT_NAMES,
@@ -26,15 +38,8 @@ from vtrain.system.text import format_bytes, format_duration, format_percent, on
 MOST_PICTURES = 48  # on the page; a picture takes some 5 kB
 MOST_CLASSES = 20  # of each comparison
 NUMBERS = tuple(range(1, 9))
-
-
-@dataclass(frozen=True, slots=True)
-class OneSided:
-    """Some of the `count` images that only one of two runs has right."""
-
-    title: str
-    count: int
-    pictures: tuple[Picture, ...]
+ROW = 34  # pixels of a difference: the name stands above its interval
+LONGEST_NAME = 52  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,7 @@ class Section:
     text: str
     classes: Table | None
     classes_left_out: int
-    galleries: tuple[OneSided, ...]
+    galleries: tuple[Gallery, ...]
 
 
 def write_comparison_page(
@@ -98,20 +103,9 @@ def _table_runs(runs: Sequence[ComparedRun]) -> Table:
 
 def _draw_charts(comparison: Comparison) -> list[Markup]:
     charts = [
-        difference_chart(
+        draw_differences(
             f"Difference to {one_line(comparison.baseline.run_dir)}",
-            [
-                Difference(
-                    str(each.run_dir),
-                    100 * each.top1.difference,
-                    100 * each.top1.low,
-                    100 * each.top1.high,
-                    each.verdict != "unclear",
-                )
-                for each in comparison.differences
-            ],
-            x_label=f"points of top-1, with {100 * LEVEL:.0f} % intervals",
-            note="In colour: more than chance explains.",
+            comparison.differences,
         )
     ]
     curves = [run for run in comparison.runs if run.curve]
@@ -124,6 +118,35 @@ def _draw_charts(comparison: Comparison) -> list[Markup]:
             )
         )
     return charts
+
+
+def draw_differences(title: str, differences: Sequence[RunDifference]) -> Markup:
+    """Intervals of differences to the baseline one below the other, and a line at zero."""
+    frame = Frame(left=10, right=WIDTH - 10, top=6, bottom=6 + ROW * len(differences))
+    limits = [0.0, *(100 * end for each in differences for end in (each.top1.low, each.top1.high))]
+    room = 0.06 * (max(limits) - min(limits)) or 1.0
+    x = Scale(min(limits) - room, max(limits) + room, frame.left, frame.right)
+    ticks = find_ticks(x.low, x.high, 6)
+    x_label = f"points of top-1, with {100 * LEVEL:.0f} % intervals"
+    parts = [
+        draw_x_axis(frame, x, ticks, x_label, lambda tick: f"{tick:+g}" if tick else "0", grid=True)
+    ]
+    parts.append(draw_line(x(0), frame.top, x(0), frame.bottom, "axis"))
+    texts = []
+    for index, each in enumerate(differences):
+        top = frame.top + ROW * index
+        name = shorten(each.run_dir, LONGEST_NAME)
+        parts.append(draw_text(frame.left, top + 13, name, kind="over", full=str(each.run_dir)))
+        value, low, high = (
+            100 * share for share in (each.top1.difference, each.top1.low, each.top1.high)
+        )
+        parts.append(draw_whisker(x(low), x(high), top + 24, 4))
+        kind = "quiet" if each.verdict == "unclear" else "right" if value > 0 else "wrong"
+        parts.append(draw_path([(x(value), top + 24)], f"dots {kind}"))
+        texts.append(f"{shorten(each.run_dir, 60)}: {value:+.1f}, {low:+.1f} to {high:+.1f}")
+    note = "In colour: more than chance explains."
+    height = frame.bottom + 36
+    return build_figure(parts, title=title, text="; ".join(texts), height=height, note=note)
 
 
 def _table_settings(comparison: Comparison) -> Table | None:
@@ -143,30 +166,21 @@ def _build_sections(
     comparison: Comparison, progress: Callable[[int, int], object] | None
 ) -> list[Section]:
     most = max(3, MOST_PICTURES // (2 * len(comparison.differences)))
-    chosen = [
-        images[:most]
+    shown = [
+        image.path
         for each in comparison.differences
-        for images in (each.gained, each.lost)
-    ]  # fmt: skip
-    total = sum(map(len, chosen))
-    done = 0
-
-    def picture(image: Disagreement) -> Picture:
-        nonlocal done
-        made = _make_picture(image)
-        done += 1
+        for image in (*each.gained[:most], *each.lost[:most])
+    ]
+    thumbnails: dict[Path, Thumbnail | None] = {}
+    for done, path in enumerate(shown, 1):
+        thumbnails[path] = make_thumbnail(path)
         if progress is not None:
-            progress(done, total)
-        return made
-
-    return [_build_section(each, comparison, most, picture) for each in comparison.differences]
+            progress(done, len(shown))
+    return [_build_section(each, comparison, thumbnails) for each in comparison.differences]
 
 
 def _build_section(
-    difference: RunDifference,
-    comparison: Comparison,
-    most: int,
-    picture: Callable[[Disagreement], Picture],
+    difference: RunDifference, comparison: Comparison, thumbnails: Mapping[Path, Thumbnail | None]
 ) -> Section:
     run, baseline = one_line(difference.run_dir), one_line(comparison.baseline.run_dir)
     changed = [each for each in difference.classes if each.gained or each.lost]
@@ -174,19 +188,28 @@ def _build_section(
     if len(changed) > MOST_CLASSES:
         half = MOST_CLASSES // 2
         shown = [*changed[:half], *changed[-half:]]
-    galleries = tuple(
-        OneSided(f"Right in {name} only", len(images), tuple(map(picture, images[:most])))
-        for name, images in ((run, difference.gained), (baseline, difference.lost))
-        if images
-    )
     return Section(
         title=f"{run} against {baseline}",
         verdict=difference.verdict,
         text=one_line(describe_difference(difference, comparison)),
         classes=_table_classes(shown, baseline, run) if shown else None,
         classes_left_out=len(changed) - len(shown),
-        galleries=galleries,
+        galleries=tuple(
+            _build_gallery(f"Right in {name} only: {len(images)}", images, thumbnails)
+            for name, images in ((run, difference.gained), (baseline, difference.lost))
+            if images
+        ),
     )
+
+
+def _build_gallery(
+    title: str, images: Sequence[Disagreement], thumbnails: Mapping[Path, Thumbnail | None]
+) -> Gallery:
+    pictures = tuple(
+        _build_picture(each, thumbnails[each.path]) for each in images if each.path in thumbnails
+    )
+    note = f"The {len(pictures)} of which the wrong answer was surest."
+    return Gallery(title, note if len(pictures) < len(images) else "", pictures)
 
 
 def _table_classes(changes: Sequence[ClassChange], baseline: str, run: str) -> Table:
@@ -206,7 +229,7 @@ def _table_classes(changes: Sequence[ClassChange], baseline: str, run: str) -> T
     return Table("Share of each class that is right", columns, rows, NUMBERS[:6])
 
 
-def _make_picture(image: Disagreement) -> Picture:
+def _build_picture(image: Disagreement, thumbnail: Thumbnail | None) -> Picture:
     wrong, right = image.baseline, image.other
     if image.baseline.correct:
         wrong, right = right, wrong
@@ -216,4 +239,4 @@ def _make_picture(image: Disagreement) -> Picture:
         f"{label} {right.probability:.2f}",
         f"taken for {one_line(wrong.prediction)} {wrong.probability:.2f}",
     )
-    return Picture(make_thumbnail(image.path), f"{label}: {one_line(image.path)}", lines)
+    return Picture(thumbnail, f"{label}: {one_line(image.path)}", lines)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from markupsafe import Markup
 
 from vtrain.pages.svg import (
@@ -53,7 +54,8 @@ def matrix_chart(title: str, classes: Sequence[str], matrix: Sequence[Sequence[i
     classes share a row and a column.
     """
     size = -(-len(classes) // MOST_CELLS)
-    cells = _merge_cells(matrix, size)
+    starts = range(0, len(classes), size)
+    cells = np.add.reduceat(np.add.reduceat(matrix, starts, axis=0), starts, axis=1).tolist()
     numbered = len(classes) <= MOST_COUNTS
     longest = max((len(shorten(name, NAME)) for name in classes), default=1)
     left = longest * CHAR_WIDTH + 26 if numbered else 22
@@ -87,17 +89,6 @@ def matrix_chart(title: str, classes: Sequence[str], matrix: Sequence[Sequence[i
         width=max(left + side + 4, WIDTH),
         legend=[("right", area_mark("fill right")), ("wrong", area_mark("fill wrong"))],
     )  # fmt: skip
-
-
-def _merge_cells(matrix: Sequence[Sequence[int]], size: int) -> list[list[int]]:
-    """Sums of `size` x `size` neighbouring cells."""
-    count = -(-len(matrix) // size)
-    merged = [[0] * count for _ in range(count)]
-    for row, counts in enumerate(matrix):
-        for column, value in enumerate(counts):
-            if value:
-                merged[row // size][column // size] += value
-    return merged
 
 
 def _draw_names(classes: Sequence[str], left: float, edge: float) -> Markup:

@@ -18,12 +18,7 @@ from vtrain.results.probe_table import (
 from vtrain.system.text import format_duration, one_line
 
 DETAIL_COLUMNS = (
-    "backbone",
-    "accuracy by fold, %",
-    "penalty by fold",
-    "features",
-    "precision",
-    "time",
+    *("backbone", "accuracy by fold, %", "penalty by fold", "features", "precision", "time"),
     "when to use it",
 )
 
@@ -35,9 +30,10 @@ def write_probe_page(path: Path, result: ProbeResult) -> None:
         ResourceError: no space left; an earlier file is intact.
         UsageError: the path cannot be written.
     """
+    named = list(zip(label_backbones(result), result.backbones, strict=True))
     points = [
         ParetoPoint(one_line(name), each.images_per_second, each.accuracy, each.interval)
-        for name, each in zip(label_backbones(result), result.backbones, strict=True)
+        for name, each in named
     ]
     write_page(
         path,
@@ -58,10 +54,7 @@ def write_probe_page(path: Path, result: ProbeResult) -> None:
         right=RIGHT,
         legend=LEGEND,
         detail_columns=DETAIL_COLUMNS,
-        details=[
-            (name, *_details(each))
-            for name, each in zip(label_backbones(result), result.backbones, strict=True)
-        ],
+        details=[(name, *_details(each)) for name, each in named],
     )
 
 

@@ -1,23 +1,13 @@
 """The page of suspect labels: each image beside those that speak against its label."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from vtrain.pages.page import write_page
-from vtrain.pages.thumbnails import Thumbnail, make_thumbnail
-from vtrain.results.suspects import Suspect, SuspectReport
+from vtrain.pages.thumbnails import make_thumbnail
+from vtrain.results.suspects import SuspectReport
 
 NEIGHBOR_EDGE = 72  # pixels
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A suspect with its pictures; `against` are pictures and classes."""
-
-    suspect: Suspect
-    picture: Thumbnail | None
-    against: tuple[tuple[Thumbnail | None, str], ...]
 
 
 def write_suspects_page(
@@ -30,10 +20,10 @@ def write_suspects_page(
     """
     entries = []
     for suspect in report.suspects:
-        against = tuple(
+        against = [
             (make_thumbnail(each.path, edge=NEIGHBOR_EDGE), each.label) for each in suspect.against
-        )
-        entries.append(_Entry(suspect, make_thumbnail(suspect.path), against))
+        ]
+        entries.append((suspect, make_thumbnail(suspect.path), against))
         if on_picture is not None:
             on_picture()
     write_page(path, "suspects.html.j2", report=report, entries=entries)

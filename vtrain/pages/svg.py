@@ -193,26 +193,24 @@ def build_figure(
     """
     inner = Markup("").join(body)
     wide = width > WIDTH
+    style = Markup(' style="min-width:{0}px;max-width:{0}px"').format(round(width)) if wide else ""
     svg = Markup(
-        '<svg viewBox="0 0 {w} {h}" role="img"{style}><title>{title}</title><desc>{text}</desc>'
-        "{inner}</svg>"
+        '<svg viewBox="0 0 {} {}" role="img"{}><title>{}</title><desc>{}</desc>{}</svg>'
     ).format(
-        w=format_pixels(width),
-        h=format_pixels(height),
-        style=Markup(' style="min-width:{0}px;max-width:{0}px"').format(round(width))
-        if wide
-        else "",
-        title=one_line(title),
-        text=one_line(text),
-        inner=inner,
+        *(format_pixels(width), format_pixels(height), style),
+        *(one_line(title), one_line(text), inner),
     )
     if wide:
         svg = Markup(
             '<div class="scroll" tabindex="0" role="region" aria-label="{}">{}</div>'
         ).format(one_line(title), svg)
-    return Markup('<figure class="chart"><h3>{}</h3>{}{}{}</figure>').format(
-        one_line(title), svg, _build_legend(legend), _build_note(note)
-    )
+    parts = [Markup("<h3>{}</h3>").format(one_line(title)), svg]
+    if legend:
+        marks = (Markup("<li>{}{}</li>").format(mark, one_line(name)) for name, mark in legend)
+        parts.append(Markup('<ul class="legend">{}</ul>').format(Markup("").join(marks)))
+    if note:
+        parts.append(Markup("<figcaption>{}</figcaption>").format(one_line(note)))
+    return Markup('<figure class="chart">{}</figure>').format(Markup("").join(parts))
 
 
 def draw_mark(inner: Markup) -> Markup:
@@ -235,14 +233,3 @@ def area_mark(kind: str) -> Markup:
 def series_class(index: int) -> str:
     """The style that carries the colour of a series; colours repeat after `SERIES`."""
     return f"s{index % SERIES + 1}"
-
-
-def _build_legend(legend: Sequence[tuple[str, Markup]]) -> Markup:
-    if not legend:
-        return Markup("")
-    items = (Markup("<li>{}{}</li>").format(mark, one_line(name)) for name, mark in legend)
-    return Markup('<ul class="legend">{}</ul>').format(Markup("").join(items))
-
-
-def _build_note(note: str) -> Markup:
-    return Markup("<figcaption>{}</figcaption>").format(one_line(note)) if note else Markup("")

@@ -25,11 +25,21 @@ class Thumbnail:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A thumbnail, None where there is none, its description, and the lines below it."""
+    """A thumbnail and a heat map (None: there is none), its description, and the lines below."""
 
     thumbnail: Thumbnail | None
     text: str
     lines: tuple[str, ...]
+    heat_map: Thumbnail | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """Pictures of one kind; `note` says how they were chosen, or why there are none."""
+
+    title: str
+    note: str
+    pictures: tuple[Picture, ...]
 
 
 def make_thumbnail(path: Path, *, edge: int = EDGE) -> Thumbnail | None:

@@ -2,18 +2,16 @@
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from vtrain.data.image_sets import LabelledImages, SkippedFile
 from vtrain.errors import DataError, ModelError
-from vtrain.inference.calibration import CalibrationBin, CalibrationResult
+from vtrain.inference.calibration import CalibrationResult, JsonFloat
 from vtrain.inference.metrics import ClassMetrics
 from vtrain.inference.scores import ModelEvaluation
 from vtrain.inference.statistics import (
@@ -21,41 +19,44 @@ from vtrain.inference.statistics import (
     expected_calibration_error,
     smallest_visible_difference,
 )
-from vtrain.system.json_csv import read_csv_cell, to_plain, write_csv
+from vtrain.system.json_csv import (
+    from_plain,
+    read_csv_cell,
+    read_json_object,
+    to_plain,
+    write_csv,
+)
 from vtrain.system.text import one_line
 
 SCHEMA = 1
 NAMED_AT_MOST = 5
 FEW_IMAGES = 10  # of a class: its precision and recall are then hardly more than a guess
 Interval = tuple[float, float]
-Floats = NDArray[np.float64]
-MAX_MAP = 2000  # images on a map; more cannot be told apart
-_NUMBERS = ("probability", "label_probability", "second_probability", "distance")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
-    """Metrics on a labelled folder.
+    """Metrics on a labelled folder: what `vtrain evaluate --json` prints, and a run folder keeps.
 
     `confusion_matrix[t][p]` counts images of class `t` predicted as class `p`. `failures` are the
     images that could not be read; they count in no metric. Intervals are those of 95 %. `loss` is
     that of the raw logits. `warnings` say what keeps the figures from being taken at face value.
     """
 
-    classes: tuple[str, ...]
+    top1: JsonFloat
+    top1_interval: Interval | None = None
+    top5: JsonFloat
+    macro_f1: JsonFloat
+    macro_f1_interval: Interval | None = None
+    weighted_f1: JsonFloat = math.nan
+    loss: JsonFloat
     count: int
-    top1: float
-    top5: float
-    macro_f1: float
-    loss: float
-    per_class: tuple[ClassMetrics, ...]
-    confusion_matrix: tuple[tuple[int, ...], ...]
-    failures: tuple[SkippedFile, ...] = ()
-    top1_interval: tuple[float, float] | None = None
-    macro_f1_interval: tuple[float, float] | None = None
-    weighted_f1: float = math.nan
     calibration: CalibrationResult | None = None
     warnings: tuple[str, ...] = ()
+    per_class: tuple[ClassMetrics, ...]
+    confusion_matrix: tuple[tuple[int, ...], ...]
+    classes: tuple[str, ...]
+    failures: tuple[SkippedFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +72,12 @@ class ImagePrediction:
     path: Path
     label: str
     prediction: str
-    probability: float
+    probability: JsonFloat
     correct: bool
-    label_probability: float = math.nan
+    label_probability: JsonFloat = math.nan
     second: str = ""
-    second_probability: float = math.nan
-    distance: float = math.nan
+    second_probability: JsonFloat = math.nan
+    distance: JsonFloat = math.nan
 
 
 def build_result(
@@ -99,14 +100,10 @@ def build_result(
     confusion = evaluation.metrics.confusion
     counts = confusion.counts.numpy()
     intervals = bootstrap_confusion(counts)
+    rows = confusion.per_class(images.classes)
     per_class = tuple(
         replace(row, precision_interval=precision, recall_interval=recall)
-        for row, precision, recall in zip(
-            confusion.per_class(images.classes),
-            intervals.precision,
-            intervals.recall,
-            strict=True,
-        )
+        for row, precision, recall in zip(rows, intervals.precision, intervals.recall, strict=True)
     )
     return EvaluationResult(
         classes=images.classes,
@@ -169,19 +166,10 @@ def _list_warnings(evaluation: ModelEvaluation, images: LabelledImages) -> Itera
             f"that is smaller than about {100 * visible:.0f} points of top-1"
         )
     support, predicted = counts.sum(dim=1).tolist(), counts.sum(dim=0).tolist()
-    few = [
-        name
-        for name, images_of in zip(images.classes, support, strict=True)
-        if 0 < images_of < FEW_IMAGES
-    ]
-    if few:
+    rows = list(zip(images.classes, support, predicted, strict=True))
+    if few := [name for name, labelled, _ in rows if 0 < labelled < FEW_IMAGES]:
         yield f"fewer than {FEW_IMAGES} images of {_name_some(few)}: see their intervals"
-    never = [
-        name
-        for name, labelled, times in zip(images.classes, support, predicted, strict=True)
-        if labelled and not times
-    ]
-    if never:
+    if never := [name for name, labelled, times in rows if labelled and not times]:
         yield f"never predicted: {_name_some(never)}"
 
 
@@ -238,145 +226,29 @@ def _plain_cell(value: object) -> object:
 def evaluation_json(result: EvaluationResult) -> dict[str, Any]:
     """The object that `vtrain evaluate --json` prints, and that a run folder keeps."""
     plain = to_plain(result)
-    per_class = [
-        {"class": row["name"], **{key: value for key, value in row.items() if key != "name"}}
-        for row in plain["per_class"]
-    ]
-    failures = [{"path": str(each.path), "error": each.reason} for each in result.failures]
-    figures = {
-        name: plain[name]
-        for name in (
-            *("top1", "top1_interval", "top5", "macro_f1", "macro_f1_interval", "weighted_f1"),
-            *("loss", "count", "calibration", "warnings"),
-        )
-    }
-    return {
-        "schema": SCHEMA,
-        **figures,
-        "per_class": per_class,
-        "confusion_matrix": plain["confusion_matrix"],
-        "classes": plain["classes"],
-        "failures": failures,
-    }
+    plain["per_class"] = [{"class": row.pop("name"), **row} for row in plain["per_class"]]
+    plain["failures"] = [{"path": p["path"], "error": p["reason"]} for p in plain["failures"]]
+    return {"schema": SCHEMA, **plain}
 
 
-@dataclass(frozen=True, slots=True)
-class ClassRow:
-    """Metrics of one class between 0 and 1, NaN where unknown; intervals are of 95 %."""
-
-    name: str
-    precision: float
-    recall: float
-    f1: float
-    support: int
-    precision_interval: Interval | None = None
-    recall_interval: Interval | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """Reliability after temperature scaling, and `raw` before; errors between 0 and 1.
-
-    `ece_held_out` is that at temperatures fitted without the image, NaN where not known.
-    """
-
-    temperature: float
-    ece: float
-    ece_raw: float
-    ece_held_out: float
-    bins: tuple[CalibrationBin, ...]
-    raw: tuple[CalibrationBin, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """The content of `evaluation-<split>.json`, NaN where a number is missing."""
-
-    count: int
-    top1: float
-    top5: float
-    macro_f1: float
-    weighted_f1: float
-    loss: float
-    top1_interval: Interval | None
-    macro_f1_interval: Interval | None
-    classes: tuple[str, ...]
-    per_class: tuple[ClassRow, ...]
-    matrix: tuple[tuple[int, ...], ...]
-    failures: int
-    calibration: Calibration | None
-    warnings: tuple[str, ...]
-
-
-def read_evaluation(content: Mapping[str, Any]) -> Evaluation:
-    """An evaluation as `vtrain evaluate --json` prints it; keys of later versions may be missing.
+def read_evaluation(path: Path) -> EvaluationResult:
+    """What `evaluation_json` has made of a result, from its file.
 
     Raises:
-        ModelError: it is something else.
+        OSError: it cannot be read.
+        ValueError: it is damaged, or something else.
     """
+    content = read_json_object(path)
     try:
-        classes = tuple(str(name) for name in content["classes"])
-        matrix = tuple(tuple(int(count) for count in row) for row in content["confusion_matrix"])
-        if any(len(row) != len(classes) for row in matrix) or len(matrix) != len(classes):
-            raise ValueError("the confusion matrix does not fit the classes")
-        calibration = content.get("calibration")
-        return Evaluation(
-            count=int(content["count"]),
-            top1=_number(content["top1"]),
-            top5=_number(content.get("top5")),
-            macro_f1=_number(content["macro_f1"]),
-            weighted_f1=_number(content.get("weighted_f1")),
-            loss=_number(content.get("loss")),
-            top1_interval=_interval(content.get("top1_interval")),
-            macro_f1_interval=_interval(content.get("macro_f1_interval")),
-            classes=classes,
-            per_class=tuple(_read_class(row) for row in content["per_class"]),
-            matrix=matrix,
-            failures=len(content.get("failures") or ()),
-            calibration=_read_calibration(calibration) if calibration else None,
-            warnings=tuple(str(each) for each in content.get("warnings") or ()),
-        )
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise ModelError(f"it is no evaluation: {type(error).__name__} {error!s:.100}") from error
-
-
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _interval(value: Any) -> Interval | None:
-    if not value:
-        return None
-    low, high = (_number(each) for each in value)
-    return (low, high) if math.isfinite(low) and math.isfinite(high) else None
-
-
-def _read_class(row: Mapping[str, Any]) -> ClassRow:
-    return ClassRow(
-        str(row["class"]),
-        _number(row["precision"]),
-        _number(row["recall"]),
-        _number(row["f1"]),
-        int(row["support"]),
-        _interval(row.get("precision_interval")),
-        _interval(row.get("recall_interval")),
-    )
-
-
-def _read_calibration(content: Mapping[str, Any]) -> Calibration:
-    def bins(name: str) -> tuple[CalibrationBin, ...]:
-        names = ("low", "high", "count", "confidence", "accuracy")
-        numbers = ([_number(each.get(key)) for key in names] for each in content.get(name) or ())
-        return tuple(CalibrationBin(a, b, int(c), d, e) for a, b, c, d, e in numbers)
-
-    return Calibration(
-        _number(content.get("temperature")),
-        _number(content.get("ece")),
-        _number(content.get("ece_raw")),
-        _number(content.get("ece_held_out")),
-        bins("bins"),
-        bins("bins_raw"),
-    )
+        content["per_class"] = [{"name": row.pop("class"), **row} for row in content["per_class"]]
+        failures = [{"path": p["path"], "reason": p["error"]} for p in content["failures"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"it is no evaluation: {type(error).__name__} {error!s:.100}") from error
+    found = from_plain(EvaluationResult, {**content, "failures": failures})
+    matrix = found.confusion_matrix
+    if any(len(each) != len(found.classes) for each in (matrix, *matrix)):
+        raise ValueError("the confusion matrix does not fit the classes")
+    return found
 
 
 def evaluation_path(run_dir: Path, split: str) -> Path:
@@ -403,29 +275,12 @@ def read_predictions(run_dir: Path, split: str) -> list[ImagePrediction]:
     path = predictions_path(run_dir, split)
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            return [_read_row(row) for row in csv.DictReader(stream, restval="")]
+            rows = csv.DictReader(stream, restval="")
+            cells = [{name: read_csv_cell(row[name]) for name in row if name} for row in rows]
+        return from_plain(list[ImagePrediction], cells)
     except FileNotFoundError as error:
         raise ModelError(
             f"{run_dir} holds no {path.name}", "finish the run: vtrain fit CONFIG --resume"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ModelError(f"{path} is damaged: {error!s:.200}") from error
-
-
-def _read_row(row: dict[str, str]) -> ImagePrediction:
-    if row["correct"] not in ("0", "1"):  # such as a file that was cut off
-        raise ValueError(
-            f"of {row['path'][:80]!r} correct is {row['correct'][:20]!r}, expected 0 or 1"
-        )
-    numbers = {name: float(row[name]) if row.get(name) else math.nan for name in _NUMBERS}
-    return ImagePrediction(
-        path=Path(read_csv_cell(row["path"])),
-        label=read_csv_cell(row["label"]),
-        prediction=read_csv_cell(row["prediction"]),
-        probability=numbers["probability"],
-        correct=row["correct"] == "1",
-        label_probability=numbers["label_probability"],
-        second=read_csv_cell(row.get("second") or ""),
-        second_probability=numbers["second_probability"],
-        distance=numbers["distance"],
-    )

@@ -1,7 +1,6 @@
 """The folder of a run: its name, its lock, and what must not change when it is resumed."""
 
 import contextlib
-import json
 import os
 import re
 import socket
@@ -17,7 +16,7 @@ from filelock import FileLock, Timeout
 from vtrain.config.run_files import CHECKPOINT_NAME, MODEL_NAME
 from vtrain.errors import ModelError, RunLockedError, UsageError
 from vtrain.system.files import require_space, write_error
-from vtrain.system.json_csv import to_plain, write_json
+from vtrain.system.json_csv import from_plain, read_json_object, to_plain, write_json
 from vtrain.system.reporter import Reporter
 
 RUNS = Path("runs")
@@ -305,15 +304,10 @@ def save_result(run_dir: Path, result: FitResult) -> None:
 def load_result(run_dir: Path) -> FitResult | None:
     """What `result.json` says, None where the run has not finished or the file is damaged."""
     try:
-        content = json.loads((run_dir / RESULT_NAME).read_text(encoding="utf-8"))
-        known = {name: content[name] for name in FitResult.__dataclass_fields__ if name in content}
-        result = FitResult(**{**known, "run_dir": run_dir, "already_finished": True})
-    except (OSError, ValueError, TypeError, RecursionError):
+        content = read_json_object(run_dir / RESULT_NAME)
+        return from_plain(FitResult, {**content, "run_dir": run_dir, "already_finished": True})
+    except (OSError, ValueError):
         return None
-    numbers = (result.val_top1, result.val_macro_f1, result.seconds, result.test_top1 or 0.0)
-    counts = (result.best_epoch, result.epochs, result.planned_epochs)
-    whole = all(isinstance(each, int) for each in counts)
-    return result if whole and all(isinstance(each, (int, float)) for each in numbers) else None
 
 
 NAME_A_MODEL = "name a model: -m RUN, -m FILE or -m resnet50"

@@ -9,7 +9,7 @@ from typing import Any
 
 from vtrain.errors import UsageError
 from vtrain.system.files import write_text
-from vtrain.system.json_csv import write_csv
+from vtrain.system.json_csv import from_plain, write_csv
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,17 @@ def write_metrics(run_dir: Path, history: Sequence[Mapping[str, Any]]) -> None:
     write_csv(
         run_dir / "metrics.csv", COLUMNS, [[row[name] for name in COLUMNS] for row in history]
     )
+
+
+def read_metrics(path: Path) -> tuple[EpochMetrics, ...]:
+    """The rows of `metrics.jsonl`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return from_plain(tuple[EpochMetrics, ...], [json.loads(line) for line in lines])
 
 
 def require_tensorboard() -> None:

@@ -1,22 +1,25 @@
 """What a run folder says of its run, also of one that has not finished or lacks files."""
 
-import json
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vtrain.config.keys import FitConfig, flatten_config
 from vtrain.config.load import read_settled_config
 from vtrain.errors import UsageError, VtrainError
-from vtrain.runs.evaluation_files import evaluation_path
+from vtrain.runs.evaluation_files import EvaluationResult, evaluation_path, read_evaluation
 from vtrain.runs.folder import RESOLVED_NAME, FitResult, load_result
-from vtrain.runs.metric_log import EpochMetrics
+from vtrain.runs.metric_log import EpochMetrics, read_metrics
+from vtrain.system.json_csv import read_json_object
+
+T = TypeVar("T")
 
 DATA_NAME = "data.json"
 ENVIRONMENT_NAME = "env.json"
 METRICS_NAME = "metrics.jsonl"
 PLAN_NAME = "plan.json"
-MAX_JSON_BYTES = 500_000_000
+NAME_A_RUN_FOLDER = "name a folder that `vtrain fit` made, such as runs/flowers-001"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +28,7 @@ class RunRecord:
 
     `config` is None where it cannot be read (any more); `metrics` has one row per epoch; `data`,
     `plan` and `environment` are the content of `data.json`, `plan.json` and `env.json`, `{}` where
-    missing; `evaluations` by split, as `vtrain evaluate --json`. `problems` names the files that
-    are missing or damaged.
+    missing; `evaluations` by split. `problems` names the files that are missing or damaged.
     """
 
     run_dir: Path
@@ -36,7 +38,7 @@ class RunRecord:
     plan: dict[str, Any]
     environment: dict[str, Any]
     result: FitResult | None
-    evaluations: dict[str, dict[str, Any]]
+    evaluations: dict[str, EvaluationResult]
     problems: tuple[str, ...] = ()
 
     @property
@@ -59,74 +61,40 @@ def read_run(run_dir: Path) -> RunRecord:
     if not run_dir.is_dir():
         raise UsageError(
             f"{run_dir} is no run folder: {'not a folder' if run_dir.exists() else 'not there'}",
-            "name a folder that `vtrain fit` made, such as runs/flowers-001",
+            NAME_A_RUN_FOLDER,
         )
-    reader = _Reader(run_dir)
+    problems: list[str] = []
+
+    def read(name: str, read_file: Callable[[Path], T], otherwise: T) -> T:
+        if not (run_dir / name).exists():
+            problems.append(f"{name} is missing")
+            return otherwise
+        try:
+            return read_file(run_dir / name)
+        except (OSError, ValueError, RecursionError, VtrainError) as error:
+            problems.append(f"{name} cannot be read: {error!s:.200}")
+            return otherwise
+
     record = RunRecord(
         run_dir=run_dir,
-        config=reader.config(),
-        metrics=reader.metrics(),
-        data=reader.json(DATA_NAME),
-        plan=reader.json(PLAN_NAME),
-        environment=reader.json(ENVIRONMENT_NAME),
+        config=read(RESOLVED_NAME, read_settled_config, None),  # its images may have moved since
+        metrics=read(METRICS_NAME, read_metrics, ()),
+        data=read(DATA_NAME, read_json_object, {}),
+        plan=read(PLAN_NAME, read_json_object, {}),
+        environment=read(ENVIRONMENT_NAME, read_json_object, {}),
         result=load_result(run_dir),
         evaluations={
-            split: reader.json(evaluation_path(run_dir, split).name)
+            split: found
             for split in ("val", "test")
-            if evaluation_path(run_dir, split).exists()
+            if (path := evaluation_path(run_dir, split)).exists()
+            and (found := read(path.name, read_evaluation, None))
         },
-        problems=tuple(reader.problems),
+        problems=tuple(problems),
     )
     if record.config is None and not record.metrics and not record.data:
         raise UsageError(
             f"{run_dir} is no run folder: it holds none of {RESOLVED_NAME}, {METRICS_NAME}, "
             f"{DATA_NAME}",
-            "name a folder that `vtrain fit` made, such as runs/flowers-001",
+            NAME_A_RUN_FOLDER,
         )
     return record
-
-
-@dataclass(slots=True)
-class _Reader:
-    run_dir: Path
-    problems: list[str] = field(default_factory=list)
-
-    def config(self) -> FitConfig | None:
-        path = self.run_dir / RESOLVED_NAME
-        if not path.exists():
-            self.problems.append(f"{RESOLVED_NAME} is missing")
-            return None
-        try:
-            return read_settled_config(path)  # its images may have moved since
-        except VtrainError as error:
-            self.problems.append(f"{RESOLVED_NAME} cannot be read: {error.message[:200]}")
-            return None
-
-    def json(self, name: str) -> dict[str, Any]:
-        path = self.run_dir / name
-        try:
-            if path.stat().st_size > MAX_JSON_BYTES:
-                raise ValueError("it is too large")
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise ValueError("it holds no JSON object")
-        except FileNotFoundError:
-            self.problems.append(f"{name} is missing")
-        except (OSError, ValueError, RecursionError) as error:
-            self.problems.append(f"{name} cannot be read: {error!s:.200}")
-        else:
-            return content
-        return {}
-
-    def metrics(self) -> tuple[EpochMetrics, ...]:
-        path = self.run_dir / METRICS_NAME
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            rows = tuple(EpochMetrics(**json.loads(line)) for line in lines)
-        except FileNotFoundError:
-            self.problems.append(f"{METRICS_NAME} is missing")
-            return ()
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            self.problems.append(f"{METRICS_NAME} cannot be read: {error!s:.200}")
-            return ()
-        return rows

@@ -8,11 +8,13 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vtrain.system.files import atomic_write, encode_text, escape_match
 
+T = TypeVar("T")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
+MAX_JSON_BYTES = 500_000_000
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 # What JSON leaves as it is and terminals may obey; joiners and wide spaces are parts of words.
@@ -31,6 +33,40 @@ def to_plain(record: Any) -> Any:
     if isinstance(record, (list, tuple)):
         return [to_plain(value) for value in record]
     return str(record) if isinstance(record, Path) else record
+
+
+def from_plain(kind: type[T], content: Any) -> T:
+    """The record of the dataclass `kind`, or a list of them, that `to_plain` has made plain.
+
+    Raises:
+        ValueError: it is something else; the message names the first mistake.
+    """
+    from pydantic import TypeAdapter, ValidationError  # not at every start
+
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place} is {first['input']!r:.80}: {first['msg']}") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of at most `MAX_JSON_BYTES`.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger, damaged, or holds something else.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError("it is too large")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(content, dict):
+        raise ValueError("it holds no JSON object")
+    return content
 
 
 def write_json(path: Path, value: Any) -> None:

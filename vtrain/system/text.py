@@ -1,5 +1,6 @@
 """Text for people: safe for a terminal, names listed and clipped, numbers with units."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,8 +45,8 @@ def format_count(count: float) -> str:
 
 
 def format_percent(share: float | None, digits: int = 1) -> str:
-    """A share between 0 and 1 as people read it: 97.1 %; a dash for None."""
-    return "–" if share is None else f"{100 * share:.{digits}f} %"
+    """A share between 0 and 1 as people read it: 97.1 %; a dash for None and NaN."""
+    return "–" if share is None or math.isnan(share) else f"{100 * share:.{digits}f} %"
 
 
 def format_bytes(size: float) -> str:

@@ -1,6 +1,5 @@
 """A map of the images of a run: their features in two dimensions."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,12 @@ from numpy.typing import NDArray
 
 from vtrain.errors import ModelError, VtrainError
 from vtrain.pages.charts import Dot, scatter_map
-from vtrain.pages.report.content import Content
-from vtrain.pages.report.run_facts import Facts
-from vtrain.runs.evaluation_files import MAX_MAP, Floats, features_path
+from vtrain.pages.report.section import Section
+from vtrain.runs.evaluation_files import ImagePrediction, features_path
+from vtrain.runs.record import RunRecord
+
+MAX_MAP = 2000  # images on a map; more cannot be told apart
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +27,7 @@ class EmbeddingMap:
     explained: float
 
 
-def sortable(value: float) -> float:
-    """A number to sort by: NaN and infinities come before all others."""
-    return value if math.isfinite(value) else -1.0
-
-
-def build_map(features: NDArray[Any], rows: Sequence[int]) -> EmbeddingMap | None:
+def project(features: NDArray[Any], rows: Sequence[int]) -> EmbeddingMap | None:
     """Project features `[M, D]` on their first two principal components.
 
     Rows that are not finite are left out; None where fewer than three differ.
@@ -84,37 +81,38 @@ def read_map(path: Path) -> EmbeddingMap | None:
             raise ValueError(f"shapes {features.shape} and {rows.shape} do not fit")
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path.name} is damaged: {error!s:.200}") from error
-    return build_map(features[:MAX_MAP], rows[:MAX_MAP].tolist())
+    return project(features[:MAX_MAP], rows[:MAX_MAP].tolist())
 
 
-def add_map(content: Content, facts: Facts) -> None:
+def build_map(record: RunRecord, predictions: Sequence[ImagePrediction] | None) -> Section:
     """The map of the validation images, if their features are there."""
-    path = features_path(facts.record.run_dir, "val")
-    if not path.exists() or not facts.predictions:
-        return
+
+    def lacking(why: str) -> Section:
+        return Section("map", "Map of the images", missing=[why])
+
+    path = features_path(record.run_dir, "val")
+    if not path.exists() or not predictions:
+        return lacking("This run has no features of its validation images.")
     try:
         found = read_map(path)
     except VtrainError as error:
-        content.missing["map"] = f"No map: {error.message}."
-        return
+        return lacking(f"No map: {error.message}.")
     if found is None:
-        content.missing["map"] = "No map: the features of fewer than three images differ."
-        return
-    numbers = {name: number for number, name in enumerate(facts.record.classes)}
+        return lacking("No map: the features of fewer than three images differ.")
+    numbers = {name: number for number, name in enumerate(record.classes)}
     dots = [
         Dot(float(x), float(y), numbers.get(each.label, 0), each.correct)
         for (x, y), row in zip(found.places, found.rows, strict=True)
-        if 0 <= row < len(facts.predictions)
-        for each in (facts.predictions[row],)
+        if 0 <= row < len(predictions)
+        for each in (predictions[row],)
     ]
-    content.embedding.append(
-        scatter_map(
-            "Validation images as the model sees them",
-            dots,
-            facts.record.classes,
-            note=f"Each mark is an image. The two directions are the first principal components "
-            f"of the features (PCA), which hold {found.explained:.0%} of their variance; PCA does "
-            "not know the labels, so groups on the map are groups of the features, and images "
-            "that are apart here are apart. Near neighbours here may be far apart in the rest.",
-        )
+    chart = scatter_map(
+        "Validation images as the model sees them",
+        dots,
+        record.classes,
+        note=f"Each mark is an image. The two directions are the first principal components "
+        f"of the features (PCA), which hold {found.explained:.0%} of their variance; PCA does "
+        "not know the labels, so groups on the map are groups of the features, and images "
+        "that are apart here are apart. Near neighbours here may be far apart in the rest.",
     )
+    return Section("map", "Map of the images", charts=[chart])

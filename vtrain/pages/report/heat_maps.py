@@ -7,7 +7,7 @@ import torch
 
 from vtrain.config.run_files import MODEL_NAME
 from vtrain.errors import ModelError
-from vtrain.pages.report.report import find_shown_images
+from vtrain.pages.report.galleries import find_shown_images
 from vtrain.pages.thumbnails import EDGE, Thumbnail, encode_thumbnail
 from vtrain.results.explain import explain_images, overlay
 from vtrain.runs.load_model import load_model

@@ -1,20 +1,26 @@
 """The model card: what a model is, what it was made of, how good it is, and where it ends."""
 
+import math
 import re
 from collections.abc import Sequence
 
 from vtrain.config.run_files import MODEL_NAME
 from vtrain.pages.page import Table
-from vtrain.pages.report.content import Content
-from vtrain.pages.report.run_facts import (
-    Facts,
+from vtrain.pages.report.settings import (
+    list_next_commands,
+    list_repeat_commands,
+    tabulate_data,
+    tabulate_settings,
+)
+from vtrain.pages.report.summary import build_messages
+from vtrain.pages.report.values import (
     describe_device,
     describe_freeze,
     find_best_epoch,
     format_interval,
-    known,
 )
-from vtrain.runs.evaluation_files import Evaluation
+from vtrain.runs.evaluation_files import EvaluationResult
+from vtrain.runs.record import RunRecord
 from vtrain.system.text import format_duration, format_percent, one_line
 
 MOST_CLASSES = 50
@@ -28,32 +34,33 @@ def escape_markdown(text: object) -> str:
     return _LIST.sub(r"\1\\\2", escaped)
 
 
-def render_card(facts: Facts, content: Content) -> str:
+def render_card(record: RunRecord) -> str:
     """The model card in Markdown."""
+    again = list_repeat_commands(record)
     sections = [
-        f"# {escape_markdown(content.name)}",
-        _describe_model(facts),
+        f"# {escape_markdown(record.run_dir.name)}",
+        _describe_model(record),
         "## Results",
-        _describe_results(facts),
+        _describe_results(record),
         "## Data",
-        *(_table(table) for table in content.data),
-        _describe_classes(facts.record.classes),
+        *(_table(table) for table in tabulate_data(record.data)),
+        _describe_classes(record.classes),
         "## How it was trained",
-        _describe_training(facts),
-        *(_table(table) for table in content.settings),
+        _describe_training(record),
+        *(_table(table) for table in tabulate_settings(record)),
         "## Limits",
-        _describe_limits(facts, content),
+        _describe_limits(record),
         "## Licence",
-        _describe_licence(facts),
+        _describe_licence(record),
         "## Use",
-        _fence(content.next_commands),
-        *(["Train the same again:", _fence(content.reproduce)] if content.reproduce else []),
+        _fence(list_next_commands(record)),
+        *(["Train the same again:", _fence(again)] if again else []),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _describe_model(facts: Facts) -> str:
-    record, config = facts.record, facts.record.config
+def _describe_model(record: RunRecord) -> str:
+    config = record.config
     if config is None:
         return "An image classifier made with vtrain; the settings of its run cannot be read."
     classes = len(record.classes)
@@ -66,21 +73,21 @@ def _describe_model(facts: Facts) -> str:
     )
 
 
-def _describe_results(facts: Facts) -> str:
-    if not facts.evaluations:
-        best = find_best_epoch(facts.record)
+def _describe_results(record: RunRecord) -> str:
+    if not record.evaluations:
+        best = find_best_epoch(record)
         if best is None:
             return "None yet."
-        shown = format_percent(known(best.val_top1))
+        shown = format_percent(best.val_top1)
         return f"Top-1 on the validation images: {shown} in epoch {best.epoch}; no interval known."
     rows = []
-    for split, each in facts.evaluations.items():
+    for split, each in record.evaluations.items():
         rows += _list_metrics(split, each)
     text = _table(Table("", ("images", "metric", "value", "95 % interval", "count"), tuple(rows)))
     return text + "\n\nIntervals count the chance in drawing the images, not that in training."
 
 
-def _list_metrics(split: str, each: Evaluation) -> list[tuple[str, ...]]:
+def _list_metrics(split: str, each: EvaluationResult) -> list[tuple[str, ...]]:
     metrics = [
         ("top-1", each.top1, each.top1_interval),
         ("top-5", each.top5, None),
@@ -92,12 +99,12 @@ def _list_metrics(split: str, each: Evaluation) -> list[tuple[str, ...]]:
         (
             split,
             name,
-            format_percent(known(value)),
+            format_percent(value),
             format_interval(interval) if interval else "–",
             str(each.count),
         )
         for name, value, interval in metrics
-        if known(value) is not None
+        if math.isfinite(value)
     ]
 
 
@@ -109,8 +116,8 @@ def _describe_classes(classes: Sequence[str]) -> str:
     return f"Classes: {named}{more}."
 
 
-def _describe_training(facts: Facts) -> str:
-    record, result = facts.record, facts.record.result
+def _describe_training(record: RunRecord) -> str:
+    result = record.result
     best = find_best_epoch(record)
     lines = [f"Freeze: {escape_markdown(describe_freeze(record))}."] if record.config else []
     if best is not None:
@@ -123,18 +130,18 @@ def _describe_training(facts: Facts) -> str:
     return " ".join(lines)
 
 
-def _describe_limits(facts: Facts, content: Content) -> str:
+def _describe_limits(record: RunRecord) -> str:
     lines = [
         "The model gives one of its classes for every image, also for an image of none of them.",
         "The figures hold for images like those it was evaluated on: same sources, same cameras, "
         "same share of each class.",
     ]
-    if "test" not in facts.evaluations:
+    if "test" not in record.evaluations:
         lines.append(
             "There is no test set. The best epoch was chosen by the validation images, so the "
             "figures on them are slightly optimistic."
         )
-    lines += [each.text for each in content.messages if each.kind in ("warning", "error")]
+    lines += [text for kind, text in build_messages(record) if kind == "warning"]
     lines.append(
         "Not examined: fairness between groups of people, robustness against other cameras, "
         "weather or attacks, duplicates between the training and the validation images beyond "
@@ -143,8 +150,8 @@ def _describe_limits(facts: Facts, content: Content) -> str:
     return "\n".join(f"- {escape_markdown(line)}" for line in lines)
 
 
-def _describe_licence(facts: Facts) -> str:
-    config = facts.record.config
+def _describe_licence(record: RunRecord) -> str:
+    config = record.config
     weights = ""
     if config is not None and config.model.weights != "none":
         weights = (

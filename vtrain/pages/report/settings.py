@@ -1,20 +1,31 @@
 """Data, model, settings and commands on the page of a run."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from vtrain.config.keys import FitConfig, flatten_config
 from vtrain.pages.page import Table
-from vtrain.pages.report.content import Content
-from vtrain.pages.report.run_facts import RESUME, Facts, class_counts, describe_freeze, split_count
-from vtrain.runs.evaluation_files import evaluation_path
+from vtrain.pages.report.section import Section
+from vtrain.pages.report.values import (
+    RESUME,
+    class_counts,
+    describe_freeze,
+    report_command,
+    split_count,
+)
 from vtrain.runs.record import RunRecord
 from vtrain.system.text import format_count, format_duration, one_line, quote_path
 
 
-def build_data_tables(data: Mapping[str, Any]) -> list[Table]:
-    """The images of each split, and of each class."""
+def build_data(record: RunRecord) -> Section:
+    """The images that were used."""
+    tables = tabulate_data(record.data)
+    missing = [] if tables else ["data.json does not tell which images were used."]
+    return Section("data", "Data", missing=missing, tables=tables)
+
+
+def tabulate_data(data: Mapping[str, Any]) -> list[Table]:
+    """The images of each split; no table where they are not known."""
     rows = []
     for split in ("train", "val", "test"):
         part, counts = data.get(split), list(class_counts(data, split).values())
@@ -32,28 +43,25 @@ def build_data_tables(data: Mapping[str, Any]) -> list[Table]:
                 one_line(str(part.get("sha256", "–"))[:12]),
             )
         )
-    if not rows:
-        return []
     columns = ("split", "folder", "images", "classes", "per class", "skipped files", "SHA-256")
-    return [Table("The images that were used", columns, tuple(rows), (2, 3, 4, 5))]
+    return [Table("The images that were used", columns, tuple(rows), (2, 3, 4, 5))] if rows else []
 
 
-def build_model_tables(record: RunRecord) -> list[Table]:
+def build_model(record: RunRecord) -> Section:
     """The model, its phases, and what each of them trains."""
     tables = []
-    facts = _list_model_facts(record)
-    if facts:
-        tables.append(Table("Model and training", ("what", "value"), tuple(facts)))
+    if rows := _list_model_values(record):
+        tables.append(Table("Model and training", ("what", "value"), tuple(rows)))
     phases = record.plan.get("phases")
     for phase in phases if isinstance(phases, list) else []:
         try:
             tables.append(_tabulate_phase(phase))
         except (KeyError, TypeError, ValueError, AttributeError):
             continue  # a plan of another version
-    return tables
+    return Section("model", "Model and speed", tables=tables)
 
 
-def _list_model_facts(record: RunRecord) -> list[tuple[str, str]]:
+def _list_model_values(record: RunRecord) -> list[tuple[str, str]]:
     flat, choices = record.flat_config(), record.environment.get("choices")
     facts = []
     if flat:
@@ -95,33 +103,36 @@ def _tabulate_phase(phase: Mapping[str, Any]) -> Table:
     return Table(title, columns, tuple(rows), (1, 2, 3))
 
 
-def add_settings(content: Content, record: RunRecord) -> None:
+def build_settings(record: RunRecord) -> Section:
     """The config: what differs from the defaults, and the whole."""
-    flat = record.flat_config()
+    folded = {}
     if record.config is not None:
-        defaults = _find_defaults(record.config)
-        changed = [
-            (key, _plain(value), _plain(defaults.get(key)) if key in defaults else "required")
-            for key, value in flat.items()
-            if key not in defaults or value != defaults[key]
-        ]
-        content.settings = [
-            Table("Settings that are not the default", ("key", "value", "default"), tuple(changed))
-        ]
-        rows = tuple((key, _plain(value)) for key, value in flat.items())
-        content.all_settings = Table("All settings", ("key", "value"), rows)
-    rows = tuple(_flatten_environment(record.environment))
-    if rows:
-        content.environment = Table("Where it was made", ("what", "value"), rows)
+        rows = tuple((key, _plain(value)) for key, value in record.flat_config().items())
+        folded["All settings"] = Table("All settings", ("key", "value"), rows)
+    if rows := tuple(_flatten_environment(record.environment)):
+        folded["Versions and machine"] = Table("Where it was made", ("what", "value"), rows)
+    tables = tabulate_settings(record)
+    missing = [] if tables else ["The settings of this run cannot be read."]
+    return Section("settings", "Settings", missing=missing, tables=tables, folded=folded)
+
+
+def tabulate_settings(record: RunRecord) -> list[Table]:
+    """The settings that are not the default; no table where they are not known."""
+    if record.config is None:
+        return []
+    defaults = _find_defaults(record.config)
+    changed = tuple(
+        (key, _plain(value), _plain(defaults.get(key)) if key in defaults else "required")
+        for key, value in record.flat_config().items()
+        if key not in defaults or value != defaults[key]
+    )
+    return [Table("Settings that are not the default", ("key", "value", "default"), changed)]
 
 
 def _find_defaults(config: FitConfig) -> dict[str, Any]:
     """The values of all keys that need not be given."""
-    data = {"train": config.data.train, "val": "-"}
-    plain = FitConfig.model_validate(
-        {"model": {"backbone": config.model.backbone}, "data": data}
-    )  # fmt: skip
-    flat = flatten_config(plain)
+    required = {"model": {"backbone": config.model.backbone}, "data": {"train": "-", "val": "-"}}
+    flat = flatten_config(FitConfig.model_validate(required))
     for key in ("model.backbone", "data.train", "data.val"):
         flat.pop(key)
     return flat
@@ -136,57 +147,40 @@ def _flatten_environment(environment: Mapping[str, Any]) -> list[tuple[str, str]
     for key, value in environment.items():
         if key == "choices":  # stand with the model
             continue
-        if isinstance(value, dict):
-            rows += [(one_line(name), one_line(each)) for name, each in value.items()]
-        elif isinstance(value, list):
-            rows.append((one_line(key), ", ".join(map(one_line, value)) or "–"))
-        else:
-            rows.append((one_line(key), _plain(value)))
+        for name, each in value.items() if isinstance(value, dict) else [(key, value)]:
+            shown = (
+                ", ".join(map(one_line, each)) or "–" if isinstance(each, list) else _plain(each)
+            )
+            rows.append((one_line(name), shown))
     return rows
 
 
-def add_commands(content: Content, facts: Facts) -> None:
-    """The commands that make the run again and use its model."""
-    run = quote_path(facts.record.run_dir)
-    if facts.record.config is not None:
-        again = quote_path(f"{facts.record.run_dir}-again")
-        content.reproduce = [f"vtrain fit {run}/config.resolved.yaml run_dir={again}"]
-    if not facts.finished:
-        content.next_commands = [RESUME, content.command]
-        return
-    content.next_commands = [
+def list_next_commands(record: RunRecord) -> list[str]:
+    """The commands that use the model of the run, or go on with it."""
+    run = quote_path(record.run_dir)
+    if record.result is None:
+        return [RESUME, report_command(record)]
+    return [
         f"vtrain predict IMAGE -m {run}",
         f"vtrain evaluate FOLDER -m {run}",
         f"vtrain embed FOLDER features.npy -m {run}",
-        content.command,
+        report_command(record),
     ]
 
 
-def add_missing(content: Content, facts: Facts) -> None:
-    """Say of each section that stays empty what it lacks and how to get it."""
-    missing, run_dir = content.missing, facts.record.run_dir
-    make = RESUME
-    if facts.finished:
-        config = facts.record.config
-        folder = quote_path(Path(config.data.val)) if config and config.data.val else "FOLDER"
-        path = quote_path(evaluation_path(run_dir, "val"))
-        make = f"vtrain evaluate {folder} -m {quote_path(run_dir)} --json > {path}"
-    if not content.curves:
-        missing["curves"] = f"No epoch has been recorded yet. Train with: {RESUME}"
-    if facts.val is None:
-        why = "This run has no evaluation-val.json."
-        missing["classes"] = f"{why} Make it with: {make}"
-    if facts.predictions is None:
-        missing["images"] = f"This run has no predictions-val.csv. Make it with: {RESUME}"
-    elif not facts.predictions:
-        missing["images"] = "predictions-val.csv is empty."
-    if not content.calibration:
-        missing["calibration"] = "The evaluation holds no calibration." + (
-            "" if facts.val else f" Make it with: {make}"
-        )
-    if not content.embedding and "map" not in missing:
-        missing["map"] = "This run has no features of its validation images."
-    if not content.data:
-        missing["data"] = "data.json does not tell which images were used."
-    if not content.settings:
-        missing["settings"] = "The settings of this run cannot be read."
+def list_repeat_commands(record: RunRecord) -> list[str]:
+    """The command that makes the run again; none where its config is not known."""
+    if record.config is None:
+        return []
+    again = quote_path(f"{record.run_dir}-again")
+    return [f"vtrain fit {quote_path(record.run_dir)}/config.resolved.yaml run_dir={again}"]
+
+
+def build_commands(record: RunRecord) -> Section:
+    """The commands that make the run again and use its model."""
+    commands = {
+        "Train the same again": list_repeat_commands(record),
+        "Next": list_next_commands(record),
+    }
+    shown = {title: lines for title, lines in commands.items() if lines}
+    return Section("next", "Commands", commands=shown)

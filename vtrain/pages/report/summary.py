@@ -2,22 +2,17 @@
 
 import math
 
-from vtrain.pages.report.content import Message
-from vtrain.pages.report.run_facts import (
+from vtrain.pages.report.values import (
     RESUME,
     SPLIT_TITLES,
-    Facts,
     class_counts,
     describe_device,
     describe_freeze,
     find_best_epoch,
     format_interval,
-    known,
     shorten_list,
 )
-from vtrain.runs.evaluation_files import (
-    Evaluation,
-)
+from vtrain.runs.evaluation_files import EvaluationResult
 from vtrain.runs.record import RunRecord
 from vtrain.system.text import format_duration, format_percent
 
@@ -27,21 +22,19 @@ FEW_TRAIN = 20  # images of a class that teach little
 # --- headline ------------------------------------------------------------------------------------
 
 
-def build_tiles(facts: Facts) -> list[tuple[str, str, str]]:
+def build_tiles(record: RunRecord) -> list[tuple[str, str, str]]:
     """Value, what it is, and a remark, for each number of the headline."""
-    record, result, val = facts.record, facts.record.result, facts.val
-    tiles = []
-    best = find_best_epoch(record)
-    if val is not None:
+    result, best, tiles = record.result, find_best_epoch(record), []
+    if val := record.evaluations.get("val"):
         tiles += _tiles_of("validation", val)
     elif best is not None:
         why = "best epoch" if result is None else "interval not known"
-        tiles.append((format_percent(known(best.val_top1)), "validation top-1", why))
-        tiles.append((format_percent(known(best.val_macro_f1)), "validation macro F1", why))
-    if test := facts.evaluations.get("test"):
+        tiles.append((format_percent(best.val_top1), "validation top-1", why))
+        tiles.append((format_percent(best.val_macro_f1), "validation macro F1", why))
+    if test := record.evaluations.get("test"):
         tiles += _tiles_of("test", test)
     elif result is not None and result.test_top1 is not None:
-        tiles.append((format_percent(known(result.test_top1)), "test top-1", "interval not known"))
+        tiles.append((format_percent(result.test_top1), "test top-1", "interval not known"))
     if best is not None:
         epochs = len(record.metrics)
         planned = result.planned_epochs if result else record.flat_config().get("train.epochs")
@@ -54,40 +47,37 @@ def build_tiles(facts: Facts) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _tiles_of(name: str, evaluation: Evaluation) -> list[tuple[str, str, str]]:
+def _tiles_of(name: str, evaluation: EvaluationResult) -> list[tuple[str, str, str]]:
     top1 = f"{format_interval(evaluation.top1_interval)} (95 %), {evaluation.count:,} images"
     macro = f"{format_interval(evaluation.macro_f1_interval)} (95 %)"
     if evaluation.macro_f1_interval is None:
         macro = f"mean over {len(evaluation.classes)} classes"
     return [
-        (format_percent(known(evaluation.top1)), f"{name} top-1", top1),
-        (format_percent(known(evaluation.macro_f1)), f"{name} macro F1", macro),
+        (format_percent(evaluation.top1), f"{name} top-1", top1),
+        (format_percent(evaluation.macro_f1), f"{name} macro F1", macro),
     ]
 
 
 # --- warnings ------------------------------------------------------------------------------------
 
 
-def build_messages(facts: Facts) -> list[Message]:
-    """What a reader must know before anything else, worst first."""
-    messages = []
-    if not facts.finished:
-        epochs = len(facts.record.metrics)
+def build_messages(record: RunRecord) -> list[tuple[str, str]]:
+    """Kind (warning or note) and text of what a reader must know before anything else."""
+    warnings = []
+    if record.result is None:
+        epochs = len(record.metrics)
         so_far = f"{epochs} epoch{'' if epochs == 1 else 's'} so far"
-        text = f"This run has not finished: {so_far}. Go on with: {RESUME}"
-        messages.append(Message("warning", text))
-    warnings = [
+        warnings.append(f"This run has not finished: {so_far}. Go on with: {RESUME}")
+    warnings += [
         f"{SPLIT_TITLES.get(split, split)}: {text}"
-        for split, each in facts.evaluations.items()
+        for split, each in record.evaluations.items()
         for text in each.warnings
     ]
-    warnings += [*_warn_of_curves(facts.record), *_warn_of_data(facts.record)]
-    for split, evaluation in facts.evaluations.items():
+    warnings += [*_warn_of_curves(record), *_warn_of_data(record)]
+    for split, evaluation in record.evaluations.items():
         warnings += _warn_of_evaluation(split, evaluation)
-    messages += [Message("warning", text) for text in dict.fromkeys(warnings)]
-    for problem in facts.problems:
-        messages.append(Message("note", f"{problem}: what it would say is not shown."))
-    return messages
+    notes = [f"{problem}: what it would say is not shown." for problem in record.problems]
+    return [*(("warning", text) for text in dict.fromkeys(warnings)), *(("note", n) for n in notes)]
 
 
 def _warn_of_curves(record: RunRecord) -> list[str]:
@@ -110,9 +100,9 @@ def _warn_of_curves(record: RunRecord) -> list[str]:
     return warnings
 
 
-def _warn_of_data(data: RunRecord) -> list[str]:
+def _warn_of_data(record: RunRecord) -> list[str]:
     warnings = []
-    train = class_counts(data.data, "train")
+    train = class_counts(record.data, "train")
     few = [name for name, count in train.items() if count < FEW_TRAIN]
     if few:
         warnings.append(
@@ -121,18 +111,18 @@ def _warn_of_data(data: RunRecord) -> list[str]:
         )
     largest, smallest = max(train.values(), default=0), min(train.values(), default=0)
     if smallest and largest / smallest >= 10:
-        balance = "" if data.flat_config().get("data.balance") != "none" else "; see data.balance"
+        balance = "" if record.flat_config().get("data.balance") != "none" else "; see data.balance"
         warnings.append(
             f"The largest class has {largest / smallest:.0f} times the training images of the "
             f"smallest{balance}"
         )
-    bad = data.data.get("bad_images")
+    bad = record.data.get("bad_images")
     if isinstance(bad, list) and bad:
         warnings.append(f"{len(bad)} damaged images were left out; data.json names them")
     return warnings
 
 
-def _warn_of_evaluation(split: str, evaluation: Evaluation) -> list[str]:
+def _warn_of_evaluation(split: str, evaluation: EvaluationResult) -> list[str]:
     warnings = []
     rows = evaluation.per_class
     absent = [row.name for row in rows if not row.support]
@@ -143,6 +133,6 @@ def _warn_of_evaluation(split: str, evaluation: Evaluation) -> list[str]:
         )
     if evaluation.failures:
         warnings.append(
-            f"{evaluation.failures} {split} images could not be read and count in no figure"
+            f"{len(evaluation.failures)} {split} images could not be read and count in no figure"
         )
     return warnings

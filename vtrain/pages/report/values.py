@@ -2,73 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from vtrain.errors import VtrainError
-from vtrain.runs.evaluation_files import (
-    Evaluation,
-    ImagePrediction,
-    Interval,
-    predictions_path,
-    read_evaluation,
-    read_predictions,
-)
+from vtrain.runs.evaluation_files import Interval, evaluation_path
 from vtrain.runs.metric_log import EpochMetrics
 from vtrain.runs.record import RunRecord
-from vtrain.system.text import one_line
-
-NAME = 36  # characters of a name below a picture
-MAX_PREDICTION_BYTES = 200_000_000  # some 2 million images
+from vtrain.system.text import one_line, quote_path
 
 SPLIT_TITLES = {"val": "Validation", "test": "Test"}
 RESUME = "vtrain fit CONFIG --resume"
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """A run with what could be read of its evaluations, its predictions and their problems."""
-
-    record: RunRecord
-    evaluations: Mapping[str, Evaluation]
-    predictions: Sequence[ImagePrediction] | None
-    problems: tuple[str, ...]
-
-    @property
-    def val(self) -> Evaluation | None:
-        """The evaluation on the validation images."""
-        return self.evaluations.get("val")
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run came to its end."""
-        return self.record.result is not None
-
-
-def gather_facts(record: RunRecord) -> Facts:
-    """Read what the report needs besides the record; what cannot be read becomes a problem."""
-    problems = list(record.problems)
-    evaluations = {}
-    for split, content in record.evaluations.items():
-        try:
-            if content:
-                evaluations[split] = read_evaluation(content)
-        except VtrainError as error:
-            problems.append(f"evaluation-{split}.json cannot be used: {error.message}")
-    predictions, path = None, predictions_path(record.run_dir, "val")
-    try:
-        if path.exists() and path.stat().st_size > MAX_PREDICTION_BYTES:
-            problems.append(f"{path.name} is too large to be looked through")
-        elif path.exists():
-            predictions = read_predictions(record.run_dir, "val")
-    except VtrainError as error:
-        problems.append(f"{path.name} cannot be used: {error.message}")
-    return Facts(record, evaluations, predictions, tuple(problems))
-
-
-def known(value: float | None) -> float | None:
-    """The number, None where it is none."""
-    return value if value is not None and math.isfinite(value) else None
+def report_command(record: RunRecord) -> str:
+    """The command that makes the page."""
+    return f"vtrain report {quote_path(record.run_dir)}"
 
 
 def format_interval(interval: Interval | None) -> str:
@@ -84,8 +31,19 @@ def find_best_epoch(record: RunRecord) -> EpochMetrics | None:
         for row in record.metrics:
             if row.epoch == record.result.best_epoch:
                 return row
-    finite = [row for row in record.metrics if known(row.val_top1) is not None]
+    finite = [row for row in record.metrics if math.isfinite(row.val_top1)]
     return max(finite, key=lambda row: (row.val_top1, -row.val_loss), default=None)
+
+
+def describe_evaluating(record: RunRecord) -> str:
+    """How to make the evaluation of the validation images."""
+    make = RESUME
+    if record.result is not None:
+        config = record.config
+        folder = quote_path(config.data.val) if config and config.data.val else "FOLDER"
+        path = quote_path(evaluation_path(record.run_dir, "val"))
+        make = f"vtrain evaluate {folder} -m {quote_path(record.run_dir)} --json > {path}"
+    return f"Make it with: {make}"
 
 
 def describe_freeze(record: RunRecord) -> str:
