@@ -268,8 +268,6 @@ def test_no_bar_off_a_terminal() -> None:
     with console.progress(40, "working") as bar:
         bar.update(40)
         bar.set_postfix_str("loss 1")
-    with console.counter("counting") as count:
-        count(1, 2)
     assert stream.getvalue() == ""
 
 
@@ -286,14 +284,12 @@ def test_talk_while_a_bar_is_open_starts_a_line_of_its_own() -> None:
     assert stream.getvalue().endswith("\rlater\n")
 
 
-def test_counter_learns_its_length() -> None:
+def test_bar_whose_length_is_learnt_on_the_way() -> None:
     stream = FakeTerminal()
-    with Console(stream=stream).counter("counting") as count:
-        count(5, 10)
-        count(10, 10)
-    console = Console(stream=stream)
-    with console.progress(0, "bar") as bar:
-        assert bar.total == 0
+    with Console(stream=stream).progress(0, "counting") as bar:
+        bar.total = 10
+        bar.update(5)
+        bar.update(5)
     assert "counting" in stream.getvalue()
 
 

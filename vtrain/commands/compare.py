@@ -65,8 +65,7 @@ def compare(
     if output is not None:
         from vtrain.pages.compare import write_comparison_page
 
-        with console.counter("reading images") as progress:
-            write_comparison_page(output, comparison, progress=progress)
+        write_comparison_page(output, comparison, reporter=console)
     for warning in comparison.warnings:
         console.warn(warning)
     if as_json:

@@ -57,8 +57,7 @@ def suspects(
     if output is not None:
         from vtrain.pages.suspects import write_suspects_page
 
-        with console.progress(len(report.suspects), "drawing") as bar:
-            write_suspects_page(output, report, on_picture=lambda: bar.update(1))
+        write_suspects_page(output, report, reporter=console)
         console.say(f"page: {quote_path(output)}")
     _show_suspects(report, as_json=as_json, as_csv=as_csv)
 

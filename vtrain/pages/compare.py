@@ -1,6 +1,6 @@
 """A comparison of runs as a page: verdicts, curves, what differs, and the images they differ on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from vtrain.results.compare import (
     describe_difference,
     format_points,
 )
+from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.text import format_bytes, format_duration, format_percent, one_line
 
 MOST_PICTURES = 48  # on the page; a picture takes some 5 kB
@@ -55,9 +56,9 @@ class Section:
 
 
 def write_comparison_page(
-    path: Path, comparison: Comparison, *, progress: Callable[[int, int], object] | None = None
+    path: Path, comparison: Comparison, *, reporter: Reporter = SILENT
 ) -> None:
-    """Write the page, whole or not at all; `progress` gets the number of images read and of all.
+    """Write the page, whole or not at all.
 
     Raises:
         ResourceError: no space left; an earlier file is intact.
@@ -72,7 +73,7 @@ def write_comparison_page(
         runs=_table_runs(comparison.runs),
         charts=_draw_charts(comparison),
         settings=_table_settings(comparison),
-        sections=_build_sections(comparison, progress),
+        sections=_build_sections(comparison, reporter),
     )
 
 
@@ -162,9 +163,7 @@ def _table_settings(comparison: Comparison) -> Table | None:
     )
 
 
-def _build_sections(
-    comparison: Comparison, progress: Callable[[int, int], object] | None
-) -> list[Section]:
+def _build_sections(comparison: Comparison, reporter: Reporter) -> list[Section]:
     most = max(3, MOST_PICTURES // (2 * len(comparison.differences)))
     shown = [
         image.path
@@ -172,10 +171,10 @@ def _build_sections(
         for image in (*each.gained[:most], *each.lost[:most])
     ]
     thumbnails: dict[Path, Thumbnail | None] = {}
-    for done, path in enumerate(shown, 1):
-        thumbnails[path] = make_thumbnail(path)
-        if progress is not None:
-            progress(done, len(shown))
+    with reporter.progress(len(shown), "reading images") as bar:
+        for path in shown:
+            thumbnails[path] = make_thumbnail(path)
+            bar.update(1)
     return [_build_section(each, comparison, thumbnails) for each in comparison.differences]
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -131,17 +131,6 @@ class Console:
 
     def log(self, message: str) -> None:
         """Nothing: the terminal is no log file."""
-
-    @contextlib.contextmanager
-    def counter(self, label: str) -> Iterator[Callable[[int, int], object]]:
-        """A bar whose length is learnt on the way: yields a function of images done and total."""
-        with self.progress(0, label) as bar:
-
-            def show(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            yield show
 
     def _say(self, message: str, style: str) -> None:
         if not self.quiet:
