@@ -58,7 +58,8 @@ def build_checkpoint(seed: int) -> Checkpoint:
     """What a run with AdamW and an average saves after one step; `seed` is its step as well."""
     classifier = build_small_classifier(seed)
     average = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=1e-3)
+    groups = [{"params": list(classifier.parameters()), "stage": "head", "peak_lrs": [1e-3]}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
     classifier(torch.rand(2, 3, 32, 32)).square().sum().backward()
     optimizer.step()
     return Checkpoint(

@@ -42,7 +42,8 @@ def build_checkpoint() -> Checkpoint:
     """What a run with AdamW, an average and a loss scale would save."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "peak_lrs": [0.1, 0.2]}])
+    group = {"params": list(model.parameters()), "stage": "head", "peak_lrs": [0.1, 0.2]}
+    optimizer = torch.optim.AdamW([group])
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     scaler = torch.amp.GradScaler("cpu")

@@ -2,7 +2,6 @@
 
 import io
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,7 +94,7 @@ def test_weights_are_as_before(weights: str) -> None:
 def test_curve_is_that_of_the_run(weights: str, policy: str) -> None:
     overrides = (weights, f"freeze={policy}", "train.epochs=4", "optim.warmup_epochs=0.5")
     found = outline(*overrides)
-    curve = build_rate_curve(found.plan, steps_per_epoch=found.steps_per_epoch)
+    curve = build_rate_curve(found)
     rates = dict(zip(curve.epochs, curve.head, strict=True))
     for row in read_rows(run(*overrides).run_dir):
         # A row has the rate of its last step.
@@ -104,10 +103,10 @@ def test_curve_is_that_of_the_run(weights: str, policy: str) -> None:
 
 def test_frozen_backbone_has_no_rate(weights: str) -> None:
     found = outline(weights, "freeze=lp-ft")
-    curve = build_rate_curve(found.plan, steps_per_epoch=found.steps_per_epoch)
-    thawed = [epoch for epoch, rate in zip(curve.epochs, curve.backbone, strict=True) if rate > 0]
+    curve = build_rate_curve(found)
+    thawed = [epoch for epoch, rate in zip(curve.epochs, curve.backbone, strict=True) if rate]
     assert min(thawed) == 1.0
-    assert math.isnan(curve.backbone[0])
+    assert curve.backbone[0] is None
     text = draw_rates(outline(weights, "freeze=head"), io.StringIO())
     assert "learning rate of the head" in text
     assert "backbone" not in text
@@ -115,7 +114,7 @@ def test_frozen_backbone_has_no_rate(weights: str) -> None:
 
 def test_long_run_has_a_curve_of_few_points() -> None:
     found = outline("train.epochs=1000")
-    curve = build_rate_curve(found.plan, steps_per_epoch=found.steps_per_epoch)
+    curve = build_rate_curve(found)
     assert 300 < len(curve.epochs) < 1000
     assert curve.epochs[-1] == pytest.approx(1000 - 1 / found.steps_per_epoch)
 

@@ -140,7 +140,6 @@ def test_names_and_damaged_images_do_no_harm() -> None:
 
 def test_name_that_is_not_unicode() -> None:
     summary = FolderSummary(
-        root=Path("\udce9"),
         train=Path("\udce9"),
         val=None,
         test=None,

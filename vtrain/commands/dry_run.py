@@ -1,13 +1,14 @@
 """What `--dry-run` shows of a run: classes, phases, rates over time, then time, memory and disk."""
 
 import math
+from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any, TextIO
 
 from vtrain.commands.terminal_plot import draw_plot
 from vtrain.config.run_files import MODEL_NAME
 from vtrain.data.transforms import AUGMENT_PRESETS
-from vtrain.runs.dry_run import Forecast, Outline, PhaseForecast, build_rate_curve
+from vtrain.runs.dry_run import Forecast, Outline, build_rate_curve
 from vtrain.runs.plan import FitPlan
 from vtrain.runs.plan_text import build_plan_record, show_facts, show_phases
 from vtrain.system.json_csv import to_plain
@@ -52,14 +53,13 @@ def show_classes(plan: FitPlan, console: Console) -> None:
     )
 
 
-def _describe_images(plan: FitPlan) -> list[str]:
+def _describe_images(plan: FitPlan) -> Iterator[str]:
     pre, data = plan.preprocessing, plan.config.data
     mean, std = (", ".join(f"{each:g}" for each in three) for three in (pre.mean, pre.std))
-    lines = [
+    yield (
         f"images: turned as their EXIF says, transparent parts on rgb{pre.background}, "
         f"mean ({mean}), std ({std})"
-    ]
-    mixed = {"erasing": data.erasing, "mixup": data.mixup, "cutmix": data.cutmix}
+    )
     for phase in plan.phases:
         name = plan.augment(phase)
         preset, parts = AUGMENT_PRESETS[name], [name]
@@ -70,9 +70,9 @@ def _describe_images(plan: FitPlan) -> list[str]:
             parts.append(f"left-right flip of {preset.flip:.0%}")
         if preset.policy:
             parts.append(f"policy {preset.policy}")
+        mixed = {"erasing": data.erasing, "mixup": data.mixup, "cutmix": data.cutmix}
         parts += [f"{key} {value:g}" for key, value in mixed.items() if value]
-        lines.append(f"augmentation of phase {phase.name}: {', '.join(parts)}")
-    return lines
+        yield f"augmentation of phase {phase.name}: {', '.join(parts)}"
 
 
 def _describe_steps(outline: Outline) -> str:
@@ -91,21 +91,18 @@ def _describe_steps(outline: Outline) -> str:
 
 def draw_rates(outline: Outline, stream: TextIO) -> str:
     """The learning rates over the epochs as a plot, as wide as the terminal."""
-    plan = outline.plan
-    curve = build_rate_curve(plan, steps_per_epoch=outline.steps_per_epoch)
-    peaks = {
-        name: max(filter(math.isfinite, rates), default=0.0)
+    plan, curve = outline.plan, build_rate_curve(outline)
+    shown = {
+        name: rates
         for name, rates in (("head", curve.head), ("backbone", curve.backbone))
+        if any(rates)
     }
-    shown = {name: peak for name, peak in peaks.items() if peak > 0}
-    log = max(shown.values()) > LOG_FROM * min(shown.values())
-    floor = LOG_FLOOR * min(shown.values()) if log else 0.0
+    peaks = [max(filter(None, rates)) for rates in shown.values()]
+    log = max(peaks) > LOG_FROM * min(peaks)
+    floor = LOG_FLOOR * min(peaks) if log else 0.0
     series = {
-        name: (
-            curve.epochs,
-            [rate if rate >= floor else math.nan for rate in getattr(curve, name)],
-        )
-        for name in shown
+        name: (curve.epochs, [math.nan if r is None or r < floor else r for r in rates])
+        for name, rates in shown.items()
     }
     starts = accumulate((phase.epochs for phase in plan.phases[:-1]), initial=0)
     names = [(start, phase.name) for start, phase in zip(starts, plan.phases, strict=True)]
@@ -139,8 +136,13 @@ def show_forecast(outline: Outline, forecast: Forecast, console: Console) -> Non
     )
     for phase in phases if len(phases) <= FEW_PHASES else ():
         if phase.on_features or phase.feature_count:
-            console.say(_describe_features(phase))
-    console.say(describe_time(forecast))
+            of = "its epochs train on stored" if phase.on_features else "validation uses"
+            how = "all of them are stored already"
+            if phase.feature_count:
+                seconds = format_rough(phase.feature_seconds)
+                how = f"{phase.feature_count:,} are computed once, in {seconds}"
+            console.say(f"phase {phase.name}: {of} features: {how}")
+    console.say(_describe_time(forecast))
     if plan.processes.world_size > 1:
         console.say("time: the exchange of gradients between the processes is not in it")
     if plan.config.train.compile:
@@ -156,17 +158,7 @@ def show_forecast(outline: Outline, forecast: Forecast, console: Console) -> Non
     console.say("nothing has been written: leave out --dry-run to train")
 
 
-def _describe_features(phase: PhaseForecast) -> str:
-    how = (
-        f"{phase.feature_count:,} are computed once, in {format_rough(phase.feature_seconds)}"
-        if phase.feature_count
-        else "all of them are stored already"
-    )
-    of = "its epochs train on stored features" if phase.on_features else "validation uses features"
-    return f"phase {phase.name}: {of}: {how}"
-
-
-def describe_time(forecast: Forecast) -> str:
+def _describe_time(forecast: Forecast) -> str:
     """One sentence: the whole time, its phases, and how much of it goes into images."""
     phases = forecast.phases
     parts = [
@@ -188,27 +180,27 @@ def describe_time(forecast: Forecast) -> str:
 
 
 def _show_memory(plan: FitPlan, forecast: Forecast, console: Console) -> None:
-    total, memory = forecast.device_bytes, [phase.memory for phase in forecast.phases]
-    sizes = [(m.model, m.gradients, m.optimizer, m.activations) for m in memory]
-    peaks = ["-" if m.peak is None else format_bytes(m.peak) for m in memory]
+    total, sizes = forecast.device_bytes, [to_plain(phase.memory) for phase in forecast.phases]
     console.table(
-        ("phase", "model", "gradients", "optimizer", "activations", "peak"),
+        ("phase", *sizes[0]),
         [
-            (phase.name, *map(format_bytes, row), peak)
-            for phase, row, peak in zip(forecast.phases, sizes, peaks, strict=True)
+            (
+                phase.name,
+                *("-" if each is None else format_bytes(each) for each in row.values()),
+            )
+            for phase, row in zip(forecast.phases, sizes, strict=True)
         ],
         title="memory" if total is None else f"memory of {plan.device}",
         right=range(1, 6),
     )
-    peak = max((m.peak for m in memory if m.peak is not None), default=None)
-    if peak is None:
+    peak = max(each["peak"] or 0 for each in sizes)
+    if not peak:
         return
+    where = "in the whole process"
     if total is not None:
         where = f"of the {format_bytes(total)} of {plan.device} were in use"
-    else:
-        where = "in the whole process"
-        if plan.workers:
-            where += f", besides {plan.workers} loader worker{'s' if plan.workers > 1 else ''}"
+    elif plan.workers:
+        where += f", besides {plan.workers} loader worker{'s' if plan.workers > 1 else ''}"
     console.say(f"memory: up to {format_bytes(peak)} {where}")
 
 
@@ -231,11 +223,9 @@ def format_rough(seconds: float) -> str:
 def build_dry_run_record(outline: Outline, forecast: Forecast) -> dict[str, Any]:
     """What `--dry-run --json` prints: `plan.json` and what was measured, sizes in bytes."""
     plan = outline.plan
-    record = build_plan_record(plan, steps_per_epoch=outline.steps_per_epoch)
-    curve = build_rate_curve(plan, steps_per_epoch=outline.steps_per_epoch)
     counts = {name: images.class_counts() for name, images in plan.splits.named().items()}
     return {
-        **record,
+        **build_plan_record(plan, steps_per_epoch=outline.steps_per_epoch),
         "run_dir": str(outline.run_dir),
         "model": str(outline.run_dir / MODEL_NAME),
         "last_batch": outline.last_batch,
@@ -243,14 +233,6 @@ def build_dry_run_record(outline: Outline, forecast: Forecast) -> dict[str, Any]
             {"class": name, **{split: each[label] for split, each in counts.items()}}
             for label, name in enumerate(plan.splits.classes)
         ],
-        "learning_rate": {
-            name: [each if math.isfinite(each) else None for each in values]
-            for name, values in to_plain(curve).items()
-        },
-        "forecast": {
-            "seconds": forecast.seconds,
-            "waiting_seconds": forecast.waiting_seconds,
-            **to_plain(forecast),
-            "phases": [{**to_plain(each), "seconds": each.seconds} for each in forecast.phases],
-        },
+        "learning_rate": to_plain(build_rate_curve(outline)),
+        "forecast": to_plain(forecast),
     }

@@ -47,6 +47,17 @@ AUGMENT_PRESETS = {
 }
 
 
+def choose_augmentation(given: str, *, trains_backbone: bool) -> str:
+    """The name of a preset for `data.augment`.
+
+    `auto`: none where the head alone is trained, since the features of an image are then the same
+    every time; light otherwise.
+    """
+    if given != "auto":
+        return given
+    return "light" if trains_backbone else "none"
+
+
 class ImageTransform(Protocol):
     """What the loaders need: how to read an image, and from RGB to uint8 [3, crop, crop].
 

@@ -1,13 +1,20 @@
-"""What is saved and loaded: the model file, the checkpoint of a run, and what `-m MODEL` means."""
+"""The checkpoint of a run: what it holds, how it is saved, and what is refused of one."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import torch
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    TypeAdapter,
+    ValidationError,
+)
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from vtrain.config.run_files import CHECKPOINT_NAME
 from vtrain.errors import ModelError, NewerFormatError
@@ -16,13 +23,51 @@ from vtrain.runs.metric_log import COLUMNS
 from vtrain.system.reporter import Reporter
 from vtrain.system.tensor_files import find_non_finite, shorten_names
 from vtrain.system.torch_files import load_torch, save_torch
-from vtrain.training.state import TrainState
+from vtrain.training.state import Count, TrainState
 
 CHECKPOINT_FORMAT = 1
 NO_CHECKPOINT_HINT = "start a new run: without --resume, and with another run_dir if it is set"
-_MOST = 2**53  # epochs, steps, images: far beyond any run, and exact as a float
-_READ = ("lr", "peak_lrs", "stage", "weight_decay")
-_NUMBERS = ("planned_epochs", "epoch", "batch", "step", "image_count", "best_epoch", "splits")
+
+
+class _ParamGroup(TypedDict):
+    params: list[Count]
+    lr: float
+    weight_decay: float
+    betas: NotRequired[tuple[float, float]]  # of AdamW
+    momentum: NotRequired[float]  # of SGD
+    stage: str
+    peak_lrs: list[float]
+
+
+class _Optimizer(TypedDict):
+    state: dict[Count, dict[str, Tensor | float]]
+    param_groups: list[_ParamGroup]
+
+
+class _Machine(TypedDict):
+    precision: str
+    threads: NotRequired[Annotated[Count, Field(gt=0)]]
+    processes: NotRequired[Annotated[Count, Field(gt=0)]]
+    batch_size: NotRequired[Annotated[Count, Field(gt=0)]]
+
+
+_Lengths = TypedDict(
+    "_Lengths", {"train.epochs": Count | None, "train.early_stop": Count | None}, total=False
+)
+
+
+def _like(table: type) -> GetPydanticSchema:
+    """Check a dictionary as `table`, which names those of its entries that we read."""
+    return GetPydanticSchema(lambda _, handler: handler.generate_schema(table))
+
+
+def _require_finite(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if names := find_non_finite(tensors):
+        raise ValueError(f"NaN or infinity in {shorten_names(names):.200}")
+    return tensors
+
+
+_Weights = Annotated[dict[str, Tensor], Field(min_length=1), AfterValidator(_require_finite)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +79,23 @@ class Checkpoint:
     `machine` has the device, precision, batch size, and numbers of threads and processes.
     """
 
-    model: dict[str, Tensor]
-    ema: dict[str, Tensor] | None
-    optimizer: dict[str, Any]
-    scaler: dict[str, Any]
+    __pydantic_config__ = ConfigDict(
+        strict=True, arbitrary_types_allowed=True, revalidate_instances="always"
+    )
+
+    model: _Weights
+    ema: _Weights | None
+    optimizer: Annotated[dict[str, Any], _like(_Optimizer)]
+    scaler: dict[str, float]
     state: TrainState
-    planned_epochs: int
+    planned_epochs: Count
     frozen: dict[str, str]
-    config: dict[str, Any]
+    config: Annotated[dict[str, Any], _like(_Lengths)]
     data: dict[str, Any]
-    machine: dict[str, Any]
+    machine: Annotated[dict[str, Any], _like(_Machine)]
+
+
+_CHECKER = TypeAdapter(Checkpoint)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -107,157 +159,50 @@ def load_checkpoint(path: Path) -> Checkpoint:
             "update vtrain: pip install --upgrade vtrain",
         )
     try:
-        check_content(content)
-        content["state"] = TrainState(**content["state"])
-        return Checkpoint(**content)
-    except (TypeError, KeyError, ValueError) as error:
+        checkpoint = Checkpoint(**{**content, "state": TrainState(**content["state"])})
+        _CHECKER.validate_python(checkpoint)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place, value = ".".join(map(str, first["loc"])), first["input"]
+        shown = f"{value!r:.80}" if isinstance(value, str | int | float) else type(value).__name__
+        reason = f"{place:.100} is {shown}: {first['msg']:.300}"
+        raise ModelError(f"{path}: the checkpoint's content is damaged: {reason}") from error
+    except (TypeError, KeyError) as error:  # entries that are missing or unknown
         raise ModelError(f"{path}: the checkpoint's content is damaged: {error!s:.400}") from error
-
-
-def check_content(content: Mapping[str, Any]) -> None:
-    """Refuse entries of another type or range than a run saves.
-
-    Raises:
-        KeyError: an entry is missing.
-        ValueError: an entry cannot be what a run has saved.
-    """
-    _check_tensors("model", content["model"])
-    if content["ema"] is not None:
-        _check_tensors("ema", content["ema"])
-    _check_optimizer(content["optimizer"])
-    _require("planned_epochs", content["planned_epochs"], _is_count)
-    for name in ("scaler", "frozen", "config", "data", "machine", "state"):
-        _require(name, content[name], _is_table)
-    _require("scaler", content["scaler"], lambda table: all(map(_is_number, table.values())))
-    _require("frozen", content["frozen"], lambda table: all(map(_is_text, table.values())))
-    _check_state(content["state"])
-    machine, config = content["machine"], content["config"]
-    _require("machine.precision", machine.get("precision"), _is_text)
-    for name in ("batch_size", "processes", "threads"):
-        _require(f"machine.{name}", machine.get(name, 1), lambda n: _is_count(n) and n > 0)
-    for name in ("train.epochs", "train.early_stop"):
-        _require(
-            f"config.{name}", config.get(name), lambda value: value is None or _is_count(value)
-        )
+    return checkpoint
 
 
 def check_fit(
-    content: Any, optimizer: torch.optim.Optimizer, *, batches: int, averaged: bool
+    checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, *, batches: int, averaged: bool
 ) -> None:
-    """Refuse a checkpoint (one that `check_content` took) of a run that is not like this one.
+    """Refuse a checkpoint of a run that is not like this one.
 
-    `content` has `optimizer`, `ema` and `state`; `batches` is the number of them in an epoch,
-    `averaged` is whether this run keeps an average of its weights.
+    `batches` is the number of them in an epoch, `averaged` is whether this run keeps an average of
+    its weights.
 
     Raises:
         ValueError: its optimizer has other parameters, or its place in the run cannot be.
     """
-    if averaged != (content.ema is not None):
+    if averaged != (checkpoint.ema is not None):
         raise ValueError("it has no average of the weights" if averaged else "it has an average")
-    state: TrainState = content.state
+    state = checkpoint.state
     begun = state.batch > 0
     counted = state.image_count > 0 or (begun and len(state.left_out) > 0)
     if state.batch > batches or begun != counted:
         raise ValueError(f"batch {state.batch} of {batches} after {state.image_count} images")
     if len(state.history) != state.epoch:
         raise ValueError(f"{len(state.history)} rows of metrics after {state.epoch} epochs")
-    for row in state.history:
-        if row.keys() != set(COLUMNS):
-            raise ValueError("its history of epochs has other columns")
-    own, groups = optimizer.state_dict()["param_groups"], content.optimizer["param_groups"]
-    if len(own) != len(groups) or not all(map(_agree, groups, own)):
-        raise ValueError("its optimizer has other settings or numbers of parameters")
+    if any(row.keys() != set(COLUMNS) for row in state.history):
+        raise ValueError("its history of epochs has other columns")
+    stored, own = (
+        [(group["params"], len(group["peak_lrs"])) for group in content["param_groups"]]
+        for content in (checkpoint.optimizer, optimizer.state_dict())
+    )
+    if stored != own:
+        raise ValueError("its optimizer has other groups or numbers of parameters")
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    for index, values in content.optimizer["state"].items():
+    for index, values in checkpoint.optimizer["state"].items():
+        shapes = ((), parameters[index].shape) if index < len(parameters) else ()
         for name, value in values.items():
-            whole = index < len(parameters) and (
-                not isinstance(value, Tensor) or value.shape in ((), parameters[index].shape)
-            )
-            if not whole:
+            if torch.as_tensor(value).shape not in shapes:
                 raise ValueError(f"its optimizer's {name} of parameter {index} has another shape")
-
-
-def _agree(group: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    """Whether two groups have the same parameters and the same types of settings.
-
-    Settings that another version of torch has or lacks do not count, but for those that we read.
-    """
-    if group["params"] != own["params"] or any(name not in group for name in _READ):
-        return False
-    common = group.keys() & own.keys()
-    return all(_describe(group[name]) == _describe(own[name]) for name in common)
-
-
-def _describe(value: object) -> object:
-    if isinstance(value, list | tuple):
-        return [_describe(each) for each in value]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return "number" if number else type(value).__name__
-
-
-def _check_tensors(name: str, table: object) -> None:
-    _require(name, table, lambda value: _is_table(value) and len(value) > 0)
-    _require(name, table, lambda value: all(isinstance(t, Tensor) for t in value.values()))
-    if names := find_non_finite(dict(table)):  # type: ignore[call-overload]
-        raise ValueError(f"{name} holds NaN or infinity in {shorten_names(names):.200}")
-
-
-def _check_optimizer(content: object) -> None:
-    _require("optimizer", content, lambda value: isinstance(value, dict))
-    assert isinstance(content, dict)
-    states, groups = content["state"], content["param_groups"]
-    _require("optimizer.state", states, lambda value: isinstance(value, dict))
-    for index, values in states.items():
-        _require("optimizer.state", index, _is_count)
-        _require("optimizer.state", values, _is_table)
-        for value in values.values():
-            _require("optimizer.state", value, lambda v: isinstance(v, Tensor) or _is_number(v))
-    _require("optimizer.param_groups", groups, _is_list_of_tables)
-    for group in groups:
-        _require("optimizer.param_groups", group["params"], _is_list_of_counts)
-
-
-def _check_state(state: Mapping[str, Any]) -> None:
-    for each in fields(TrainState):
-        value = state.get(each.name, each.default)
-        if each.name == "history":
-            _require("state.history", state.get("history", []), _is_list_of_tables)
-        elif each.name == "left_out":
-            _require("state.left_out", state.get("left_out", []), _is_list_of_counts)
-        elif each.name in _NUMBERS:
-            _require(f"state.{each.name}", value, _is_count)
-        else:
-            _require(f"state.{each.name}", value, _is_number)
-    _require("state.splits", state.get("splits", 1), lambda value: value > 0)
-    for name in ("loss_sum", "seconds"):
-        _require(f"state.{name}", state.get(name, 0.0), math.isfinite)
-
-
-def _require(name: str, value: Any, fits: Callable[[Any], bool]) -> None:
-    if not fits(value):
-        shown = f"{value!r:.80}" if isinstance(value, str | int | float) else type(value).__name__
-        raise ValueError(f"{name} is {shown}")
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < _MOST
-
-
-def _is_number(value: object) -> bool:
-    return type(value) is float or (type(value) is int and abs(value) < _MOST)
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_table(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-
-
-def _is_list_of_tables(value: object) -> bool:
-    return isinstance(value, list) and all(map(_is_table, value))
-
-
-def _is_list_of_counts(value: object) -> bool:
-    return isinstance(value, Sequence) and all(map(_is_count, value))

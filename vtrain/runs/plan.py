@@ -1,7 +1,7 @@
 """The plan of a run: data, model, phases and rates, known before the first step is taken."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from vtrain.config.keys import FitConfig
 from vtrain.config.load import LoadedConfig
 from vtrain.config.preprocessing import Preprocessing
 from vtrain.data.splits import Splits, check_splits, describe_splits, scan_splits
+from vtrain.data.transforms import choose_augmentation
 from vtrain.data.workers import resolve_workers
 from vtrain.errors import ConfigError, DataError
 from vtrain.models.backbone_spec import BackboneSpec
@@ -94,19 +95,12 @@ class FitPlan:
         return summarize_stages(self.classifier, find_stage_rates(self.param_groups, index))
 
     def augment(self, phase: Phase) -> str:
-        """The augmentation preset of a phase.
-
-        `auto`: none where the head alone is trained, since the features of an image are then the
-        same every time; light otherwise.
-        """
-        given = self.config.data.augment
-        if given != "auto":
-            return given
-        below_head = any(
+        """The augmentation preset of a phase."""
+        trains_backbone = any(
             scale is not None and self.classifier.stage_of(name) != HEAD
             for name, scale in match_rules(self.classifier, phase.rules).items()
         )
-        return "light" if below_head else "none"
+        return choose_augmentation(self.config.data.augment, trains_backbone=trains_backbone)
 
 
 def build_plan(
@@ -131,18 +125,20 @@ def build_plan(
     spec = find_backbone(config.model.backbone)
     if config.train.tensorboard:
         require_tensorboard()
-    precision = choose_precision(config.train.precision, device, depthwise=spec.depthwise)
+    asked = config.train.precision
+    precision = choose_precision(asked, device, depthwise=spec.depthwise)
     splits = scan_splits(config.data, seed=config.seed, reporter=reporter)
     # Before the images are read, which can take long: nobody should wait for a wrong file name.
     classifier, preprocessing, pretrained_input = _build_model(config, spec, splits)
     if planned_epochs is None:  # else they come from the checkpoint
         load_weights(classifier, config.model.weights, reporter=reporter)
     splits = check_splits(splits, config.data, reporter=reporter)
-    _require_batch(config, len(splits.train), processes.world_size)
+    wanted = AUTO_BATCH if config.data.batch_size == "auto" else config.data.batch_size
+    _require_batch(wanted, len(splits.train), processes.world_size)
     phases, groups = _lay_out(config, spec, classifier, planned_epochs)
     place_model(classifier, device)
-    batch_size = planned_batch or _choose_batch(
-        config, classifier, phases, preprocessing, precision, device
+    batch_size = planned_batch or _choose_batch_size(
+        config, classifier, preprocessing.crop, Precision(precision, device)
     )
     _synchronize_norms(config, classifier, device, processes)
     return FitPlan(
@@ -153,68 +149,47 @@ def build_plan(
         classifier=classifier,
         preprocessing=preprocessing,
         pretrained_input=pretrained_input,
-        phases=tuple(phases),
+        phases=phases,
         param_groups=groups,
         device=device,
         processes=processes,
         precision=precision,
-        inference_precision=choose_inference_precision(
-            "auto", device, trained=config.train.precision
-        ),
+        inference_precision=choose_inference_precision("auto", device, trained=asked),
         workers=resolve_workers(
             config.data.workers, len(splits.train), processes=processes.local_world_size
         ),
         batch_size=batch_size,
-        accumulate=_step_size(config) // batch_size,
+        accumulate=wanted * config.train.accumulate // batch_size,
     )
 
 
-def _step_size(config: FitConfig) -> int:
-    """Images of an optimiser step in each process."""
-    size = AUTO_BATCH if config.data.batch_size == "auto" else config.data.batch_size
-    return size * config.train.accumulate
-
-
-def _choose_batch(
-    config: FitConfig,
-    classifier: Classifier,
-    phases: Sequence[Phase],
-    preprocessing: Preprocessing,
-    precision: str,
-    device: torch.device,
+def _choose_batch_size(
+    config: FitConfig, classifier: Classifier, crop: int, precision: Precision
 ) -> int:
     """Images to compute at once: as the config says, or as many of a step's as fit.
 
-    The CPU's memory can be overdrawn without an error, and gains nothing from larger batches.
+    The classifier has the freeze of the last phase, which trains the most. The CPU's memory can be
+    overdrawn without an error, and gains nothing from larger batches.
     """
     if config.data.batch_size != "auto":
         return config.data.batch_size
-    if device.type != "cuda":
+    if precision.device.type != "cuda":
         return AUTO_BATCH
-    for phase in phases:  # the last trains the most
-        apply_freeze(classifier, phase.rules)
-    format_ = Precision(precision, device)
-    edge = preprocessing.crop
-    return find_batch_size(
-        lambda size: can_train(classifier, size, image_size=edge, precision=format_),
-        _step_size(config),
-    )
+    fits = partial(can_train, classifier, image_size=crop, precision=precision)
+    return find_batch_size(fits, AUTO_BATCH * config.train.accumulate)
 
 
 def _lay_out(
     config: FitConfig, spec: BackboneSpec, classifier: Classifier, planned_epochs: int | None
-) -> tuple[list[Phase], list[ParamGroup]]:
+) -> tuple[tuple[Phase, ...], list[ParamGroup]]:
     """The phases, and the optimizer's param groups over all of them."""
-    phases = _plan_phases(config, spec, planned_epochs)
+    planned = planned_epochs or config.train.epochs
+    *first, last = build_phases(config, [stage.name for stage in spec.stages], epochs=planned)
+    phases = (*first, replace(last, epochs=last.epochs + config.train.epochs - planned))
     # A policy that trains nothing must fail here, not when its phase begins.
     tables = [apply_freeze(classifier, phase.rules) for phase in phases]
-    groups = build_param_groups(
-        classifier,
-        tables,
-        config.optim,
-        backbone_lr=choose_backbone_lr(config, spec),
-    )
-    return phases, groups
+    backbone_lr = choose_backbone_lr(config, spec)
+    return phases, build_param_groups(classifier, tables, config.optim, backbone_lr=backbone_lr)
 
 
 def _synchronize_norms(
@@ -240,8 +215,7 @@ def _describe_data(splits: Splits) -> dict[str, Any]:
         ) from error
 
 
-def _require_batch(config: FitConfig, images: int, processes: int) -> None:
-    size = AUTO_BATCH if config.data.batch_size == "auto" else config.data.batch_size
+def _require_batch(size: int, images: int, processes: int) -> None:
     if size * processes > images:
         together = f"{size}" if processes == 1 else f"{size} in each of {processes} processes"
         raise ConfigError(
@@ -268,11 +242,3 @@ def _build_model(
         options=config.model.options,
     )
     return classifier, preprocessing, source.pretrained_input
-
-
-def _plan_phases(config: FitConfig, spec: BackboneSpec, planned_epochs: int | None) -> list[Phase]:
-    planned = planned_epochs or config.train.epochs
-    phases = build_phases(config, [stage.name for stage in spec.stages], epochs=planned)
-    last = phases[-1]
-    extended = last.epochs + config.train.epochs - planned
-    return [*phases[:-1], Phase(last.name, extended, last.rules, last.restart_schedule)]

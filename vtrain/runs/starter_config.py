@@ -3,14 +3,13 @@
 import statistics
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from vtrain.config.yaml12 import format_scalar
 from vtrain.data.folders import find_splits, scan_labelled
-from vtrain.data.image_sets import LabelledImages
 from vtrain.errors import ImageError, UsageError
 from vtrain.models.backbone_spec import BackboneSpec
 from vtrain.models.zoo import find_backbone
@@ -24,7 +23,13 @@ IMBALANCE = 10  # times as many images in the largest class as in the smallest
 LONG_SIDE = 3  # times the short side: the square crop loses most of such an image
 LARGE_EDGE = 2000  # pixels; beyond, decoding can cost more than training
 NAMES_SHOWN = 20
-WIDTH = 96
+_COMMENT = textwrap.TextWrapper(
+    96,
+    initial_indent="# ",
+    subsequent_indent="#   ",
+    break_on_hyphens=False,
+    break_long_words=False,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,6 @@ class FolderSummary:
     images, `skipped` the files that are not used. Without `val` a share of `train` is held out.
     """
 
-    root: Path
     train: Path
     val: Path | None
     test: Path | None
@@ -84,6 +88,8 @@ def inspect_folder(root: Path) -> FolderSummary:
     Raises:
         DataError: the folder has neither layout, or a split has classes that train lacks.
     """
+    from vtrain.data.images import read_size
+
     splits = find_splits(root)
     train = splits.train if splits else root
     val, test = (splits.val, splits.test) if splits else (None, None)
@@ -91,31 +97,21 @@ def inspect_folder(root: Path) -> FolderSummary:
     for name, folder in (("val", val), ("test", test)):
         if folder is not None:
             images[name] = scan_labelled(folder, classes=images["train"].classes, name=name)
+    formats = Counter(path.suffix.lower() for split in images.values() for path in split.paths)
+    paths, sizes = images["train"].paths, []
+    for path in paths[:: -(-len(paths) // MAX_HEADERS)]:
+        with suppress(ImageError):  # training names the file
+            sizes.append(read_size(path))
     return FolderSummary(
-        root=root,
         train=train,
         val=val,
         test=test,
         classes=images["train"].classes,
         counts={name: tuple(split.class_counts()) for name, split in images.items()},
-        sizes=tuple(_read_sizes(images["train"].paths)),
-        formats=_count_suffixes(images.values()),
+        sizes=tuple(sizes),
+        formats=dict(formats.most_common()),
         skipped=sum(len(split.skipped) for split in images.values()),
     )
-
-
-def _count_suffixes(splits: Iterable[LabelledImages]) -> dict[str, int]:
-    suffixes = Counter(path.suffix.lower() for split in splits for path in split.paths)
-    return dict(suffixes.most_common())
-
-
-def _read_sizes(paths: Sequence[Path]) -> Iterator[tuple[int, int]]:
-    """Sizes from the headers of images spread evenly over `paths`; unreadable ones are left out."""
-    from vtrain.data.images import read_size
-
-    for path in paths[:: -(-len(paths) // MAX_HEADERS)]:
-        with suppress(ImageError):  # training names the file
-            yield read_size(path)
 
 
 def build_config_text(summary: FolderSummary, *, backbone: str = "resnet18") -> str:
@@ -124,41 +120,43 @@ def build_config_text(summary: FolderSummary, *, backbone: str = "resnet18") -> 
     Raises:
         UsageError: no such backbone, or a folder whose name is not valid Unicode.
     """
-    spec = find_backbone(backbone)
-    notes = [*_notes(summary, spec)]
-    sections = [
-        "\n".join(_comment([*summary.lines(), _class_line(summary), *notes])),
-        "\n".join(_model_lines(spec)),
-        "\n".join(_data_lines(summary)),
-        "\n".join(_train_lines()),
-    ]
-    return "\n\n".join(sections) + "\n"
-
-
-def _comment(paragraphs: Iterable[str]) -> list[str]:
-    lines = []
-    for text in paragraphs:
-        lines += textwrap.wrap(
-            text,
-            WIDTH,
-            initial_indent="# ",
-            subsequent_indent="#   ",
-            break_on_hyphens=False,
-            break_long_words=False,
-        )
-    return lines
-
-
-def _class_line(summary: FolderSummary) -> str:
+    spec, images = find_backbone(backbone), summary.training_images
     # A class folder may be called anything, but must not end the comment.
     names = [n if n.isprintable() else ascii(n) for n in summary.classes[:NAMES_SHOWN]]
     more = len(summary.classes) - len(names)
-    return "class names: " + ", ".join(names) + (f" and {more} more" if more else "")
+    shown = "class names: " + ", ".join(names) + (f" and {more} more" if more else "")
+    lines = [_COMMENT.fill(text) for text in (*summary.lines(), shown, *_notes(summary, spec))]
+    lines += ["", "model:", f"  backbone: {spec.name}  # vtrain backbones lists all"]
+    if spec.weights:
+        lines.append(f"  weights: DEFAULT  # {spec.default_weights}")
+        how = "lp-ft  # head: train the last layer only, fastest; none: fine-tune all at once"
+    else:
+        lines.append("  weights: none  # it has none, so everything is trained from scratch")
+        how = "none"
+    lines.append(f"freeze: {how}")
+    lines += ["", "data:", f"  train: {_format_path(summary.train)}"]
+    if summary.val is not None:
+        lines.append(f"  val: {_format_path(summary.val)}")
+    else:
+        lines.append(f"  val_fraction: {VAL_FRACTION}  # of each class, chosen by seed")
+    if summary.test is not None:
+        lines.append(f"  test: {_format_path(summary.test)}")
+    comment = "" if images >= 4 * BATCH_SIZE else f"  # there are {images} training images"
+    lines += [
+        "  augment: auto  # random crops and flips; none if left and right differ, as in text",
+        f"  batch_size: {choose_batch_size(images)}{comment}",
+        "  workers: auto",
+        "",
+        "train:",
+        "  epochs: 10",
+        "# every other key has its default: `vtrain config` with this file shows them",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _notes(summary: FolderSummary, spec: BackboneSpec) -> Iterator[str]:
     """What the user may want to act on."""
-    counts = summary.counts["train"]
+    counts, sizes = summary.counts["train"], summary.sizes
     if min(counts) < SMALL_CLASS:
         yield (
             f"note: the smallest class has {min(counts)} training images; freeze: head is safer "
@@ -170,13 +168,9 @@ def _notes(summary: FolderSummary, spec: BackboneSpec) -> Iterator[str]:
             "smallest; data.balance: sampler or loss gives rare classes more weight, and "
             "val_macro_f1 tells more than val_top1"
         )
-    if summary.sizes:
-        yield from _size_notes(summary.sizes, spec)
-
-
-def _size_notes(sizes: Sequence[tuple[int, int]], spec: BackboneSpec) -> Iterator[str]:
+    if not sizes:
+        return
     short = statistics.median(min(size) for size in sizes)
-    elongated = sum(max(size) >= LONG_SIDE * min(size) for size in sizes)
     if 2 * short <= spec.image_size:
         yield (
             f"note: half of the images are at most {short:.0f} px, the model's input is "
@@ -187,38 +181,11 @@ def _size_notes(sizes: Sequence[tuple[int, int]], spec: BackboneSpec) -> Iterato
             f"note: half of the images are over {LARGE_EDGE} px; shrinking the files once to "
             f"about {2 * spec.image_size} px saves reading time in every epoch"
         )
-    if 2 * elongated >= len(sizes):
+    if 2 * sum(max(size) >= LONG_SIDE * min(size) for size in sizes) >= len(sizes):
         yield (
             f"note: half of the images are {LONG_SIDE} or more times as long as wide; the model "
             "sees their centre square only"
         )
-
-
-def _model_lines(spec: BackboneSpec) -> Iterator[str]:
-    yield "model:"
-    yield f"  backbone: {spec.name}  # vtrain backbones lists all"
-    if not spec.weights:
-        yield "  weights: none  # it has none, so everything is trained from scratch"
-        yield "freeze: none"
-        return
-    yield f"  weights: DEFAULT  # {spec.default_weights}"
-    yield "freeze: lp-ft  # head: train the last layer only, fastest; none: fine-tune all at once"
-
-
-def _data_lines(summary: FolderSummary) -> Iterator[str]:
-    yield "data:"
-    yield f"  train: {_format_path(summary.train)}"
-    if summary.val is not None:
-        yield f"  val: {_format_path(summary.val)}"
-    else:
-        yield f"  val_fraction: {VAL_FRACTION}  # of each class, chosen by seed"
-    if summary.test is not None:
-        yield f"  test: {_format_path(summary.test)}"
-    yield "  augment: auto  # random crops and flips; none if left and right differ, as in text"
-    images = summary.training_images
-    comment = "" if images >= 4 * BATCH_SIZE else f"  # there are {images} training images"
-    yield f"  batch_size: {choose_batch_size(images)}{comment}"
-    yield "  workers: auto"
 
 
 def choose_batch_size(images: int) -> int:
@@ -239,12 +206,6 @@ def _format_path(path: Path) -> str:
             "rename the folder",
         ) from error
     return format_scalar(text)
-
-
-def _train_lines() -> Iterator[str]:
-    yield "train:"
-    yield "  epochs: 10"
-    yield "# every other key has its default: `vtrain config` with this file shows them"
 
 
 def write_config(path: Path, text: str) -> None:
