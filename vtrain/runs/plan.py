@@ -136,11 +136,10 @@ def build_plan(
     wanted = AUTO_BATCH if config.data.batch_size == "auto" else config.data.batch_size
     _require_batch(wanted, len(splits.train), processes.world_size)
     phases, groups = _lay_out(config, spec, classifier, planned_epochs)
-    place_model(classifier, device)
+    _place(classifier, device, config, processes)
     batch_size = planned_batch or _choose_batch_size(
         config, classifier, preprocessing.crop, Precision(precision, device)
     )
-    _synchronize_norms(config, classifier, device, processes)
     return FitPlan(
         loaded=loaded,
         splits=splits,
@@ -192,9 +191,11 @@ def _lay_out(
     return phases, build_param_groups(classifier, tables, config.optim, backbone_lr=backbone_lr)
 
 
-def _synchronize_norms(
-    config: FitConfig, classifier: Classifier, device: torch.device, processes: Processes
+def _place(
+    classifier: Classifier, device: torch.device, config: FitConfig, processes: Processes
 ) -> None:
+    """Bring the classifier to the device, with BatchNorm over all processes if that is wanted."""
+    place_model(classifier, device)
     if config.model.batch_norm != "sync" or processes.world_size == 1:
         return
     if device.type != "cuda":
