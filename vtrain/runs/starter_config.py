@@ -88,8 +88,6 @@ def inspect_folder(root: Path) -> FolderSummary:
     Raises:
         DataError: the folder has neither layout, or a split has classes that train lacks.
     """
-    from vtrain.data.images import read_size
-
     splits = find_splits(root)
     train = splits.train if splits else root
     val, test = (splits.val, splits.test) if splits else (None, None)
@@ -97,6 +95,8 @@ def inspect_folder(root: Path) -> FolderSummary:
     for name, folder in (("val", val), ("test", test)):
         if folder is not None:
             images[name] = scan_labelled(folder, classes=images["train"].classes, name=name)
+    from vtrain.data.images import read_size  # heavy: a folder that cannot be used needs it not
+
     formats = Counter(path.suffix.lower() for split in images.values() for path in split.paths)
     paths, sizes = images["train"].paths, []
     for path in paths[:: -(-len(paths) // MAX_HEADERS)]:
