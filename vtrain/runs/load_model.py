@@ -100,7 +100,7 @@ def load_model(
         name, _, weights = model.partition(":")
         if name not in backbone_names():
             message = f"no model {model!r}: no such path, and no such backbone"
-            raise ModelError(message, _suggest(model, name))
+            raise ModelError(message, _suggest(model))
         loaded = _load_native(name, weights or "DEFAULT", device, precision, notify)
     notify(one_line(f"model: {loaded.source}, {loaded.precision}"))
     return loaded
@@ -113,7 +113,8 @@ def _exists(model: str) -> bool:
         raise ModelError(f"cannot read model {model!r}: {error.strerror}") from error
 
 
-def _suggest(model: str, name: str) -> str:
+def _suggest(model: str) -> str:
+    name = model.partition(":")[0]
     close = difflib.get_close_matches(name, backbone_names(), n=1)
     if not close:
         neighbours = [str(path) for path in Path(model).parent.glob("*")]
