@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,7 +37,6 @@ from vtrain.runs.evaluation_files import (
     predictions_path,
     write_predictions_csv,
 )
-from vtrain.runs.plan import FitPlan
 from vtrain.runs.validation import Validation
 from vtrain.system.json_csv import write_json
 from vtrain.system.machine import place_model
@@ -57,26 +57,20 @@ def evaluate_best(
     All processes of a run call this together. The model file is written again, with its temperature
     and what tells familiar images.
     """
-    plan = validation.plan
-    classifier, description = _load_best(plan, run_dir)
+    plan, processes = validation.plan, validation.plan.processes
+    classifier, description = plan.classifier, None
+    with processes.together():
+        if processes.is_main:  # it alone sees the folder
+            classifier, description = load_model_file(run_dir / MODEL_NAME)
+    if processes.world_size > 1:
+        classifier.load_state_dict(processes.broadcast(classifier.state_dict()))
+    place_model(classifier, plan.device)
     final = FinalEvaluation(validation, classifier, run_dir)
     val = final.evaluate_val(plan.splits.train, plan.splits.val)
     test = None if plan.splits.test is None else final.evaluate_test(plan.splits.test)
     if description is not None:
         final.save_model(description)
     return val, test
-
-
-def _load_best(plan: FitPlan, run_dir: Path) -> tuple[Classifier, ModelFile | None]:
-    """What was saved, in every process; only the first sees the folder, and its description."""
-    processes, classifier, description = plan.processes, plan.classifier, None
-    with processes.together():
-        if processes.is_main:
-            classifier, description = load_model_file(run_dir / MODEL_NAME)
-    if processes.world_size > 1:
-        classifier.load_state_dict(processes.broadcast(classifier.state_dict()))
-    place_model(classifier, plan.device)
-    return classifier, description
 
 
 @dataclass(slots=True, eq=False)
@@ -94,21 +88,20 @@ class FinalEvaluation:
 
     def evaluate_val(self, train: LabelledImages, val: LabelledImages) -> EvaluationResult:
         """Fit the temperature and the distance, and evaluate with them."""
-        sample = sample_classes(train, MAX_BANK)
-        keep = Keep(features_every=1)
-        bank = self._run(sample, "familiar images", keep=keep, of_train=True).features
+        evaluate = partial(self.validation.evaluate, self.classifier)
+        sample, keep = sample_classes(train, MAX_BANK), Keep(features_every=1)
+        bank = evaluate(sample, "familiar images", keep=keep, of_train=True).features
         assert bank is not None
         novelty = build_novelty(bank).to(self.validation.plan.device)
         stride = max(1, math.ceil(len(val) * len(val.classes) / _MOST_LOGITS))
         temperature = 1.0
         if stride > 1:
-            some = self._run(
-                val.subset(range(0, len(val), stride)), "calibration", keep=Keep(logits=True)
-            )
+            thinned = val.subset(range(0, len(val), stride))
+            some = evaluate(thinned, "calibration", keep=Keep(logits=True))
             assert some.logits is not None
             temperature = fit_temperature(some.logits, some.labels)
         keep = Keep(logits=stride == 1, features_every=_choose_stride(val))
-        found = self._run(val, "final val", scoring=Scoring(temperature, novelty), keep=keep)
+        found = evaluate(val, "final val", scoring=Scoring(temperature, novelty), keep=keep)
         held_out = None
         if found.logits is not None:
             temperature = fit_temperature(found.logits, found.labels)
@@ -121,7 +114,9 @@ class FinalEvaluation:
     def evaluate_test(self, test: LabelledImages) -> EvaluationResult:
         """Evaluate with what validation has found."""
         keep = Keep(features_every=_choose_stride(test))
-        found = self._run(test, "final test", scoring=self.scoring, keep=keep)
+        found = self.validation.evaluate(
+            self.classifier, test, "final test", scoring=self.scoring, keep=keep
+        )
         return self._write(test, "test", found, None)
 
     def save_model(self, description: ModelFile) -> None:
@@ -134,19 +129,6 @@ class FinalEvaluation:
         described = replace(description, temperature=self.scoring.temperature, novelty=stored)
         save_model(self.run_dir / MODEL_NAME, state, described)
 
-    def _run(
-        self,
-        images: LabelledImages,
-        label: str,
-        *,
-        scoring: Scoring | None = None,
-        keep: Keep | None = None,
-        of_train: bool = False,
-    ) -> ModelEvaluation:
-        return self.validation.evaluate(
-            self.classifier, images, label, scoring=scoring, keep=keep, of_train=of_train
-        )
-
     def _write(
         self,
         images: LabelledImages,
@@ -158,24 +140,21 @@ class FinalEvaluation:
         temperature = self.scoring.temperature
         result = build_result(found, images, temperature=temperature, held_out=held_out)
         if self.validation.plan.processes.is_main:
-            rows = list_predictions(found, images)
-            write_predictions_csv(predictions_path(self.run_dir, split), rows)
+            predictions = list_predictions(found, images)
+            write_predictions_csv(predictions_path(self.run_dir, split), predictions)
             write_json(evaluation_path(self.run_dir, split), evaluation_json(result))
-            _save_features(features_path(self.run_dir, split), found)
+            assert found.features is not None
+            assert found.feature_positions is not None
+            rows = torch.searchsorted(found.positions, found.feature_positions)
+            # Float16 ends at 65,504, which features of some networks could pass.
+            features = found.features.clamp(-6e4, 6e4).half()
+            path = features_path(self.run_dir, split)
+            save_tensors(path, {"features": features, "rows": rows}, {})
         return result
 
 
 def _choose_stride(images: LabelledImages) -> int:
     return max(1, -(-len(images) // _FEATURES_KEPT))
-
-
-def _save_features(path: Path, found: ModelEvaluation) -> None:
-    assert found.features is not None
-    assert found.feature_positions is not None
-    rows = torch.searchsorted(found.positions, found.feature_positions)
-    # Float16 ends at 65,504, which features of some networks could pass.
-    features = found.features.clamp(-6e4, 6e4).half()
-    save_tensors(path, {"features": features, "rows": rows}, {})
 
 
 def _score_held_out(found: ModelEvaluation) -> Tensor:

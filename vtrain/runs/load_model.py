@@ -1,11 +1,10 @@
 """What `-m MODEL` means: a run, a model file or a backbone, loaded for use."""
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,13 +58,10 @@ class LoadedModel:
         """
         device = find_model_device(self.classifier)
         temperature = 1.0 if raw else self.temperature
-        plain = partial(
-            compute_both,
-            self.classifier,
-            preprocessing=self.preprocessing,
-            device=device,
-        )
         if not tta:
+            plain = partial(
+                compute_both, self.classifier, preprocessing=self.preprocessing, device=device
+            )
             return plain, temperature
         averaged = partial(
             compute_averaged,
@@ -133,7 +129,10 @@ def _load_own(path: Path, device: torch.device, precision: str) -> LoadedModel:
     novelty, stored = None, description.novelty
     if stored is not None and bank is not None:
         novelty = Novelty(bank, stored.neighbors, stored.threshold).to(device)
-    trained = _find_trained_precision(description.config)
+    section = description.config.get("train")
+    trained = section.get("precision") if isinstance(section, dict) else None
+    if not isinstance(trained, str):  # an old file says nothing of it
+        trained = "auto"
     chosen = choose_inference_precision(precision, device, trained=trained)
     return LoadedModel(
         prepare_for_inference(classifier, Precision(chosen, device), in_place=True),
@@ -144,13 +143,6 @@ def _load_own(path: Path, device: torch.device, precision: str) -> LoadedModel:
         description.temperature,
         novelty,
     )
-
-
-def _find_trained_precision(config: Mapping[str, Any]) -> str:
-    """`train.precision` of a model file's config, `auto` where it says nothing that we know."""
-    section = config.get("train")
-    found = section.get("precision") if isinstance(section, dict) else None
-    return found if isinstance(found, str) else "auto"
 
 
 def _load_native(

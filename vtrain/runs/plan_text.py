@@ -34,11 +34,12 @@ def show_plan(plan: FitPlan, reporter: Reporter) -> None:
 def show_facts(plan: FitPlan, reporter: Reporter) -> None:
     """Data, input, model and batches, a line each."""
     splits, config = plan.splits, plan.config
-    counts = splits.train.class_counts()
+    low, high = min(splits.train.class_counts()), max(splits.train.class_counts())
+    each = f"{low}" if low == high else f"{low} to {high}"
     reporter.say(
         f"data: {len(splits.train)} train, {len(splits.val)} val"
         + (f", {len(splits.test)} test" if splits.test is not None else "")
-        + f" images of {len(splits.classes)} classes ({_format_range(counts)} per class)"
+        + f" images of {len(splits.classes)} classes ({each} per class)"
         + f"; {splits.describe_check()}"
     )
     pre = plan.preprocessing
@@ -63,11 +64,6 @@ def show_phases(plan: FitPlan, reporter: Reporter, *, every: bool = False) -> No
         plan.apply_freeze(phase)
         if index == 0 or every or len(plan.phases) <= 3:
             show_stages(phase, plan.summarize_stages(index), reporter)
-
-
-def _format_range(counts: list[int]) -> str:
-    low, high = min(counts), max(counts)
-    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def show_stages(phase: Phase, stages: list[StageSummary], reporter: Reporter) -> None:
@@ -103,6 +99,17 @@ def format_rates(rates: tuple[float, float] | None) -> str:
 
 def build_plan_record(plan: FitPlan, *, steps_per_epoch: int) -> dict[str, Any]:
     """The plan as plain data; the freeze of the last phase stays applied to its classifier."""
+    phases = []
+    for index, phase in enumerate(plan.phases):
+        plan.apply_freeze(phase)
+        phases.append(
+            {
+                "name": phase.name,
+                "epochs": phase.epochs,
+                "augmentation": plan.augment(phase),
+                "stages": to_plain(plan.summarize_stages(index)),
+            }
+        )
     return {
         "schema": 1,
         "backbone": plan.spec.name,
@@ -113,28 +120,5 @@ def build_plan_record(plan: FitPlan, *, steps_per_epoch: int) -> dict[str, Any]:
         "accumulate": plan.accumulate,
         "steps_per_epoch": steps_per_epoch,
         "preprocessing": to_plain(plan.preprocessing),
-        "phases": [_describe_phase(plan, index) for index in range(len(plan.phases))],
-    }
-
-
-def _describe_phase(plan: FitPlan, index: int) -> dict[str, Any]:
-    phase: Phase = plan.phases[index]
-    plan.apply_freeze(phase)
-    stages = plan.summarize_stages(index)
-    return {
-        "name": phase.name,
-        "epochs": phase.epochs,
-        "augmentation": plan.augment(phase),
-        "stages": [_describe_stage(stage) for stage in stages],
-    }
-
-
-def _describe_stage(stage: StageSummary) -> dict[str, Any]:
-    rates = stage.learning_rates
-    return {
-        "name": stage.name,
-        "parameters": stage.parameters,
-        "trainable": stage.trainable,
-        "learning_rates": None if rates is None else list(rates),
-        "batch_norm": stage.batch_norm,
+        "phases": phases,
     }

@@ -68,7 +68,14 @@ def advise(profile: Profile, plan: FitPlan) -> list[str]:
             f"{2 * plan.preprocessing.resize} px), or on a faster disk"
         )
     if profile.share("forward", "backward") >= 2 * MUCH:
-        advice.append(_advise_compute(plan))
+        ways = ["a smaller model.backbone", f"data.image_size below {plan.preprocessing.crop}"]
+        if config.freeze not in ("head", "lp-ft"):
+            ways.append("freeze=head or until:<stage>, which trains less")
+        if plan.device.type == "cuda":
+            ways.append("train.compile=true for long runs")
+            if plan.batch_size < 64:
+                ways.append("a larger data.batch_size")
+        advice.append(f"the model itself takes most of the time: {', '.join(ways)}")
     if profile.share("validation") >= MUCH:
         advice.append("validation takes long: use fewer validation images, or longer epochs")
     if profile.share("saving") >= MUCH:
@@ -79,14 +86,3 @@ def advise(profile: Profile, plan: FitPlan) -> list[str]:
             "precision read them"
         )
     return advice
-
-
-def _advise_compute(plan: FitPlan) -> str:
-    ways = ["a smaller model.backbone", f"data.image_size below {plan.preprocessing.crop}"]
-    if plan.config.freeze not in ("head", "lp-ft"):
-        ways.append("freeze=head or until:<stage>, which trains less")
-    if plan.device.type == "cuda":
-        ways.append("train.compile=true for long runs")
-        if plan.batch_size < 64:
-            ways.append("a larger data.batch_size")
-    return f"the model itself takes most of the time: {', '.join(ways)}"

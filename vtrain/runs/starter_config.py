@@ -95,6 +95,8 @@ def inspect_folder(root: Path) -> FolderSummary:
     for name, folder in (("val", val), ("test", test)):
         if folder is not None:
             images[name] = scan_labelled(folder, classes=images["train"].classes, name=name)
+    from vtrain.data.images import read_size  # heavy: a folder that cannot be used needs it not
+
     formats = Counter(path.suffix.lower() for split in images.values() for path in split.paths)
     from vtrain.data.images import read_size  # heavy, and not needed for a wrong folder
 

@@ -102,7 +102,8 @@ def saved_activations(module: nn.Module) -> Iterator[list[int]]:
 
     Each storage counts once, and those of the module's own tensors not at all.
     """
-    own = {tensor.untyped_storage().data_ptr() for tensor in _tensors(module)}
+    tensors = (*module.parameters(), *module.buffers())
+    own = {tensor.untyped_storage().data_ptr() for tensor in tensors}
     kept: dict[int, int] = {}
     total: list[int] = []
 
@@ -115,11 +116,6 @@ def saved_activations(module: nn.Module) -> Iterator[list[int]]:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         yield total
     total.append(sum(kept.values()))
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
 
 
 class PeakMemory:
