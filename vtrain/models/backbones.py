@@ -77,6 +77,8 @@ _FAMILY_FACTS: Mapping[str, tuple[str, ...]] = {
 }
 _AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 _DENSENET_OLD_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+_VIT_OLD_KEY = re.compile(r"(\.mlp\.)linear_([12])\.")
+_VIT_MLP_LAYERS = {"1": "0.", "2": "3."}
 
 
 class _VersionedMNASNet(MNASNet):  # type: ignore[misc]
@@ -178,10 +180,19 @@ def auxiliary_prefixes(spec: BackboneSpec) -> tuple[str, ...]:
 
 
 def rename_legacy_keys(spec: BackboneSpec, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict with today's keys: DenseNet's files still hold `norm.1` for `norm1`."""
-    if spec.family != "densenet":
-        return dict(state_dict)
-    return {_DENSENET_OLD_KEY.sub(r"\1\2", key): value for key, value in state_dict.items()}
+    """The state dict with today's keys, as torchvision maps those of its own files.
+
+    DenseNet's files still hold `norm.1` for `norm1`, old ones of ViT `mlp.linear_1` for `mlp.0`.
+    """
+
+    def rename(key: str) -> str:
+        if spec.family == "densenet":
+            return _DENSENET_OLD_KEY.sub(r"\1\2", key)
+        if spec.family == "vit":
+            return _VIT_OLD_KEY.sub(lambda found: found[1] + _VIT_MLP_LAYERS[found[2]], key)
+        return key
+
+    return {rename(key): value for key, value in state_dict.items()}
 
 
 def interpolate_position_embedding(
@@ -242,15 +253,15 @@ def _weights_entry(spec: BackboneSpec, weights: str | None) -> Any:
     return torchvision.models.get_model_weights(spec.name)[name]
 
 
-class EmptyOnMeta(TorchFunctionMode):
-    """Parameters get no memory and no initialisation.
+class WithoutMemory(TorchFunctionMode):
+    """Tensors that modules make for their parameters get neither memory nor random numbers.
 
     `torch.device("meta")` would do, if RegNet did not compute its widths with tensors.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.empty:
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
 
@@ -262,7 +273,7 @@ def build_meta_backbone(
     options: Mapping[str, OptionValue] = NO_OPTIONS,
 ) -> nn.Module:
     """The full model on the meta device: shapes without memory, in milliseconds."""
-    with EmptyOnMeta():
+    with WithoutMemory():
         model = build_backbone(spec, pretrained=True, image_size=image_size, options=options)
     return model.to("meta").eval()
 

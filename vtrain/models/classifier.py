@@ -2,44 +2,20 @@
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Protocol, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from vtrain.errors import ModelError, UsageError
+from vtrain.config.keys import HeadConfig
+from vtrain.errors import UsageError
 from vtrain.models.backbone_spec import BackboneSpec, OptionValue, Stage
-from vtrain.models.backbones import (
-    NO_OPTIONS,
-    as_feature_map,
-    auxiliary_prefixes,
-    build_backbone,
-    interpolate_position_embedding,
-    rename_legacy_keys,
-)
-from vtrain.system.tensor_files import shorten_names
+from vtrain.models.backbones import NO_OPTIONS, as_feature_map, build_backbone
 
 HEAD = "head"
 PENULTIMATE = "penultimate"
 POOLED = "pooled"
 LOGITS = "logits"
-
-
-class HeadSettings(Protocol):
-    """What the config says about the head.
-
-    `type` is `linear` or `mlp`, `hidden` the width of the MLP's inner layer, `norm` is `layer` or
-    `none`, `dropout` the probability right before the last layer (None: 0).
-    """
-
-    @property
-    def type(self) -> str: ...  # noqa: D102
-    @property
-    def hidden(self) -> int: ...  # noqa: D102
-    @property
-    def norm(self) -> str: ...  # noqa: D102
-    @property
-    def dropout(self) -> float | None: ...  # noqa: D102
 
 
 class Classifier(nn.Module):
@@ -221,7 +197,7 @@ def build_classifier(
     spec: BackboneSpec,
     *,
     num_classes: int,
-    head: HeadSettings,
+    head: HeadConfig,
     image_size: int | None = None,
     pretrained: bool = False,
     options: Mapping[str, OptionValue] = NO_OPTIONS,
@@ -255,7 +231,7 @@ def build_pretrained_classifier(
 ) -> Classifier:
     """A classifier with the model's own head, whose logits equal torchvision's bit for bit.
 
-    The weights are random until `load_torchvision_state`, and the classes 1,000.
+    The weights are random, and the classes 1,000.
 
     Raises:
         UsageError: An image size that the backbone cannot take.
@@ -303,7 +279,7 @@ def _input_dim(head: nn.Sequential) -> int:
     return last_layer.weight.shape[1]
 
 
-def _build_head(feature_dim: int, num_classes: int, settings: HeadSettings) -> nn.Sequential:
+def _build_head(feature_dim: int, num_classes: int, settings: HeadConfig) -> nn.Sequential:
     """Linear, or one hidden layer, after a normalisation without parameters.
 
     The scale of features differs a hundredfold between backbones (about 0.4 in ResNets, 14 in
@@ -323,42 +299,4 @@ def _build_head(feature_dim: int, num_classes: int, settings: HeadSettings) -> n
     last = nn.Linear(last_dim, num_classes)
     nn.init.normal_(last.weight, std=0.01)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(*layers, nn.Dropout(settings.dropout or 0.0), last)
-
-
-def load_torchvision_state(classifier: Classifier, state_dict: Mapping[str, Tensor]) -> None:
-    """Load a full torchvision state dict, its last layer included, in place.
-
-    Auxiliary heads are left out, old key names are mapped, ViT's position embedding is resized to
-    the model's image size.
-
-    Raises:
-        ModelError: Keys are missing or unexpected, or shapes differ.
-    """
-    spec = classifier.spec
-    state = rename_legacy_keys(spec, state_dict)
-    state = interpolate_position_embedding(state, classifier.backbone)
-    head = cast(nn.Sequential, classifier.head)
-    last = max(i for i, layer in enumerate(head) if list(layer.parameters()))
-    own_keys = {}
-    for key, value in state.items():
-        if key.startswith(auxiliary_prefixes(spec)):
-            continue
-        if key.startswith(f"{spec.head_path}."):
-            own_keys[f"{HEAD}.{last}{key.removeprefix(spec.head_path)}"] = value
-        else:
-            own_keys[f"backbone.{key}"] = value
-    if problems := _find_misfits(classifier, own_keys):
-        raise ModelError(f"weights do not fit {spec.name}: {'; '.join(problems)}")
-
-
-def _find_misfits(classifier: Classifier, state: Mapping[str, Tensor]) -> list[str]:
-    """Load what fits; say what is missing, unexpected or of another shape."""
-    try:
-        missing, unexpected = classifier.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        mismatches = str(error).split("\n\t")[1:]
-        more = f" and {len(mismatches) - 3} more" if len(mismatches) > 3 else ""
-        return ["; ".join(mismatches[:3]) + more]
-    problems = {"missing": missing, "unexpected": unexpected}
-    return [f"{what} {shorten_names(names)}" for what, names in problems.items() if names]
+    return nn.Sequential(*layers, nn.Dropout(settings.dropout), last)
