@@ -1,6 +1,5 @@
 """A backbone and a head as one module: features, logits, the output of any stage."""
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vtrain.config.keys import HeadConfig
-from vtrain.errors import UsageError
+from vtrain.errors import UsageError, suggest
 from vtrain.models.backbone_spec import BackboneSpec, OptionValue, Stage
 from vtrain.models.backbones import NO_OPTIONS, as_feature_map, build_backbone
 
@@ -122,9 +121,7 @@ class Classifier(nn.Module):
             if stage.name == layer:
                 return stage.output, stage.is_map
         names = [PENULTIMATE, POOLED, LOGITS, *self.spec.stage_names]
-        close = difflib.get_close_matches(layer, names, n=1)
-        message = f"unknown layer {layer!r} of {self.spec.name}"
-        message += f", did you mean {close[0]}?" if close else ""
+        message = f"unknown layer {layer!r} of {self.spec.name}{suggest(layer, names)}"
         raise UsageError(message, hint=f"layers: {', '.join(names)}")
 
     def _map_layers(self) -> list[str]:

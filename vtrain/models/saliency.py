@@ -1,6 +1,5 @@
 """Where in its images a classifier finds a class, by the map of any stage of any backbone."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.convnext import LayerNorm2d
 
-from vtrain.errors import UsageError
+from vtrain.errors import UsageError, suggest
 from vtrain.models.backbone_spec import BackboneSpec, Stage
 from vtrain.models.backbones import as_feature_map
 from vtrain.models.classifier import Classifier
@@ -111,9 +110,7 @@ def find_map_stage(spec: BackboneSpec, name: str | None) -> Stage:
     if name in spec.stage_names:
         why = "nothing reads its patches" if spec.family == "vit" else "it gives vectors"
         raise UsageError(f"stage {name!r} of {spec.name} has no map: {why}", hint)
-    close = difflib.get_close_matches(name, names, n=1)
-    message = f"unknown stage {name!r} of {spec.name}"
-    raise UsageError(message + (f", did you mean {close[0]}?" if close else ""), hint)
+    raise UsageError(f"unknown stage {name!r} of {spec.name}{suggest(name, names)}", hint)
 
 
 @contextmanager
