@@ -61,14 +61,7 @@ OTHER_NAMES = {
 }
 
 # What YAML 1.1 took for booleans.
-OLD_BOOLEANS = {
-    "yes": "true",
-    "on": "true",
-    "y": "true",
-    "no": "false",
-    "off": "false",
-    "n": "false",
-}
+OLD_TRUE, OLD_FALSE = ("yes", "on", "y"), ("no", "off", "n")
 
 
 def validate_source(source: ConfigSource) -> tuple[FitConfig, set[str]]:
@@ -171,8 +164,9 @@ def _suggest_value(value: Any, part: Schema, choices: list[str]) -> str:
     if part.get("type") == "object":
         return _colon_hint(value)
     if part.get("type") == "boolean" and isinstance(value, str):
-        boolean = OLD_BOOLEANS.get(value.lower())
-        return f"; did you mean {boolean}?" if boolean else ""
+        if value.lower() in OLD_TRUE + OLD_FALSE:
+            return f"; did you mean {format_scalar(value.lower() in OLD_TRUE)}?"
+        return ""
     if value is None or value is False:
         return "; did you mean none?" if "none" in choices else ""
     return suggest(value.lower(), choices, lead="; ") if isinstance(value, str) else ""

@@ -1,6 +1,7 @@
 """A backbone and a head as one module: features, logits, the output of any stage."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import cast
 
 import torch
@@ -8,8 +9,8 @@ from torch import Tensor, nn
 
 from vtrain.config.keys import HeadConfig
 from vtrain.errors import UsageError, suggest
-from vtrain.models.backbone_spec import BackboneSpec, OptionValue, Stage
-from vtrain.models.backbones import NO_OPTIONS, as_feature_map, build_backbone
+from vtrain.models.backbone_spec import BackboneSpec, OptionValue
+from vtrain.models.backbones import NO_OPTIONS, as_feature_map, build_backbone, hooked
 
 HEAD = "head"
 PENULTIMATE = "penultimate"
@@ -98,7 +99,8 @@ class Classifier(nn.Module):
         path, is_map = self._find_output(layer)
         if feature_maps and not is_map:
             message = f"layer {layer!r} of {self.spec.name} has no feature maps, only vectors"
-            raise UsageError(message, hint=f"layers with maps: {', '.join(self._map_layers())}")
+            maps = [POOLED, *(stage.name for stage in self.spec.stages if stage.is_map)]
+            raise UsageError(message, hint=f"layers with maps: {', '.join(maps)}")
         if layer == LOGITS:
             return self(images)  # type: ignore[no-any-return]
         if path is None:
@@ -108,8 +110,8 @@ class Classifier(nn.Module):
             return output
         if layer == POOLED and self.spec.family == "densenet":
             output = torch.relu(output)  # torchvision activates between the last norm and pooling
-        maps = as_feature_map(self.spec, output)
-        return maps if feature_maps else maps.mean(dim=(2, 3))
+        output = as_feature_map(self.spec, output)
+        return output if feature_maps else output.mean(dim=(2, 3))
 
     def _find_output(self, layer: str) -> tuple[str | None, bool]:
         """Path of the module that gives the layer (None: the backbone), and whether it is a map."""
@@ -123,9 +125,6 @@ class Classifier(nn.Module):
         names = [PENULTIMATE, POOLED, LOGITS, *self.spec.stage_names]
         message = f"unknown layer {layer!r} of {self.spec.name}{suggest(layer, names)}"
         raise UsageError(message, hint=f"layers: {', '.join(names)}")
-
-    def _map_layers(self) -> list[str]:
-        return [POOLED, *(stage.name for stage in self.spec.stages if stage.is_map)]
 
     def set_eval_modules(self, modules: Iterable[nn.Module]) -> None:
         """Hold these modules and all below them in evaluation mode, whatever `train()` says."""
@@ -149,20 +148,13 @@ class Classifier(nn.Module):
         Raises:
             KeyError: The name lies in no stage and not in the head.
         """
-        part, _, inner = parameter_name.partition(".")
-        if part == HEAD:
+        if parameter_name.partition(".")[0] == HEAD:
             return HEAD
-        stage = _find_stage(self.spec.stages, inner) if part == "backbone" else None
-        if stage is None:
-            raise KeyError(parameter_name)
-        return stage.name
-
-
-def _find_stage(stages: Iterable[Stage], name: str) -> Stage | None:
-    for stage in stages:
-        if f"{name}.".startswith(tuple(f"{prefix}." for prefix in stage.prefixes)):
-            return stage
-    return None
+        for stage in self.spec.stages:
+            prefixes = tuple(f"backbone.{prefix}." for prefix in stage.prefixes)
+            if f"{parameter_name}.".startswith(prefixes):
+                return stage.name
+        raise KeyError(parameter_name)
 
 
 class _ReachedError(Exception):
@@ -180,13 +172,8 @@ def _forward_until(model: nn.Module, path: str, images: Tensor) -> Tensor:
         outputs.append(output)
         raise _ReachedError
 
-    handle = model.get_submodule(path).register_forward_hook(stop)
-    try:
+    with hooked([model.get_submodule(path)], stop), suppress(_ReachedError):
         model(images)
-    except _ReachedError:
-        pass
-    finally:
-        handle.remove()
     return outputs[0]
 
 
