@@ -45,7 +45,7 @@ _EFFICIENTNET_FACTORS = {
     "efficientnet_b6": (2.6, 1.8, 528),
     "efficientnet_b7": (3.1, 2.0, 600),
 }
-# Depthwise 3 × 3 or 5 × 5 and 1 × 1 convolutions in every block; those left out have others as well.
+# Depthwise 3 × 3 or 5 × 5 and 1 × 1 convolutions in every block; the rest have others too.
 _SEPARABLE_FAMILIES = DEPTHWISE_FAMILIES - {"convnext", "efficientnet_v2", "maxvit"}
 _FAMILY_FACTS: Mapping[str, tuple[str, ...]] = {
     "alexnet": ("fc6 and fc7 hold most of the parameters and little of the work",),
