@@ -18,16 +18,12 @@ from vtrain.system.tensor_files import open_regular
 
 _TIMEOUT_SECONDS = 30.0  # of silence, not of the whole download
 _CHUNK_BYTES = 2**18
+_HASH_PREFIX = re.compile(r"-([0-9a-f]{8,})\.[^.-]+$")
 
 
 def published_name(url: str) -> str:
     """The file name at the end of an address."""
     return PurePosixPath(urlsplit(url).path).name
-
-
-def _find_hash_prefix(url: str) -> str:
-    found = re.search(r"-([0-9a-f]{8,})\.[^.-]+$", published_name(url))
-    return found[1] if found else ""
 
 
 def find_published_file(
@@ -41,7 +37,9 @@ def find_published_file(
         ModelError: No such file here and no way to download it, or it is damaged.
         ResourceError: The folder cannot be used or is full.
     """
-    path, prefix = folder / published_name(url), _find_hash_prefix(url)
+    path = folder / published_name(url)
+    found = _HASH_PREFIX.search(path.name)
+    prefix = found[1] if found else ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         cached = path.exists()
@@ -68,8 +66,9 @@ def find_published_file(
 def is_cached(url: str, folder: Path) -> bool:
     """Whether the file of `url` is in `folder` and undamaged: nothing has to be downloaded."""
     path = folder / published_name(url)
+    found = _HASH_PREFIX.search(path.name)
     try:
-        return path.exists() and _find_damage(path, _find_hash_prefix(url)) is None
+        return path.exists() and _find_damage(path, found[1] if found else "") is None
     except (OSError, VtrainError):
         return False
 
