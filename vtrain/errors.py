@@ -14,6 +14,8 @@ VtrainError                     1   unexpected
 └── InterruptedRunError       130   Ctrl-C, resumable
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from enum import IntEnum
 
 
@@ -105,3 +107,9 @@ class InterruptedRunError(VtrainError):
     """Ctrl-C ended the run early; the checkpoint holds everything that resume needs."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+def suggest(name: str, known: Iterable[str], *, lead: str = ", ") -> str:
+    """`, did you mean x?` with the known name that is nearest, empty where none is near."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"{lead}did you mean {close[0]}?" if close else ""

@@ -4,7 +4,6 @@ import copy
 import io
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from typing import Any, cast
@@ -15,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from vtrain.config.keys import HeadConfig, HeadType
 from vtrain.errors import ModelError, UsageError
 from vtrain.models.backbone_spec import BackboneSpec
 from vtrain.models.backbones import build_backbone
@@ -22,8 +22,8 @@ from vtrain.models.classifier import (
     Classifier,
     build_classifier,
     build_pretrained_classifier,
-    load_torchvision_state,
 )
+from vtrain.models.weights import load_torchvision_state
 from vtrain.models.zoo import backbone_names, find_backbone
 
 SMALLEST = (
@@ -56,14 +56,7 @@ def mark_all_but(names: Iterable[str]) -> list[Any]:
     return [n if n in chosen else pytest.param(n, marks=soak) for n in backbone_names()]
 
 
-@dataclass(frozen=True)
-class HeadConfig:
-    """As in the config."""
-
-    type: str = "linear"
-    hidden: int = 16
-    norm: str = "none"
-    dropout: float | None = None
+PLAIN = HeadConfig(norm="none", dropout=0.0)
 
 
 def small_image_size(spec: BackboneSpec) -> int:
@@ -147,9 +140,7 @@ def test_features_and_logits_equal_torchvisions_bit_for_bit(name: str) -> None:
         assert torch.equal(native.forward_features(images), features)
     assert features.shape == (2, native.feature_dim)
     state = {k: v for k, v in native.state_dict().items() if k.startswith("backbone.")}
-    trainable = build_classifier(
-        spec, num_classes=3, head=HeadConfig(), image_size=size, pretrained=True
-    )
+    trainable = build_classifier(spec, num_classes=3, head=PLAIN, image_size=size, pretrained=True)
     missing, unexpected = trainable.load_state_dict(state, strict=False, assign=True)
     assert (missing, unexpected) == (["head.1.weight", "head.1.bias"], [])
     with torch.inference_mode():
@@ -161,7 +152,7 @@ def test_every_model_trains_a_step_with_its_frozen_parts_held(name: str) -> None
     spec = find_backbone(name)
     torch.manual_seed(0)
     classifier = build_classifier(
-        spec, num_classes=3, head=HeadConfig(), image_size=small_image_size(spec)
+        spec, num_classes=3, head=PLAIN, image_size=small_image_size(spec)
     )
     first_stage = spec.stages[0].name
     stages = {key: classifier.stage_of(key) for key, _ in classifier.named_parameters()}
@@ -198,12 +189,12 @@ def build(
 ) -> Classifier:
     torch.manual_seed(0)
     return build_classifier(
-        find_backbone(name), num_classes=4, head=head or HeadConfig(), image_size=image_size
+        find_backbone(name), num_classes=4, head=head or PLAIN, image_size=image_size
     ).eval()
 
 
 def test_the_head_is_linear_with_its_dropout_in_front() -> None:
-    classifier = build("mobilenet_v3_small", head=HeadConfig(dropout=0.3))
+    classifier = build("mobilenet_v3_small", head=HeadConfig(norm="none", dropout=0.3))
     head = cast(nn.Sequential, classifier.head)
     assert [type(layer) for layer in head] == [nn.Dropout, nn.Linear]
     assert cast(nn.Dropout, head[0]).p == 0.3
@@ -212,7 +203,9 @@ def test_the_head_is_linear_with_its_dropout_in_front() -> None:
 
 
 def test_the_head_may_have_a_hidden_layer() -> None:
-    classifier = build("squeezenet1_1", head=HeadConfig("mlp", hidden=32, dropout=0.2))
+    classifier = build(
+        "squeezenet1_1", head=HeadConfig(type="mlp", hidden=32, norm="none", dropout=0.2)
+    )
     head = cast(nn.Sequential, classifier.head)
     assert [type(layer) for layer in head] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
     shapes = [tuple(parameter.shape) for parameter in head.parameters()]
@@ -222,8 +215,8 @@ def test_the_head_may_have_a_hidden_layer() -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
-def test_a_head_with_norm_does_not_see_the_scale_of_the_features(kind: str) -> None:
-    classifier = build("resnet18", head=HeadConfig(kind, norm="layer", dropout=0.2))
+def test_a_head_with_norm_does_not_see_the_scale_of_the_features(kind: HeadType) -> None:
+    classifier = build("resnet18", head=HeadConfig(type=kind, dropout=0.2))
     head = cast(nn.Sequential, classifier.head)
     assert isinstance(head[0], nn.LayerNorm)
     assert not list(head[0].parameters())
@@ -235,7 +228,9 @@ def test_a_head_with_norm_does_not_see_the_scale_of_the_features(kind: str) -> N
     )
 
 
-@pytest.mark.parametrize("head", [HeadConfig(), HeadConfig("mlp"), HeadConfig(norm="layer")])
+@pytest.mark.parametrize(
+    "head", [PLAIN, HeadConfig(type="mlp", hidden=16), HeadConfig(dropout=0.0)]
+)
 def test_a_new_head_starts_undecided(head: HeadConfig) -> None:
     classifier = build("resnet18", head=head)
     logits = classifier(torch.randn(8, 3, 64, 64))
@@ -250,14 +245,14 @@ def test_a_new_head_starts_undecided(head: HeadConfig) -> None:
 def test_dropout_right_before_the_last_layer_moves_to_the_head(name: str) -> None:
     with torch.device("meta"):
         native = build_pretrained_classifier(find_backbone(name))
-        classifier = build(name, head=HeadConfig(dropout=0.1))
+        classifier = build(name, head=HeadConfig(norm="none", dropout=0.1))
     dropouts = [key for key, m in classifier.backbone.named_modules() if isinstance(m, nn.Dropout)]
     assert dropouts == (["classifier.2"] if name == "vgg11" else [])  # between fc6 and fc7
     assert cast(nn.Dropout, cast(nn.Sequential, native.head)[0]).p > 0.1  # torchvision's own
 
 
 def test_features_do_not_depend_on_the_heads_dropout() -> None:
-    classifier = build("mobilenet_v2", head=HeadConfig(dropout=0.9))
+    classifier = build("mobilenet_v2", head=HeadConfig(norm="none", dropout=0.9))
     images = torch.randn(2, 3, 64, 64)
     expected = classifier.forward_features(images)
     classifier.set_eval_modules([classifier.backbone])
@@ -455,12 +450,12 @@ def test_a_new_squeezenet_head_gives_negative_logits_too() -> None:
 def test_foreign_weights_are_refused_with_the_first_reasons() -> None:
     native = build_pretrained_classifier(find_backbone("resnet18"))
     for name, reason in [
-        ("resnet34", "unexpected backbone.layer1.2.conv1.weight"),
-        ("mobilenet_v2", "missing backbone.conv1.weight"),
-        ("resnet50", "size mismatch for backbone.layer1.0.conv1.weight"),
+        ("resnet34", "unexpected (backbone.layer1.2.conv1.weight"),
+        ("mobilenet_v2", "missing (backbone.conv1.weight"),
+        ("resnet50", "backbone.layer1.0.conv1.weight [64, 64, 1, 1], expected [64, 64, 3, 3]"),
     ]:
         state = torchvision.models.get_model(name, weights=None).state_dict()
-        with pytest.raises(ModelError, match="weights do not fit resnet18: ") as error:
+        with pytest.raises(ModelError, match="does not fit resnet18: ") as error:
             load_torchvision_state(native, state)
         assert reason in error.value.message
         assert len(error.value.message) < 800

@@ -22,7 +22,7 @@ from vtrain.config.keys import (
 )
 from vtrain.errors import ConfigError, ModelError
 from vtrain.models.backbone_spec import OptionValue
-from vtrain.models.backbones import EmptyOnMeta
+from vtrain.models.backbones import WithoutMemory
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.freezing import (
     FROZEN,
@@ -83,7 +83,7 @@ BETWEEN_STAGES = {
 @cache
 def meta_classifier(name: str) -> Classifier:
     """A classifier whose parameters have no memory; the tests share it and change its freeze."""
-    with EmptyOnMeta():
+    with WithoutMemory():
         return build_classifier(
             find_backbone(name),
             num_classes=3,

@@ -33,7 +33,8 @@ from vtrain.errors import (
 )
 from vtrain.inference.forward import compute_outputs
 from vtrain.models.backbones import eval_preprocessing
-from vtrain.models.classifier import build_pretrained_classifier, load_torchvision_state
+from vtrain.models.classifier import build_pretrained_classifier
+from vtrain.models.weights import load_torchvision_state
 from vtrain.models.zoo import backbone_names, find_backbone
 from vtrain.results.embed import EmbedResult, _choose_share, digest_weights, embed
 from vtrain.results.resumable_array import PartialArray, lock_output

@@ -84,13 +84,10 @@ def _check_warmup(config: FitConfig) -> Iterator[KeyMistake]:
 def _check_probe(config: FitConfig) -> Iterator[KeyMistake]:
     probe, epochs, path = config.train.probe_epochs, config.train.epochs, ("train", "probe_epochs")
     if probe is not None and config.freeze != "lp-ft":
-        yield KeyMistake(path, f"is for freeze: lp-ft only, got freeze: {_freeze_name(config)}")
+        policy = config.freeze if isinstance(config.freeze, str) else "a list of rules"
+        yield KeyMistake(path, f"is for freeze: lp-ft only, got freeze: {policy}")
     elif probe is not None and probe >= epochs:
         yield KeyMistake(path, f"got {probe}, expected fewer than train.epochs, which is {epochs}")
-
-
-def _freeze_name(config: FitConfig) -> str:
-    return config.freeze if isinstance(config.freeze, str) else "a list of rules"
 
 
 def _check_phases(config: FitConfig) -> Iterator[KeyMistake]:

@@ -49,7 +49,8 @@ def reference_yaml() -> str:
         part = find_subschema(tuple(key.split(".")), schema) or {}
         above = _comment(part["description"], indent)
         if key in flat:
-            above += _comment(_allowed_text(key, part, schema), indent)
+            start = "Required" if "examples" in part and "default" not in part else "Allowed"
+            above += _comment(f"{start}: {describe_allowed(key, part, schema)}", indent)
             below = _leaf_lines(f"{indent}{name}:", flat[key], indent)
         else:
             below = [f"{indent}{name}:"]
@@ -92,11 +93,6 @@ def _comment(text: str, indent: str) -> list[str]:
         break_on_hyphens=False,
         break_long_words=False,
     )
-
-
-def _allowed_text(key: str, part: Schema, schema: Schema) -> str:
-    start = "Required" if "examples" in part and "default" not in part else "Allowed"
-    return f"{start}: {describe_allowed(key, part, schema)}"
 
 
 def _examples(schema: Schema) -> dict[str, dict[str, Any]]:

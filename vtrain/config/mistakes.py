@@ -3,7 +3,6 @@
 import re
 from copy import deepcopy
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
@@ -18,7 +17,7 @@ from vtrain.config.allowed import (
 from vtrain.config.keys import FitConfig
 from vtrain.config.source import SECTIONS, ConfigSource, Mistake, dotted
 from vtrain.config.yaml12 import KeyPath, format_scalar, is_string, one_line
-from vtrain.errors import ConfigError
+from vtrain.errors import ConfigError, suggest
 from vtrain.system.text import clip
 
 MAX_LINES = 100  # of a report: nobody mends more at once, and generated files can have thousands
@@ -62,14 +61,7 @@ OTHER_NAMES = {
 }
 
 # What YAML 1.1 took for booleans.
-OLD_BOOLEANS = {
-    "yes": "true",
-    "on": "true",
-    "y": "true",
-    "no": "false",
-    "off": "false",
-    "n": "false",
-}
+OLD_TRUE, OLD_FALSE = ("yes", "on", "y"), ("no", "off", "n")
 
 
 def validate_source(source: ConfigSource) -> tuple[FitConfig, set[str]]:
@@ -172,12 +164,12 @@ def _suggest_value(value: Any, part: Schema, choices: list[str]) -> str:
     if part.get("type") == "object":
         return _colon_hint(value)
     if part.get("type") == "boolean" and isinstance(value, str):
-        boolean = OLD_BOOLEANS.get(value.lower())
-        return f"; did you mean {boolean}?" if boolean else ""
+        if value.lower() in OLD_TRUE + OLD_FALSE:
+            return f"; did you mean {format_scalar(value.lower() in OLD_TRUE)}?"
+        return ""
     if value is None or value is False:
         return "; did you mean none?" if "none" in choices else ""
-    close = get_close_matches(str(value).lower(), choices, n=1) if isinstance(value, str) else []
-    return f"; did you mean {close[0]}?" if close else ""
+    return suggest(value.lower(), choices, lead="; ") if isinstance(value, str) else ""
 
 
 def _colon_hint(value: Any) -> str:
@@ -200,7 +192,6 @@ def _suggest_key(path: KeyPath, schema: Schema) -> str:
             k[len(prefix) :] for k in keys if k.startswith(prefix) and k.count(".") == depth
         ]
         elsewhere = [key for key in keys if key.rsplit(".", 1)[-1] == name]
-    close = get_close_matches(name, siblings, n=1)
     if name == "<<":
         return "; YAML 1.2 has no merge keys, write out what it stands for"
     if name in siblings:
@@ -211,9 +202,7 @@ def _suggest_key(path: KeyPath, schema: Schema) -> str:
     for other in (*elsewhere, OTHER_NAMES.get(name)):
         if other and parents[:1] != ["freeze"]:
             return f"; did you mean {other}?"
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; known here: {', '.join(siblings)}"
+    return suggest(name, siblings, lead="; ") or f"; known here: {', '.join(siblings)}"
 
 
 def raise_report(source: ConfigSource) -> None:

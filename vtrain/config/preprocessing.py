@@ -1,9 +1,16 @@
 """How an image becomes a model's input at evaluation: sizes, interpolation, mean and deviation."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+# The ranges are those of a model file; pydantic checks them when one is read.
+_Edge = Annotated[int, Field(ge=1, le=4096)]
+_Mean = Annotated[float, Field(ge=0, le=1)]
+_Deviation = Annotated[float, Field(ge=1e-6, le=1e6)]
+_Level = Annotated[int, Field(ge=0, le=255)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,12 +22,12 @@ class Preprocessing:
     `(value / 255 - mean) / std`.
     """
 
-    resize: int
-    crop: int
+    resize: _Edge
+    crop: _Edge
     interpolation: Interpolation = "bilinear"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    background: tuple[int, int, int] = (255, 255, 255)
+    mean: tuple[_Mean, _Mean, _Mean] = (0.485, 0.456, 0.406)
+    std: tuple[_Deviation, _Deviation, _Deviation] = (0.229, 0.224, 0.225)
+    background: tuple[_Level, _Level, _Level] = (255, 255, 255)
     exif: Literal["applied"] = "applied"
     alpha: Literal["composited"] = "composited"
 

@@ -103,7 +103,12 @@ def _require_file(path: Path, name: str) -> None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ConfigError(f"{name}: no such file", _hint_missing(path, name)) from error
+        candidates = [each for each in list_names(path.parent) if each.endswith(SUFFIXES)]
+        close = get_close_matches(path.name, candidates, n=1, cutoff=0.5)
+        advice = "write a config for a folder of images with: vtrain init FOLDER"
+        if close:
+            advice = f"did you mean {one_line(str(Path(name).with_name(close[0])), 1000)}?"
+        raise ConfigError(f"{name}: no such file", advice) from error
     except (OSError, ValueError) as error:
         reason = (error.strerror or error) if isinstance(error, OSError) else error
         raise ConfigError(f"{clip(name)}: cannot be read: {reason}") from error
@@ -113,14 +118,6 @@ def _require_file(path: Path, name: str) -> None:
         raise ConfigError(f"{name}: is a folder, expected a config file", hint)
     if not stat.S_ISREG(mode):
         raise ConfigError(f"{name}: is not a regular file")
-
-
-def _hint_missing(path: Path, name: str) -> str:
-    candidates = [each for each in list_names(path.parent) if each.endswith(SUFFIXES)]
-    close = get_close_matches(path.name, candidates, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {one_line(str(Path(name).with_name(close[0])), 1000)}?"
-    return "write a config for a folder of images with: vtrain init FOLDER"
 
 
 def _source_of(document: Document, name: str, text: str) -> ConfigSource:

@@ -1,8 +1,8 @@
 """Backbones as built by torchvision (or here), their preprocessing, classes, stages and facts."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torchvision.ops import StochasticDepth
 
 from vtrain.config.preprocessing import Preprocessing
 from vtrain.errors import ModelError
-from vtrain.models.backbone_spec import BackboneSpec, OptionValue, StageInfo
+from vtrain.models.backbone_spec import DEPTHWISE_FAMILIES, BackboneSpec, OptionValue, StageInfo
 from vtrain.models.small_backbones import (
     build_preact_resnet,
     build_separable_cnn,
@@ -45,15 +45,8 @@ _EFFICIENTNET_FACTORS = {
     "efficientnet_b6": (2.6, 1.8, 528),
     "efficientnet_b7": (3.1, 2.0, 600),
 }
-# Depthwise 3 × 3 or 5 × 5 and 1 × 1 convolutions in every block; `BackboneSpec.depthwise` is wider.
-_SEPARABLE_FAMILIES = {
-    "efficientnet",
-    "mnasnet",
-    "mobilenet_v2",
-    "mobilenet_v3",
-    "separable_cnn",
-    "shufflenet_v2",
-}
+# Depthwise 3 × 3 or 5 × 5 and 1 × 1 convolutions in every block; the rest have others too.
+_SEPARABLE_FAMILIES = DEPTHWISE_FAMILIES - {"convnext", "efficientnet_v2", "maxvit"}
 _FAMILY_FACTS: Mapping[str, tuple[str, ...]] = {
     "alexnet": ("fc6 and fc7 hold most of the parameters and little of the work",),
     "convnext": ("the norm behind the pooling belongs to stage4",),
@@ -77,6 +70,8 @@ _FAMILY_FACTS: Mapping[str, tuple[str, ...]] = {
 }
 _AUXILIARY = {"googlenet": ("aux1.", "aux2."), "inception_v3": ("AuxLogits.",)}
 _DENSENET_OLD_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+_VIT_OLD_KEY = re.compile(r"(\.mlp\.)linear_([12])\.")
+_VIT_MLP_LAYERS = {"1": "0.", "2": "3."}
 
 
 class _VersionedMNASNet(MNASNet):  # type: ignore[misc]
@@ -129,7 +124,9 @@ def build_backbone(
     builder: Callable[..., nn.Module] = torchvision.models.get_model_builder(spec.name)
     model = builder(weights=None, num_classes=num_classes, **arguments)
     if stochastic_depth is not None:
-        _scale_stochastic_depth(model, stochastic_depth / _FIXED_STOCHASTIC_DEPTH[spec.name])
+        for module in model.modules():
+            if isinstance(module, StochasticDepth):
+                module.p *= stochastic_depth / _FIXED_STOCHASTIC_DEPTH[spec.name]
     return model
 
 
@@ -166,22 +163,25 @@ def _fixed_arguments(
     return {}
 
 
-def _scale_stochastic_depth(model: nn.Module, factor: float) -> None:
-    for module in model.modules():
-        if isinstance(module, StochasticDepth):
-            module.p *= factor
-
-
 def auxiliary_prefixes(spec: BackboneSpec) -> tuple[str, ...]:
     """Keys of weights files that start with one of these belong to auxiliary training heads."""
     return _AUXILIARY.get(spec.name, ())
 
 
 def rename_legacy_keys(spec: BackboneSpec, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict with today's keys: DenseNet's files still hold `norm.1` for `norm1`."""
-    if spec.family != "densenet":
-        return dict(state_dict)
-    return {_DENSENET_OLD_KEY.sub(r"\1\2", key): value for key, value in state_dict.items()}
+    """The state dict with today's keys, as torchvision maps those of its own files.
+
+    DenseNet's files still hold `norm.1` for `norm1`, old ones of ViT `mlp.linear_1` for `mlp.0`.
+    """
+
+    def rename(key: str) -> str:
+        if spec.family == "densenet":
+            return _DENSENET_OLD_KEY.sub(r"\1\2", key)
+        if spec.family == "vit":
+            return _VIT_OLD_KEY.sub(lambda found: found[1] + _VIT_MLP_LAYERS[found[2]], key)
+        return key
+
+    return {rename(key): value for key, value in state_dict.items()}
 
 
 def interpolate_position_embedding(
@@ -242,15 +242,15 @@ def _weights_entry(spec: BackboneSpec, weights: str | None) -> Any:
     return torchvision.models.get_model_weights(spec.name)[name]
 
 
-class EmptyOnMeta(TorchFunctionMode):
-    """Parameters get no memory and no initialisation.
+class WithoutMemory(TorchFunctionMode):
+    """Tensors that modules make for their parameters get neither memory nor random numbers.
 
     `torch.device("meta")` would do, if RegNet did not compute its widths with tensors.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is torch.empty:
+        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
             kwargs["device"] = "meta"
         return func(*args, **kwargs)
 
@@ -262,9 +262,20 @@ def build_meta_backbone(
     options: Mapping[str, OptionValue] = NO_OPTIONS,
 ) -> nn.Module:
     """The full model on the meta device: shapes without memory, in milliseconds."""
-    with EmptyOnMeta():
+    with WithoutMemory():
         model = build_backbone(spec, pretrained=True, image_size=image_size, options=options)
     return model.to("meta").eval()
+
+
+@contextmanager
+def hooked(modules: Iterable[nn.Module], hook: Callable[..., Any]) -> Iterator[None]:
+    """Within the block `hook(module, inputs, output)` follows each forward pass of the modules."""
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def describe_stages(spec: BackboneSpec, *, image_size: int | None = None) -> list[StageInfo]:
@@ -278,40 +289,30 @@ def describe_stages(spec: BackboneSpec, *, image_size: int | None = None) -> lis
     """
     size = spec.image_size if image_size is None else image_size
     model = build_meta_backbone(spec, image_size=size)
-    shapes: dict[str, tuple[int, ...]] = {}
+    outputs = {stage.name: model.get_submodule(stage.output) for stage in spec.stages}
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
 
-    def record(name: str, _module: nn.Module, _inputs: object, output: Tensor) -> None:
-        shapes[name] = tuple(as_feature_map(spec, output).shape[1:])
+    def record(module: nn.Module, _inputs: object, output: Tensor) -> None:
+        shapes[module] = tuple(as_feature_map(spec, output).shape[1:])
 
-    handles = [
-        model.get_submodule(stage.output).register_forward_hook(partial(record, stage.name))
-        for stage in spec.stages
-    ]
     counter = FlopCounterMode(display=False)
-    with counter:
+    with hooked(outputs.values(), record), counter:
         model(torch.zeros(1, 3, size, size, device="meta"))
-    for handle in handles:
-        handle.remove()
     root = type(model).__name__
     counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     return [
         StageInfo(
             name=stage.name,
-            shape=shapes[stage.name],
-            params=_count_parameters(model, stage.prefixes),
+            shape=shapes[outputs[stage.name]],
+            params=sum(
+                parameter.numel()
+                for name, parameter in model.named_parameters()
+                if f"{name}.".startswith(tuple(f"{prefix}." for prefix in stage.prefixes))
+            ),
             multiply_adds=sum(counts.get(f"{root}.{p}", 0) for p in stage.prefixes) // 2,
         )
         for stage in spec.stages
     ]
-
-
-def _count_parameters(model: nn.Module, prefixes: tuple[str, ...]) -> int:
-    dotted = tuple(f"{prefix}." for prefix in prefixes)
-    return sum(
-        parameter.numel()
-        for name, parameter in model.named_parameters()
-        if f"{name}.".startswith(dotted)
-    )
 
 
 def as_feature_map(spec: BackboneSpec, output: Tensor) -> Tensor:

@@ -1,45 +1,21 @@
 """A backbone and a head as one module: features, logits, the output of any stage."""
 
-import difflib
 from collections.abc import Iterable, Mapping
-from typing import Protocol, cast
+from contextlib import suppress
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from vtrain.errors import ModelError, UsageError
-from vtrain.models.backbone_spec import BackboneSpec, OptionValue, Stage
-from vtrain.models.backbones import (
-    NO_OPTIONS,
-    as_feature_map,
-    auxiliary_prefixes,
-    build_backbone,
-    interpolate_position_embedding,
-    rename_legacy_keys,
-)
-from vtrain.system.tensor_files import shorten_names
+from vtrain.config.keys import HeadConfig
+from vtrain.errors import UsageError, suggest
+from vtrain.models.backbone_spec import BackboneSpec, OptionValue
+from vtrain.models.backbones import NO_OPTIONS, as_feature_map, build_backbone, hooked
 
 HEAD = "head"
 PENULTIMATE = "penultimate"
 POOLED = "pooled"
 LOGITS = "logits"
-
-
-class HeadSettings(Protocol):
-    """What the config says about the head.
-
-    `type` is `linear` or `mlp`, `hidden` the width of the MLP's inner layer, `norm` is `layer` or
-    `none`, `dropout` the probability right before the last layer (None: 0).
-    """
-
-    @property
-    def type(self) -> str: ...  # noqa: D102
-    @property
-    def hidden(self) -> int: ...  # noqa: D102
-    @property
-    def norm(self) -> str: ...  # noqa: D102
-    @property
-    def dropout(self) -> float | None: ...  # noqa: D102
 
 
 class Classifier(nn.Module):
@@ -123,7 +99,8 @@ class Classifier(nn.Module):
         path, is_map = self._find_output(layer)
         if feature_maps and not is_map:
             message = f"layer {layer!r} of {self.spec.name} has no feature maps, only vectors"
-            raise UsageError(message, hint=f"layers with maps: {', '.join(self._map_layers())}")
+            maps = [POOLED, *(stage.name for stage in self.spec.stages if stage.is_map)]
+            raise UsageError(message, hint=f"layers with maps: {', '.join(maps)}")
         if layer == LOGITS:
             return self(images)  # type: ignore[no-any-return]
         if path is None:
@@ -133,8 +110,8 @@ class Classifier(nn.Module):
             return output
         if layer == POOLED and self.spec.family == "densenet":
             output = torch.relu(output)  # torchvision activates between the last norm and pooling
-        maps = as_feature_map(self.spec, output)
-        return maps if feature_maps else maps.mean(dim=(2, 3))
+        output = as_feature_map(self.spec, output)
+        return output if feature_maps else output.mean(dim=(2, 3))
 
     def _find_output(self, layer: str) -> tuple[str | None, bool]:
         """Path of the module that gives the layer (None: the backbone), and whether it is a map."""
@@ -146,13 +123,8 @@ class Classifier(nn.Module):
             if stage.name == layer:
                 return stage.output, stage.is_map
         names = [PENULTIMATE, POOLED, LOGITS, *self.spec.stage_names]
-        close = difflib.get_close_matches(layer, names, n=1)
-        message = f"unknown layer {layer!r} of {self.spec.name}"
-        message += f", did you mean {close[0]}?" if close else ""
+        message = f"unknown layer {layer!r} of {self.spec.name}{suggest(layer, names)}"
         raise UsageError(message, hint=f"layers: {', '.join(names)}")
-
-    def _map_layers(self) -> list[str]:
-        return [POOLED, *(stage.name for stage in self.spec.stages if stage.is_map)]
 
     def set_eval_modules(self, modules: Iterable[nn.Module]) -> None:
         """Hold these modules and all below them in evaluation mode, whatever `train()` says."""
@@ -176,20 +148,13 @@ class Classifier(nn.Module):
         Raises:
             KeyError: The name lies in no stage and not in the head.
         """
-        part, _, inner = parameter_name.partition(".")
-        if part == HEAD:
+        if parameter_name.partition(".")[0] == HEAD:
             return HEAD
-        stage = _find_stage(self.spec.stages, inner) if part == "backbone" else None
-        if stage is None:
-            raise KeyError(parameter_name)
-        return stage.name
-
-
-def _find_stage(stages: Iterable[Stage], name: str) -> Stage | None:
-    for stage in stages:
-        if f"{name}.".startswith(tuple(f"{prefix}." for prefix in stage.prefixes)):
-            return stage
-    return None
+        for stage in self.spec.stages:
+            prefixes = tuple(f"backbone.{prefix}." for prefix in stage.prefixes)
+            if f"{parameter_name}.".startswith(prefixes):
+                return stage.name
+        raise KeyError(parameter_name)
 
 
 class _ReachedError(Exception):
@@ -207,13 +172,8 @@ def _forward_until(model: nn.Module, path: str, images: Tensor) -> Tensor:
         outputs.append(output)
         raise _ReachedError
 
-    handle = model.get_submodule(path).register_forward_hook(stop)
-    try:
+    with hooked([model.get_submodule(path)], stop), suppress(_ReachedError):
         model(images)
-    except _ReachedError:
-        pass
-    finally:
-        handle.remove()
     return outputs[0]
 
 
@@ -221,7 +181,7 @@ def build_classifier(
     spec: BackboneSpec,
     *,
     num_classes: int,
-    head: HeadSettings,
+    head: HeadConfig,
     image_size: int | None = None,
     pretrained: bool = False,
     options: Mapping[str, OptionValue] = NO_OPTIONS,
@@ -255,7 +215,7 @@ def build_pretrained_classifier(
 ) -> Classifier:
     """A classifier with the model's own head, whose logits equal torchvision's bit for bit.
 
-    The weights are random until `load_torchvision_state`, and the classes 1,000.
+    The weights are random, and the classes 1,000.
 
     Raises:
         UsageError: An image size that the backbone cannot take.
@@ -303,7 +263,7 @@ def _input_dim(head: nn.Sequential) -> int:
     return last_layer.weight.shape[1]
 
 
-def _build_head(feature_dim: int, num_classes: int, settings: HeadSettings) -> nn.Sequential:
+def _build_head(feature_dim: int, num_classes: int, settings: HeadConfig) -> nn.Sequential:
     """Linear, or one hidden layer, after a normalisation without parameters.
 
     The scale of features differs a hundredfold between backbones (about 0.4 in ResNets, 14 in
@@ -323,42 +283,4 @@ def _build_head(feature_dim: int, num_classes: int, settings: HeadSettings) -> n
     last = nn.Linear(last_dim, num_classes)
     nn.init.normal_(last.weight, std=0.01)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(*layers, nn.Dropout(settings.dropout or 0.0), last)
-
-
-def load_torchvision_state(classifier: Classifier, state_dict: Mapping[str, Tensor]) -> None:
-    """Load a full torchvision state dict, its last layer included, in place.
-
-    Auxiliary heads are left out, old key names are mapped, ViT's position embedding is resized to
-    the model's image size.
-
-    Raises:
-        ModelError: Keys are missing or unexpected, or shapes differ.
-    """
-    spec = classifier.spec
-    state = rename_legacy_keys(spec, state_dict)
-    state = interpolate_position_embedding(state, classifier.backbone)
-    head = cast(nn.Sequential, classifier.head)
-    last = max(i for i, layer in enumerate(head) if list(layer.parameters()))
-    own_keys = {}
-    for key, value in state.items():
-        if key.startswith(auxiliary_prefixes(spec)):
-            continue
-        if key.startswith(f"{spec.head_path}."):
-            own_keys[f"{HEAD}.{last}{key.removeprefix(spec.head_path)}"] = value
-        else:
-            own_keys[f"backbone.{key}"] = value
-    if problems := _find_misfits(classifier, own_keys):
-        raise ModelError(f"weights do not fit {spec.name}: {'; '.join(problems)}")
-
-
-def _find_misfits(classifier: Classifier, state: Mapping[str, Tensor]) -> list[str]:
-    """Load what fits; say what is missing, unexpected or of another shape."""
-    try:
-        missing, unexpected = classifier.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        mismatches = str(error).split("\n\t")[1:]
-        more = f" and {len(mismatches) - 3} more" if len(mismatches) > 3 else ""
-        return ["; ".join(mismatches[:3]) + more]
-    problems = {"missing": missing, "unexpected": unexpected}
-    return [f"{what} {shorten_names(names)}" for what, names in problems.items() if names]
+    return nn.Sequential(*layers, nn.Dropout(settings.dropout), last)

@@ -1,14 +1,14 @@
 """What only the zoo can say of a config: backbone, weights, stages, freeze rules, image size."""
 
+import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 
 from vtrain.config.checks import Check
 from vtrain.config.keys import UNTIL, FitConfig, FreezeRule
 from vtrain.config.mistakes import KeyMistake
 from vtrain.config.run_files import MODEL_NAME
-from vtrain.errors import UsageError
+from vtrain.errors import UsageError, suggest
 from vtrain.models.backbone_spec import BackboneSpec
 from vtrain.models.zoo import check_image_size, check_options, find_backbone, find_weights
 from vtrain.system.files import describe_missing, path_exists
@@ -90,18 +90,13 @@ def check_until(config: FitConfig) -> Iterator[KeyMistake]:
     if isinstance(config.freeze, str) and config.freeze.startswith(UNTIL):
         spec = find_backbone(config.model.backbone)
         stage = config.freeze.removeprefix(UNTIL)
-        text = _describe_unknown_stage(spec, stage)
-        if text is not None:
-            yield KeyMistake(("freeze",), text)
+        if stage not in spec.stage_names:
+            yield KeyMistake(("freeze",), _describe_unknown_stage(spec, stage))
 
 
-def _describe_unknown_stage(spec: BackboneSpec, stage: str) -> str | None:
-    names = [each.name for each in spec.stages]
-    if stage in names:
-        return None
-    close = get_close_matches(stage, names, n=1)
-    guess = f"; did you mean {close[0]}?" if close else ""
-    return f"{spec.name} has no stage {stage!r}, only {', '.join(names)}{guess}"
+def _describe_unknown_stage(spec: BackboneSpec, stage: str) -> str:
+    near = suggest(stage, spec.stage_names, lead="; ")
+    return f"{spec.name} has no stage {stage!r}, only {', '.join(spec.stage_names)}{near}"
 
 
 def check_rules(config: FitConfig) -> Iterator[KeyMistake]:
@@ -121,8 +116,8 @@ def check_rules(config: FitConfig) -> Iterator[KeyMistake]:
 def _describe_pattern(spec: BackboneSpec, rule: FreezeRule) -> str | None:
     """What is wrong with a pattern, as far as names tell; the rest shows when it is applied."""
     pattern = rule.pattern
-    start = _literal_start(pattern)
-    if pattern == "head" or pattern in {stage.name for stage in spec.stages}:
+    start = re.split(r"[*?[]", pattern, maxsplit=1)[0]
+    if pattern == "head" or pattern in spec.stage_names:
         return None
     if start == pattern and "." not in pattern:
         return _describe_unknown_stage(spec, pattern)
@@ -132,14 +127,6 @@ def _describe_pattern(spec: BackboneSpec, rule: FreezeRule) -> str | None:
     if not start.startswith(("head", "backbone")):
         return f"{pattern!r} matches no parameter; did you mean backbone.{pattern}?"
     return f"{pattern!r} matches no parameter of {spec.name}; they start with {heads[1]}, …"
-
-
-def _literal_start(pattern: str) -> str:
-    """The part of a glob before its first wildcard."""
-    for position, character in enumerate(pattern):
-        if character in "*?[":
-            return pattern[:position]
-    return pattern
 
 
 def check_builder_options(config: FitConfig) -> Iterator[KeyMistake]:

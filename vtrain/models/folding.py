@@ -2,10 +2,11 @@
 
 from collections import Counter
 from collections.abc import Collection, Sequence
+from copy import deepcopy
 from typing import Any
 
+import torch
 from torch import fx, nn
-from torch.nn.utils import fuse_conv_bn_eval
 
 FoldedPair = tuple[str, str]
 
@@ -20,7 +21,7 @@ def apply_folding(module: nn.Module, *, keep: Collection[str] = ()) -> list[Fold
         conv, norm = module.get_submodule(conv_path), module.get_submodule(norm_path)
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
-        module.set_submodule(conv_path, fuse_conv_bn_eval(conv, norm))
+        _absorb(conv, norm)
         module.set_submodule(norm_path, nn.Identity())
     return pairs
 
@@ -88,3 +89,26 @@ def _may_fold(conv: str, norm: str, keep: Collection[str]) -> bool:
 
 def _lies_in(path: str, module: str) -> bool:
     return not module or f"{path}.".startswith(f"{module}.")
+
+
+@torch.no_grad()
+def _absorb(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    """Give `conv` the weights with which it computes what `norm` made of its output."""
+    # In float64 what is per channel, on a CPU for MPS, which has none: every rounding there shifts
+    # a whole channel. `torch.nn.utils.fuse_conv_bn_eval` rounds to float32.
+    device = "cpu" if conv.weight.device.type == "mps" else conv.weight.device
+    exact = deepcopy(norm).to(device, torch.float64)
+    assert exact.running_mean is not None
+    assert exact.running_var is not None
+    scale = (exact.running_var + exact.eps).rsqrt()
+    bias = -exact.running_mean
+    if conv.bias is not None:
+        bias += conv.bias.to(bias)
+    if exact.affine:
+        scale *= exact.weight
+    bias *= scale
+    if exact.affine:
+        bias += exact.bias
+    weight = conv.weight * scale.to(conv.weight).view(-1, 1, 1, 1)
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(weight), requires_grad=False)

@@ -7,7 +7,7 @@ one a phase.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from vtrain.config.keys import FitConfig, FreezeRule
+from vtrain.config.keys import FitConfig
 from vtrain.errors import ConfigError, ModelError
 from vtrain.models.classifier import Classifier
 
@@ -78,7 +78,8 @@ def build_phases(config: FitConfig, stages: Sequence[str], *, epochs: int) -> li
     """The phases of a run of `epochs` epochs; `stages` go from the input to the last block."""
     policy = config.freeze
     if not isinstance(policy, str):
-        return [Phase("train", epochs, _user_rules(policy))]
+        rules = tuple(ParamRule(rule.pattern, rule.lr_scale) for rule in policy)
+        return [Phase("train", epochs, rules)]
     if policy == "none":
         return [Phase("finetune", epochs, (TRAINED,))]
     if policy == "head":
@@ -90,10 +91,6 @@ def build_phases(config: FitConfig, stages: Sequence[str], *, epochs: int) -> li
     stage = policy.removeprefix("until:")
     frozen = stages[: stages.index(stage) + 1]
     return [Phase("finetune", epochs, (*(ParamRule(name, None) for name in frozen), TRAINED))]
-
-
-def _user_rules(rules: Iterable[FreezeRule]) -> tuple[ParamRule, ...]:
-    return tuple(ParamRule(rule.pattern, rule.lr_scale) for rule in rules)
 
 
 def _lp_ft_phases(epochs: int, probe_epochs: int | None) -> list[Phase]:

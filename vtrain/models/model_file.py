@@ -1,36 +1,34 @@
 """The model file: one safetensors file with everything that using a trained model needs."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 from pydantic import AfterValidator, ConfigDict, Field, InstanceOf, TypeAdapter, ValidationError
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from vtrain.config.keys import HeadConfig
 from vtrain.config.preprocessing import Preprocessing
 from vtrain.config.run_files import CHECKPOINT_NAME, MODEL_NAME
 from vtrain.errors import ModelError, NewerFormatError, UsageError
+from vtrain.models.backbones import WithoutMemory
 from vtrain.models.classifier import Classifier, build_classifier
 from vtrain.models.zoo import find_backbone
 from vtrain.system.json_csv import to_plain
 from vtrain.system.tensor_files import (
+    find_misfits,
     is_safetensors,
     load_tensors,
     read_metadata,
     save_tensors,
-    shorten_names,
 )
 
 MODEL_FORMAT = 2  # since 2: temperature and novelty
 BANK = "novelty.bank"  # the one tensor that is none of the classifier's
 MAX_BANK_ROWS = 100_000
 METADATA_KEY = "vtrain"
-MAX_EDGE = 4096  # pixels
 
 
 def _check_classes(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -39,15 +37,6 @@ def _check_classes(names: tuple[str, ...]) -> tuple[str, ...]:
     if "" in names or len(set(names)) < len(names):
         raise ValueError("an empty name, or the same name twice")
     return names
-
-
-def _check_ranges(preprocessing: Preprocessing) -> Preprocessing:
-    limits = {"resize": (1, MAX_EDGE), "crop": (1, MAX_EDGE), "background": (0, 255)}
-    for name, (low, high) in (limits | {"mean": (0, 1), "std": (1e-6, 1e6)}).items():
-        value = getattr(preprocessing, name)
-        if not all(low <= each <= high for each in (value if type(value) is tuple else [value])):
-            raise ValueError(f"{name} is {value!r:.80}, expected {low:g} to {high:g}")
-    return preprocessing
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +70,7 @@ class ModelFile:
     classes: Annotated[
         tuple[InstanceOf[str], ...], Field(min_length=1), AfterValidator(_check_classes)
     ]
-    preprocessing: Annotated[Preprocessing, AfterValidator(_check_ranges)]
+    preprocessing: Preprocessing
     config: dict[str, Any]
     metrics: dict[str, Any]
     versions: dict[str, Any]
@@ -187,11 +176,11 @@ def load_scoring_model(path: Path) -> tuple[Classifier, ModelFile, Tensor | None
         lacking = BANK if bank is None else "its description"
         raise ModelError(f"{path}: the distance from training images lacks {lacking}")
     classifier = _build_described(path, description)
-    if misfits := _find_misfits(tensors, classifier):
-        raise ModelError(
-            f"{path}: the tensors do not fit {description.backbone}: {shorten_names(misfits)}"
-        )
     own = classifier.state_dict()
+    if misfits := find_misfits(tensors, own):
+        raise ModelError(
+            f"{path}: the tensors do not fit {description.backbone}: {'; '.join(misfits)}"
+        )
     fitting = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
     classifier.load_state_dict(fitting, assign=True)
     if bank is not None:
@@ -209,39 +198,10 @@ def _read_bank(path: Path, stored: Tensor, feature_dim: int) -> Tensor:
     return bank
 
 
-def _find_misfits(tensors: Mapping[str, Tensor], classifier: Classifier) -> list[str]:
-    own = classifier.state_dict()
-    return sorted(
-        name
-        for name in {*tensors, *own}
-        if name not in own or name not in tensors or own[name].shape != tensors[name].shape
-    )
-
-
-class _WithoutMemory(TorchFunctionMode):
-    """Tensors that modules make for their parameters get neither memory nor random numbers.
-
-    Weights of a file take their places. Until then a description can be of any size, and the file
-    decides what it needs.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: Any = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in (torch.empty, torch.zeros, torch.ones) and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
-
-
 def _build_described(path: Path, description: ModelFile) -> Classifier:
-    """The network without memory for its parameters."""
     try:
-        with _WithoutMemory():
+        # A description can be of any size, and the file decides what memory it needs.
+        with WithoutMemory():
             return build_classifier(
                 find_backbone(description.backbone),
                 num_classes=len(description.classes),

@@ -1,6 +1,5 @@
 """Where in its images a classifier finds a class, by the map of any stage of any backbone."""
 
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -9,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models.convnext import LayerNorm2d
 
-from vtrain.errors import UsageError
+from vtrain.errors import UsageError, suggest
 from vtrain.models.backbone_spec import BackboneSpec, Stage
-from vtrain.models.backbones import as_feature_map
+from vtrain.models.backbones import as_feature_map, hooked
 from vtrain.models.classifier import Classifier
 
 # Too little to change an activation, and above zero: ReLU lets the gradient through everywhere.
@@ -111,9 +110,7 @@ def find_map_stage(spec: BackboneSpec, name: str | None) -> Stage:
     if name in spec.stage_names:
         why = "nothing reads its patches" if spec.family == "vit" else "it gives vectors"
         raise UsageError(f"stage {name!r} of {spec.name} has no map: {why}", hint)
-    close = difflib.get_close_matches(name, names, n=1)
-    message = f"unknown stage {name!r} of {spec.name}"
-    raise UsageError(message + (f", did you mean {close[0]}?" if close else ""), hint)
+    raise UsageError(f"unknown stage {name!r} of {spec.name}{suggest(name, names)}", hint)
 
 
 @contextmanager
@@ -130,11 +127,8 @@ def _tap_output(classifier: Classifier, stage: Stage) -> Iterator[list[Tensor]]:
         # Not the leaf itself: an in-place activation may follow.
         return leaf + _ABOVE_ZERO if activates_later else leaf.clone()
 
-    handle = classifier.backbone.get_submodule(stage.output).register_forward_hook(take)
-    try:
+    with hooked([classifier.backbone.get_submodule(stage.output)], take):
         yield taken
-    finally:
-        handle.remove()
 
 
 def _weigh_channels(
@@ -167,12 +161,8 @@ def _spread_held(classifier: Classifier) -> Iterator[None]:
         return normalized.movedim(-1, 1) if over_channels else normalized
 
     norms = [module for module in classifier.modules() if isinstance(module, nn.LayerNorm)]
-    handles = [module.register_forward_hook(normalize) for module in norms]
-    try:
+    with hooked(norms, normalize):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -191,18 +181,10 @@ def _tap_attention(classifier: Classifier, stage: Stage) -> Iterator[list[Tensor
         mixed = (attention @ values).transpose(1, 2).flatten(2)
         return module.out_proj(mixed), None
 
-    first = spec.stages.index(stage) + 1
-    handles = [
-        classifier.backbone.get_submodule(
-            f"{each.prefixes[0]}.self_attention"
-        ).register_forward_hook(attend)
-        for each in spec.stages[first:]
-    ]
-    try:
+    behind = spec.stages[spec.stages.index(stage) + 1 :]
+    names = [f"{each.prefixes[0]}.self_attention" for each in behind]
+    with hooked(map(classifier.backbone.get_submodule, names), attend):
         yield taken
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _attend(module: nn.MultiheadAttention, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,8 @@
 """The table of backbones: a row for each, with its stages, weights and figures."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
 
 from vtrain.models.backbone_spec import BackboneSpec, Layout, Stage
 
@@ -159,32 +161,33 @@ def _vit(blocks: int, patch_size: int) -> Layout:
     )
 
 
-def _squeezenet(fires: Mapping[str, int], min_image_size: int) -> Layout:
-    stages = _features("features", {"stem": (0, 2)} | {n: (i, i) for n, i in fires.items()})
+def _squeezenet(fires: Sequence[int], min_image_size: int) -> Layout:
+    groups = {f"fire{number}": (index, index) for number, index in enumerate(fires, start=2)}
+    stages = _features("features", {"stem": (0, 2)} | groups)
     return Layout("squeezenet", "classifier.1", "features", stages, min_image_size=min_image_size)
 
 
-def _mobile(family: str, groups: Mapping[str, tuple[int, int]], *options: str) -> Layout:
+def _numbered(prefix: str, lasts: Sequence[int]) -> tuple[Stage, ...]:
+    """A stem, stages with numbers and a last convolution, by the last index of each."""
+    names = ["stem", *(f"stage{number}" for number in range(1, len(lasts) - 1)), "last_conv"]
+    firsts = [0, *(last + 1 for last in lasts[:-1])]
+    return _features(prefix, dict(zip(names, zip(firsts, lasts, strict=True), strict=True)))
+
+
+def _mobile(family: str, lasts: Sequence[int], option: str) -> Layout:
     """A `features` sequence closed by one linear layer behind dropout."""
-    return Layout(family, "classifier.1", "features", _features("features", groups), options)
+    return Layout(family, "classifier.1", "features", _numbered("features", lasts), (option,))
 
 
-def _mobilenet_v3(groups: Mapping[str, tuple[int, int]]) -> Layout:
-    stages = _features("features", groups) + _fully_connected({"pre_logits": 0})
+def _mobilenet_v3(*lasts: int) -> Layout:
+    stages = _numbered("features", lasts) + _fully_connected({"pre_logits": 0})
     options = ("reduced_tail", "width_mult")
     return Layout("mobilenet_v3", "classifier.3", "features", stages, options)
 
 
 def _mnasnet(*options: str) -> Layout:
-    groups = {"stem": (0, 7)} | {f"stage{i}": (i + 7, i + 7) for i in range(1, 7)}
-    stages = _features("layers", groups | {"last_conv": (14, 16)})
+    stages = _numbered("layers", (*range(7, 14), 16))
     return Layout("mnasnet", "classifier.1", "layers", stages, options)
-
-
-def _efficientnet(family: str, stages: int) -> Layout:
-    groups = {"stem": (0, 0)} | {f"stage{i}": (i, i) for i in range(1, stages + 1)}
-    last_conv = {"last_conv": (stages + 1, stages + 1)}
-    return _mobile(family, groups | last_conv, "stochastic_depth_prob")
 
 
 def _convnext() -> Layout:
@@ -281,76 +284,17 @@ _WIDE_RESNET = _resnet("wide_resnet", ("zero_init_residual",))
 _REGNET_X = _regnet("regnet_x")
 _REGNET_Y = _regnet("regnet_y")
 _CONVNEXT = _convnext()
-_EFFICIENTNET = _efficientnet("efficientnet", 7)
-_EFFICIENTNET_V2_S = _efficientnet("efficientnet_v2", 6)
-_EFFICIENTNET_V2 = _efficientnet("efficientnet_v2", 7)
-_MOBILENET_V2 = _mobile(
-    "mobilenet_v2",
-    {
-        "stem": (0, 0),
-        "stage1": (1, 1),
-        "stage2": (2, 3),
-        "stage3": (4, 6),
-        "stage4": (7, 10),
-        "stage5": (11, 13),
-        "stage6": (14, 16),
-        "stage7": (17, 17),
-        "last_conv": (18, 18),
-    },
-    "width_mult",
-)
-_MOBILENET_V3_SMALL = _mobilenet_v3(
-    {
-        "stem": (0, 0),
-        "stage1": (1, 1),
-        "stage2": (2, 3),
-        "stage3": (4, 6),
-        "stage4": (7, 8),
-        "stage5": (9, 11),
-        "last_conv": (12, 12),
-    }
-)
-_MOBILENET_V3_LARGE = _mobilenet_v3(
-    {
-        "stem": (0, 0),
-        "stage1": (1, 1),
-        "stage2": (2, 3),
-        "stage3": (4, 6),
-        "stage4": (7, 10),
-        "stage5": (11, 12),
-        "stage6": (13, 15),
-        "last_conv": (16, 16),
-    }
-)
+_EFFICIENTNET = _mobile("efficientnet", range(9), "stochastic_depth_prob")
+_EFFICIENTNET_V2_S = _mobile("efficientnet_v2", range(8), "stochastic_depth_prob")
+_EFFICIENTNET_V2 = _mobile("efficientnet_v2", range(9), "stochastic_depth_prob")
+_MOBILENET_V2 = _mobile("mobilenet_v2", (0, 1, 3, 6, 10, 13, 16, 17, 18), "width_mult")
+_MOBILENET_V3_SMALL = _mobilenet_v3(0, 1, 3, 6, 8, 11, 12)
+_MOBILENET_V3_LARGE = _mobilenet_v3(0, 1, 3, 6, 10, 12, 15, 16)
 _MNASNET = _mnasnet()
 _MNASNET_1_0 = _mnasnet("width_mult")
 _SHUFFLENET = _shufflenet()
-_SQUEEZENET_1_0 = _squeezenet(
-    {
-        "fire2": 3,
-        "fire3": 4,
-        "fire4": 5,
-        "fire5": 7,
-        "fire6": 8,
-        "fire7": 9,
-        "fire8": 10,
-        "fire9": 12,
-    },
-    21,
-)
-_SQUEEZENET_1_1 = _squeezenet(
-    {
-        "fire2": 3,
-        "fire3": 4,
-        "fire4": 6,
-        "fire5": 7,
-        "fire6": 9,
-        "fire7": 10,
-        "fire8": 11,
-        "fire9": 12,
-    },
-    17,
-)
+_SQUEEZENET_1_0 = _squeezenet((3, 4, 5, 7, 8, 9, 10, 12), 21)
+_SQUEEZENET_1_1 = _squeezenet((3, 4, 6, 7, 9, 10, 11, 12), 17)
 _VIT_B_16 = _vit(12, 16)
 _VIT_B_32 = _vit(12, 32)
 _VIT_L_16 = _vit(24, 16)
@@ -466,24 +410,18 @@ ROWS: tuple[_Row, ...] = (
 def build_spec(row: _Row) -> BackboneSpec:
     """The record of a row of the table."""
     name, layout, weights, image_size, resize, params, gflops, top1, file_size_mb = row
-    default = _V2[-1] if _V2[-1] in weights else next(iter(weights), None)
+    of_layout: dict[str, Any] = {each.name: getattr(layout, each.name) for each in fields(layout)}
     return BackboneSpec(
+        **of_layout,
         name=name,
-        family=layout.family,
-        head_path=layout.head_path,
-        feature_map=layout.feature_map,
-        stages=layout.stages,
         weights=weights,
-        default_weights=default,
+        default_weights=_V2[-1] if _V2[-1] in weights else next(iter(weights), None),
         image_size=image_size,
         resize=resize,
-        min_image_size=layout.min_image_size,
-        image_size_multiple=layout.image_size_multiple,
         params=params,
         gflops=gflops,
         top1=top1,
         file_size_mb=file_size_mb,
-        options=layout.options,
         note=_NOTES[name],
         own=not weights,
     )

@@ -1,7 +1,6 @@
 """Pretrained weights: found, downloaded, checked, and fitted into a classifier."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from vtrain.models.backbones import (
     interpolate_position_embedding,
     rename_legacy_keys,
 )
-from vtrain.models.classifier import Classifier, load_torchvision_state
+from vtrain.models.classifier import Classifier
 from vtrain.models.downloads import find_published_file, is_cached, published_name
 from vtrain.models.model_file import (
     METADATA_KEY,
@@ -31,6 +30,7 @@ from vtrain.models.model_file import (
 from vtrain.models.zoo import backbone_names, find_backbone, find_weights
 from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.tensor_files import (
+    find_misfits,
     find_non_finite,
     is_safetensors,
     load_tensors,
@@ -46,7 +46,6 @@ _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema")
 _KEY_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 # Floating-point buffers; everything else that is floating-point is a parameter.
 _BUFFERS = (".running_mean", ".running_var", ".relative_coords_table")
-_VIT_OLD_KEY = re.compile(r"(\.mlp\.)linear_([12])\.")
 _POSITION_EMBEDDING = "encoder.pos_embedding"
 
 
@@ -138,8 +137,7 @@ def load_native_weights(classifier: Classifier, weights: str, *, reporter: Repor
     try:
         load_torchvision_state(classifier, state)
     except ModelError as error:
-        hint = _suggest_backbone(spec, state) or error.hint
-        raise ModelError(f"{weights}: {error.message}", hint) from error
+        raise ModelError(f"{weights}: {error.message}", error.hint) from error
 
 
 def find_weights_kind(weights: str, spec: BackboneSpec) -> WeightsKind:
@@ -162,7 +160,9 @@ def find_weights_kind(weights: str, spec: BackboneSpec) -> WeightsKind:
         return "vtrain"
     if not exists:
         if path.suffix or len(path.parts) > 1:
-            raise ModelError(f"no weights file or run folder {weights!r}", _name_choices(spec))
+            names = ", ".join(["none", *(["DEFAULT"] if spec.weights else []), *spec.weights])
+            hint = f"model.weights is a path or one of: {names}"
+            raise ModelError(f"no weights file or run folder {weights!r}", hint)
         find_weights(spec, weights)  # raises, with what there is instead
     if is_safetensors(path) and METADATA_KEY in read_metadata(path):
         return "vtrain"
@@ -196,8 +196,7 @@ def has_pretrained_weights(spec: BackboneSpec, weights: str) -> bool:
 
 def _locate_published(spec: BackboneSpec, weights: str) -> tuple[str, Path]:
     """The address of published weights, and the folder that they are kept in."""
-    name = find_weights(spec, weights)
-    url = torchvision.models.get_model_weights(spec.name)[name].url
+    url = _find_url(spec, find_weights(spec, weights))
     return url, Path(torch.hub.get_dir()) / "checkpoints"
 
 
@@ -238,21 +237,54 @@ def fit_backbone_state(
         ModelError: Keys are missing, unexpected or of another shape, or values are not finite.
     """
     spec, backbone = classifier.spec, classifier.backbone
-    own = backbone.state_dict()
-    kept = _drop_heads(spec, _rename_keys(spec, state), own, source=source, reporter=reporter)
+    own, renamed = backbone.state_dict(), rename_legacy_keys(spec, state)
+    kept = _drop_heads(spec, renamed, own, source=source, reporter=reporter)
     kept = _resize_position_embedding(kept, backbone, source=source, reporter=reporter)
-    counters = {key: own[key] for key in own if key.endswith(".num_batches_tracked")}
-    kept = counters | kept
-    if problems := _find_misfits(kept, own):
+    _load_whole(backbone, kept, spec=spec, original=state, source=source)
+
+
+def load_torchvision_state(classifier: Classifier, state: Mapping[str, Tensor]) -> None:
+    """Load a state dict with torchvision's keys, its last layer included, all of it or nothing.
+
+    Auxiliary heads are dropped, old key names mapped, ViT's position embedding resized, missing
+    BatchNorm counters left as they are.
+
+    Raises:
+        ModelError: Keys are missing, unexpected or of another shape, or values are not finite.
+    """
+    spec = classifier.spec
+    renamed = rename_legacy_keys(spec, state)
+    head = cast(nn.Sequential, classifier.head)
+    last = max(i for i, layer in enumerate(head) if list(layer.parameters()))
+    own_keys = {}
+    for key, value in interpolate_position_embedding(renamed, classifier.backbone).items():
+        if key.startswith(f"{spec.head_path}."):
+            own_keys[f"head.{last}{key.removeprefix(spec.head_path)}"] = value
+        elif not key.startswith(auxiliary_prefixes(spec)):
+            own_keys[f"backbone.{key}"] = value
+    _load_whole(classifier, own_keys, spec=spec, original=state, source="the state dict")
+
+
+def _load_whole(
+    module: nn.Module,
+    state: dict[str, Tensor],
+    *,
+    spec: BackboneSpec,
+    original: Mapping[str, Tensor],
+    source: str,
+) -> None:
+    own = module.state_dict()
+    state = {key: own[key] for key in own if key.endswith(".num_batches_tracked")} | state
+    if problems := find_misfits(state, own):
         raise ModelError(
             f"{source} does not fit {spec.name}: {'; '.join(problems)}",
-            _suggest_backbone(spec, state) or f"expected torchvision's keys of {spec.name}",
+            _suggest_backbone(spec, original) or f"expected torchvision's keys of {spec.name}",
         )
     # The model's types are what counts: a double can be too large for a float.
-    kept = {key: value.to(own[key].dtype) for key, value in kept.items()}
-    if names := find_non_finite(kept):
+    state = {key: value.to(own[key].dtype) for key, value in state.items()}
+    if names := find_non_finite(state):
         raise ModelError(f"{source} holds NaN or infinity in {shorten_names(names)}")
-    backbone.load_state_dict(kept)
+    module.load_state_dict(state)
 
 
 def _load_from_vtrain(classifier: Classifier, path: Path, reporter: Reporter) -> None:
@@ -274,24 +306,14 @@ def _load_from_vtrain(classifier: Classifier, path: Path, reporter: Reporter) ->
 # Published files
 
 
-def _published_urls(spec: BackboneSpec) -> dict[str, str]:
-    if not spec.weights:
-        return {}
-    entries = torchvision.models.get_model_weights(spec.name)
-    return {name: entries[name].url for name in spec.weights}
-
-
 def _find_enum_name(spec: BackboneSpec, path: Path) -> str | None:
     """The published weights that a file carries, judged by its name."""
-    for name, url in _published_urls(spec).items():
-        if path.name == published_name(url):
-            return name
-    return None
+    names = (name for name in spec.weights if path.name == published_name(_find_url(spec, name)))
+    return next(names, None)
 
 
-def _name_choices(spec: BackboneSpec) -> str:
-    names = ", ".join(["none", *(["DEFAULT"] if spec.weights else []), *spec.weights])
-    return f"model.weights is a path or one of: {names}"
+def _find_url(spec: BackboneSpec, name: str) -> str:
+    return str(torchvision.models.get_model_weights(spec.name)[name].url)
 
 
 # State dicts
@@ -322,18 +344,6 @@ def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if not state or "" in state:
             break
     return state
-
-
-def _rename_keys(spec: BackboneSpec, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Old key names to those of today, as torchvision does when it loads its own files."""
-    renamed = rename_legacy_keys(spec, state)
-    if spec.family == "vit":
-        index = {"1": "0", "2": "3"}
-        renamed = {
-            _VIT_OLD_KEY.sub(lambda found: f"{found[1]}{index[found[2]]}.", key): value
-            for key, value in renamed.items()
-        }
-    return renamed
 
 
 def _drop_heads(
@@ -376,29 +386,6 @@ def _resize_position_embedding(
             f"{sizes[1]} × {sizes[1]} patches"
         )
     return resized
-
-
-def _find_misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `state` from being loaded as `own`: one text for each kind of problem."""
-    shapes = [
-        f"{key} {_describe_tensor(value)}, expected {_describe_tensor(own[key])}"
-        for key, value in state.items()
-        if key in own and _describe_tensor(value) != _describe_tensor(own[key])
-    ]
-    problems = {
-        "missing": [key for key in own if key not in state],
-        "unexpected": [key for key in state if key not in own],
-        "of another shape": shapes,
-    }
-    return [
-        f"{len(keys)} {kind} ({shorten_names(keys)})" for kind, keys in problems.items() if keys
-    ]
-
-
-def _describe_tensor(tensor: Tensor) -> str:
-    """Shape, and the type where it is not one of the floating-point types that convert freely."""
-    kind = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
-    return f"{list(tensor.shape)}{kind}"
 
 
 def _suggest_backbone(spec: BackboneSpec, state: Mapping[str, Tensor]) -> str | None:

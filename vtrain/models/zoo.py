@@ -5,11 +5,10 @@ layer. What joins two stages belongs to the later one: a DenseNet transition, a 
 downsampling. A final norm belongs to the last block.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
-from vtrain.errors import UsageError
+from vtrain.errors import UsageError, suggest
 from vtrain.models.backbone_spec import BUILDER_OPTIONS, BackboneSpec, OptionValue
 from vtrain.models.torchvision_zoo import ROWS, build_spec
 
@@ -28,7 +27,7 @@ def find_backbone(name: str) -> BackboneSpec:
         UsageError: There is no such backbone.
     """
     if name not in _ZOO:
-        message = f"unknown backbone {name!r}{_did_you_mean(name, _ZOO)}"
+        message = f"unknown backbone {name!r}{suggest(name, _ZOO)}"
         raise UsageError(message, hint="vtrain backbones lists all names")
     return _ZOO[name]
 
@@ -45,8 +44,8 @@ def find_weights(spec: BackboneSpec, weights: str | None) -> str:
     if weights in (None, "DEFAULT"):
         return spec.default_weights
     if weights not in spec.weights:
-        message = f"unknown weights {weights!r} of {spec.name}"
-        message += _did_you_mean(str(weights), spec.weights)
+        near = suggest(str(weights), spec.weights)
+        message = f"unknown weights {weights!r} of {spec.name}{near}"
         raise UsageError(message, hint=f"published weights: {', '.join(spec.weights)}")
     return str(weights)
 
@@ -74,27 +73,19 @@ def check_options(spec: BackboneSpec, options: Mapping[str, OptionValue]) -> Non
     """
     for name, value in options.items():
         if name not in spec.options:
-            message = f"unknown model option {name!r} of {spec.name}"
-            message += _did_you_mean(name, spec.options)
-            allowed = ", ".join(spec.options) if spec.options else "none"
+            near = suggest(name, spec.options)
+            message = f"unknown model option {name!r} of {spec.name}{near}"
+            allowed = ", ".join(spec.options) or "none"
             raise UsageError(message, hint=f"options of {spec.name}: {allowed}")
         _check_option_value(name, value)
 
 
 def _check_option_value(name: str, value: OptionValue) -> None:
     option = BUILDER_OPTIONS[name]
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    fits = isinstance(value, option.kind) if option.kind is not float else number
-    if option.kind is int and isinstance(value, bool):
-        fits = False
+    fits = type(value) is option.kind or (option.kind is float and type(value) is int)
     # Not as floats: a whole number can be too large for one.
     if not fits or not option.minimum <= cast(float, value) <= option.maximum:
         kind = {int: "a whole number", float: "a number", bool: "true or false"}[option.kind]
         between = "" if option.kind is bool else f" from {option.minimum:g} to {option.maximum:g}"
         message = f"model option {name} is {value!r}, expected {kind}{between}"
         raise UsageError(message, hint=f"{name}: {option.text}")
-
-
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f", did you mean {close[0]}?" if close else ""

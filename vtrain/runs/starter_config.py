@@ -98,7 +98,6 @@ def inspect_folder(root: Path) -> FolderSummary:
     from vtrain.data.images import read_size  # heavy: a folder that cannot be used needs it not
 
     formats = Counter(path.suffix.lower() for split in images.values() for path in split.paths)
-    from vtrain.data.images import read_size  # heavy, and not needed for a wrong folder
 
     paths, sizes = images["train"].paths, []
     for path in paths[:: -(-len(paths) // MAX_HEADERS)]:

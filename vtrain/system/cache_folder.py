@@ -87,8 +87,10 @@ def clear_cache(root: Path, *, unused_days: float = 0.0) -> list[CacheEntry]:
     removed = []
     for entry in list_cache(root):
         if unused_days == 0 or entry.last_used < before:
+            shutil.rmtree(entry.folder, ignore_errors=True)  # another process may remove the same
             try:
-                _remove(entry.folder)
+                if os.path.lexists(entry.folder):
+                    shutil.rmtree(entry.folder)  # again, for the reason
             except OSError as error:
                 raise UsageError(
                     f"cannot remove {entry.folder}: {error.strerror or error}",
@@ -96,12 +98,6 @@ def clear_cache(root: Path, *, unused_days: float = 0.0) -> list[CacheEntry]:
                 ) from error
             removed.append(entry)
     return removed
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # another process may remove the same
-    if os.path.lexists(folder):
-        shutil.rmtree(folder)  # again, for the reason
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -107,8 +107,11 @@ def write_error(path: Path, error: OSError, *, written: int = 0) -> VtrainError:
     folder = path.parent
     if error.errno in _DISK_FULL:
         reason = "a file size limit" if error.errno == errno.EFBIG else "no space left"
+        free = ""
+        with suppress(OSError):
+            free = f"{shutil.disk_usage(folder).free:,} bytes free "
         return ResourceError(
-            f"cannot write {path}: {reason} after {written:,} bytes ({_free_space(folder)})",
+            f"cannot write {path}: {reason} after {written:,} bytes ({free}in {folder})",
             "free some space or choose another folder; what was there before is untouched",
         )
     if isinstance(error, FileNotFoundError) and not folder.exists():
@@ -233,22 +236,14 @@ def _discard(stream: BinaryIO, temporary: Path) -> int:
     return written
 
 
-def _free_space(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free:,} bytes free in {folder}"
-    except OSError:
-        return f"in {folder}"
-
-
 def _process_lives(pid: int) -> bool:
     if os.name == "nt":  # signal 0 would end the process there
         return True
     try:
-        os.kill(pid, 0)
+        with suppress(PermissionError, OverflowError):
+            os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):
-        return True
     return True
 
 

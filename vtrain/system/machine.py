@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +15,6 @@ from torch import nn
 from vtrain.errors import ConfigError, ResourceError, UsageError, VtrainError
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pydantic", "safetensors", "typer")
-DEVICE_TYPES = ("cpu", "cuda", "mps")
 # Words of the allocators of CUDA and MPS, of the CPU (two), and of CUDA's libraries.
 OUT_OF_MEMORY = (
     "out of memory",
@@ -40,39 +40,25 @@ def find_device(name: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = _parse_device(name)
-    if device.type == "cuda":
-        _require_cuda(device, name)
+    if not re.fullmatch(r"(cpu|cuda|mps)(:(0|[1-9]\d?))?", name):
+        raise UsageError(f"device {name!r} is unknown, expected auto, cpu, cuda, cuda:N or mps")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            f"device {name} was asked for, but torch {torch.__version__} finds no CUDA device",
+            "use device auto or cpu, or check the driver with: vtrain env",
+        )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device {name} was asked for, but there are only {torch.cuda.device_count()}",
+            f"use cuda:0 to cuda:{torch.cuda.device_count() - 1}",
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError(
             "device mps was asked for, but this machine has none",
             "use device auto or cpu",
         )
     return device
-
-
-def _parse_device(name: str) -> torch.device:
-    message = f"device {name!r} is unknown, expected auto, cpu, cuda, cuda:N or mps"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(message) from error
-    if device.type not in DEVICE_TYPES:
-        raise UsageError(message)
-    return device
-
-
-def _require_cuda(device: torch.device, name: str) -> None:
-    if not torch.cuda.is_available():
-        raise UsageError(
-            f"device {name} was asked for, but torch {torch.__version__} finds no CUDA device",
-            "use device auto or cpu, or check the driver with: vtrain env",
-        )
-    if device.index is not None and device.index >= torch.cuda.device_count():
-        raise UsageError(
-            f"device {name} was asked for, but there are only {torch.cuda.device_count()}",
-            f"use cuda:0 to cuda:{torch.cuda.device_count() - 1}",
-        )
 
 
 def has_bf16_instructions(device: torch.device) -> bool:
@@ -112,33 +98,23 @@ def mix_seed(*parts: int) -> int:
 
 def describe_environment() -> dict[str, Any]:
     """Versions and devices, as `env.json` and `vtrain env` show them."""
+    cuda_count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = ["cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(cuda_count))]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
     return {
         "vtrain": find_version("vtrain"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: find_version(name) for name in PACKAGES},
-        "cpu_cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cpu_cores": count_cores(),
         "threads": torch.get_num_threads(),
         "bf16": has_bf16_instructions(torch.device("cpu")),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "devices": _device_names(),
+        "devices": devices,
         "executable": sys.executable,
         "weights_folder": str(Path(torch.hub.get_dir()) / "checkpoints"),
     }
-
-
-def _device_names() -> list[str]:
-    names = ["cpu"]
-    if torch.cuda.is_available():
-        names += [
-            f"cuda:{index} {torch.cuda.get_device_name(index)}"
-            for index in range(torch.cuda.device_count())
-        ]
-    if torch.backends.mps.is_available():
-        names.append("mps")
-    return names
 
 
 def find_version(name: str) -> str | None:

@@ -41,7 +41,7 @@ class Processes:
 
     `rank` counts from 0 over all machines, `local_rank` on this machine. Alone, every method
     returns at once, without torch.distributed. With others, all processes must call the same
-    methods in the same order, after `start`. A process that ends makes the others' calls raise
+    methods in the same order, within `joined`. A process that ends makes the others' calls raise
     within moments, one that hangs within the timeout.
     """
 
@@ -88,16 +88,19 @@ class Processes:
         stop = chunks * (self.rank + 1) // self.world_size
         return range(first * chunk, min(stop * chunk, count))
 
-    def start(self, device: torch.device, *, timeout: timedelta = TIMEOUT) -> None:
-        """Meet the others at MASTER_ADDR:MASTER_PORT.
+    @contextmanager
+    def joined(self, device: torch.device, *, timeout: timedelta = TIMEOUT) -> Iterator[None]:
+        """Meet the others at MASTER_ADDR:MASTER_PORT, and leave them when the block ends.
 
-        Tensors on the CPU go through gloo; with a CUDA `device`, which becomes the current one,
-        tensors on CUDA go through NCCL.
+        The block ends together for all, or at once after an error: what the others still wait for
+        fails there. Tensors on the CPU go through gloo; with a CUDA `device`, which becomes the
+        current one, tensors on CUDA go through NCCL.
 
         Raises:
-            ResourceError: not all of them came within `timeout`.
+            ResourceError: not all of them came within `timeout`, or as for `barrier`.
         """
         if self.world_size == 1:
+            yield
             return
         import torch.distributed as dist
 
@@ -120,28 +123,11 @@ class Processes:
                 "check that all of them run and that this address can be reached; where a machine "
                 "has several networks, set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME",
             ) from error
-
-    def end(self) -> None:
-        """Leave the processes; what the others still wait for fails there."""
-        if self.world_size == 1:
-            return
-        import torch.distributed as dist
-
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-    @contextmanager
-    def joined(self, device: torch.device, *, timeout: timedelta = TIMEOUT) -> Iterator[None]:
-        """`start`, and `end` when the block ends: well for all, or at once after an error.
-
-        Raises: see `start` and `barrier`.
-        """
-        self.start(device, timeout=timeout)
         try:
             yield
             self.barrier()  # the first to come keeps the meeting place: it must not leave early
         finally:
-            self.end()
+            dist.destroy_process_group()
 
     def barrier(self) -> None:
         """Wait for the others.
@@ -169,14 +155,14 @@ class Processes:
             ResourceError: here or in the returned call, as for `barrier`.
         """
         if self.world_size == 1:
-            return _nothing
+            return lambda: None
         import torch.distributed as dist
 
-        with self._explained():
+        with self.explained(talks_only=True):
             work = dist.all_reduce(tensor, async_op=True)
 
         def finish() -> None:
-            with self._explained():
+            with self.explained(talks_only=True):
                 work.wait()
 
         return finish
@@ -192,7 +178,7 @@ class Processes:
         import torch.distributed as dist
 
         values: list[Any] = [None] * self.world_size
-        with self._explained():
+        with self.explained(talks_only=True):
             dist.all_gather_object(values, value)
         return values
 
@@ -207,7 +193,7 @@ class Processes:
         import torch.distributed as dist
 
         values = [value if self.is_main else None]
-        with self._explained():
+        with self.explained(talks_only=True):
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
@@ -244,17 +230,10 @@ class Processes:
             raise PeerFailedError(rank, *failure)
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            raise self._explain(error) from error
-
-    @contextmanager
-    def explained(self) -> Iterator[None]:
+    def explained(self, *, talks_only: bool = False) -> Iterator[None]:
         """For a block that talks to the others by itself, as gradients do.
+
+        Every error of torch in a block that `talks_only` comes from there, but for a full memory.
 
         Raises:
             ResourceError: another process ended; other errors pass through.
@@ -262,20 +241,19 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            if self.world_size > 1 and any(sign in str(error).lower() for sign in _LOST_PEER):
-                raise self._explain(error) from error
-            raise
-
-    def _explain(self, error: RuntimeError) -> ResourceError:
-        # Gloo puts its source file in front, and advice for its developers behind.
-        reason = _SOURCE.sub("", _first_line(error)).partition(". ")[0]
-        late = any(sign in reason.lower() for sign in _TIMED_OUT)
-        what = "another did not answer in time" if late else "another ended"
-        return ResourceError(
-            f"process {self.rank} of {self.world_size} cannot go on: {what} ({reason})",
-            "look above for the error of the one that ended first; without one it was killed, "
-            "as when memory runs out",
-        )
+            text = str(error).lower()
+            lost = talks_only and not isinstance(error, torch.OutOfMemoryError)
+            if self.world_size == 1 or not (lost or any(sign in text for sign in _LOST_PEER)):
+                raise
+            # Gloo puts its source file in front, and advice for its developers behind.
+            reason = _SOURCE.sub("", _first_line(error)).partition(". ")[0]
+            late = any(sign in reason.lower() for sign in _TIMED_OUT)
+            what = "another did not answer in time" if late else "another ended"
+            raise ResourceError(
+                f"process {self.rank} of {self.world_size} cannot go on: {what} ({reason})",
+                "look above for the error of the one that ended first; without one it was killed, "
+                "as when memory runs out",
+            ) from error
 
 
 ALONE = Processes()
@@ -313,7 +291,3 @@ def _read_count(environ: Mapping[str, str], name: str, default: int) -> int:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _nothing() -> None:
-    pass

@@ -182,6 +182,31 @@ def shorten_names(names: list[str], limit: int = 10) -> str:
     return ", ".join(f"{name:.{_LONGEST_NAME}}" for name in names[:limit]) + rest
 
 
+def find_misfits(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `state` from being loaded as `own`: one text for each kind of problem."""
+    shapes = [
+        f"{key} {_describe_tensor(value)}, expected {_describe_tensor(own[key])}"
+        for key, value in state.items()
+        if key in own and _describe_tensor(value) != _describe_tensor(own[key])
+    ]
+    problems = {
+        "missing": [key for key in own if key not in state],
+        "unexpected": [key for key in state if key not in own],
+        "of another shape": shapes,
+    }
+    return [
+        f"{len(keys)} {kind} ({shorten_names(keys, limit=5)})"
+        for kind, keys in problems.items()
+        if keys
+    ]
+
+
+def _describe_tensor(tensor: Tensor) -> str:
+    """Shape, and the type where it is not one of the floating-point types that convert freely."""
+    kind = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{list(tensor.shape)}{kind}"
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading; a pipe would block for ever, and a device has no end.
 

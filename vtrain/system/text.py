@@ -36,12 +36,7 @@ def quote_path(path: Path | str) -> str:
 
 def format_count(count: float) -> str:
     """A large number in three digits: 950, 12.3k, 25.6M."""
-    for unit in ("", "k", "M"):
-        rounded = float(f"{count:.3g}")
-        if rounded < 1000:
-            return f"{rounded:g}{unit}"
-        count /= 1000
-    return f"{float(f'{count:.3g}'):g}G"
+    return _format_scaled(count, ("", "k", "M", "G"))
 
 
 def format_percent(share: float | None, digits: int = 1) -> str:
@@ -51,12 +46,16 @@ def format_percent(share: float | None, digits: int = 1) -> str:
 
 def format_bytes(size: float) -> str:
     """A size in three digits: 950 B, 12.3 kB, 4.1 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        rounded = float(f"{size:.3g}")
-        if rounded < 1000:
-            return f"{rounded:g} {unit}"
-        size /= 1000
-    return f"{float(f'{size:.3g}'):g} TB"
+    return _format_scaled(size, (" B", " kB", " MB", " GB", " TB"))
+
+
+def _format_scaled(number: float, units: Sequence[str]) -> str:
+    for unit in units:
+        rounded = float(f"{number:.3g}")
+        if rounded < 1000 or unit == units[-1]:
+            break
+        number /= 1000
+    return f"{rounded:g}{unit}"
 
 
 def format_duration(seconds: float) -> str:
