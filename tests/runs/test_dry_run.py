@@ -203,6 +203,16 @@ def test_peak_memory_counts_from_when_it_was_made() -> None:
     assert high > 30_000_000
 
 
+def test_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_: compiled.append(1))
+    found, forecast = try_run("train.compile=true")
+    stream = io.StringIO()
+    show_forecast(found, forecast, Console(stream=stream))
+    assert "time: measured without train.compile" in stream.getvalue()
+    assert not compiled
+
+
 def test_disk_needs_are_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, int] = {}
     monkeypatch.setattr(

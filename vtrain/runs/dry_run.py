@@ -237,7 +237,8 @@ def _find_existing(run_dir: Path) -> Path:
 
 def _time_images(plan: FitPlan) -> tuple[Batch, float, float]:
     """Training images as evaluation sees them; seconds to read one of them and to classify it."""
-    images = plan.splits.train.subset(range(plan.batch_size))
+    train = plan.splits.train
+    images = train.subset(range(min(plan.batch_size, len(train))))
     transform = EvalTransform(plan.preprocessing)
     loader = build_eval_loader(
         images.paths, images.labels, transform, batch_size=plan.batch_size, workers=0
