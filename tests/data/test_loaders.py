@@ -28,7 +28,7 @@ from vtrain.config.preprocessing import Preprocessing
 from vtrain.data import loaders
 from vtrain.data.batches import SAMPLE_STREAM, Batch, prefetch_to_device
 from vtrain.data.folders import scan_labelled
-from vtrain.data.image_sets import LabelledImages
+from vtrain.data.image_sets import LabelledImages, PackedPaths
 from vtrain.data.loaders import ImageLoader, build_eval_loader, build_train_loader
 from vtrain.data.sampler import ORDER_STREAM, EpochBatchSampler
 from vtrain.data.transforms import EvalTransform, TrainTransform
@@ -344,7 +344,7 @@ def test_transparent_images_get_the_background_of_the_preprocessing(tmp_path: Pa
         [path], None, EvalTransform(preprocessing), batch_size=1, workers=0
     )
     assert batch.inputs[0, :, 8, 8].tolist() == list(colour)
-    images = LabelledImages(tmp_path, ("a",), (path,), (0,))
+    images = LabelledImages(tmp_path, ("a",), PackedPaths(tmp_path, [path.name]), (0,))
     transform = TrainTransform(preprocessing, preset="light")
     sampler = build_sampler(num_images=1)
     (batch,) = build_train_loader(images, transform, sampler=sampler, workers=0, seed=0)

@@ -49,7 +49,6 @@ from vtrain.system.reporter import Reporter
 from vtrain.system.tensor_files import tensors_sha256
 from vtrain.system.text import format_bytes, one_line
 
-FORMAT = 1
 GIGABYTE = 10**9
 
 
@@ -94,7 +93,7 @@ def build_frozen_part(
     edge = preprocessing.crop
     row = compute(torch.zeros(1, 3, edge, edge, dtype=torch.uint8))
     facts = {
-        "format": FORMAT,
+        "format": 1,
         "backbone": classifier.spec.name,
         # GoogLeNet and Inception convert the normalisation only where they were built to.
         "transform_input": bool(getattr(classifier.backbone, "transform_input", False)),
@@ -127,9 +126,9 @@ class Views:
     count: int = 1
     seed: int | None = None
 
-    def facts(self, part: FrozenPart) -> dict[str, Any]:
-        """All that activations depend on besides the image and the number of its view."""
-        return {**part.facts, "view": {"augment": self.name, "seed": self.seed}}
+    def facts(self) -> dict[str, Any]:
+        """What a view depends on besides the image and its number."""
+        return {"augment": self.name, "seed": self.seed}
 
     def identify(self, paths: Sequence[Path]) -> Identities:
         """Identities `[N, count]`; see `identify_files`.
@@ -177,7 +176,7 @@ class FeatureCache:
             DataError: an image is not there any more.
         """
         identities = views.identify(paths)
-        store = FeatureStore.peek(self.root, views.facts(part))
+        store = FeatureStore.peek(self.root, {**part.facts, "view": views.facts()})
         return int(identities.size) if store is None else len(_find_missing(store, identities))
 
     def provide(
@@ -255,7 +254,8 @@ class FeatureCache:
         return store.select(identities[stored]) if stored.any() else None, failures
 
     def _open(self, part: FrozenPart, views: Views) -> FeatureStore:
-        store = FeatureStore.open(self.root, views.facts(part), reporter=self.reporter)
+        facts = {**part.facts, "view": views.facts()}
+        store = FeatureStore.open(self.root, facts, reporter=self.reporter)
         self.used.add(store.folder)
         return store
 

@@ -123,9 +123,8 @@ def embed(
         share = _choose_share(start.done, processes)
         loader = _build_loader(job, model, share, workers, processes, reporter)
         # Other layers are found by hooks, which threads that share a model would confuse.
-        shareable = layer in (PENULTIMATE, LOGITS)
         device = find_model_device(model.classifier)
-        streams = choose_streams(device) if shareable else 1
+        streams = choose_streams(device) if layer in (PENULTIMATE, LOGITS) else 1
         blocks = _compute_blocks(loader, forward, model, job.array.shape[1:], streams)
         with _kept_for_resuming(job, start, processes, reporter):
             own = _write_share(job, start, share, blocks, processes, reporter)
