@@ -33,7 +33,6 @@ _SPLIT_NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-_SPLITS = "{name}: {root} holds splits, not classes"
 _CLASS_FOLDERS = "one folder for each class: {root}/<class>/<image>"
 _TAR_MEMBERS = "members named <class>/<image>, or pairs <name>.jpg and <name>.cls"
 _LIST_LINES = "lines of path and class"
@@ -223,7 +222,8 @@ def _find_in_folders(source: _OpenFolder, classes: Sequence[str] | None, name: s
 
 
 def _find_in_tars(root: Path, tars: TarScan, classes: Sequence[str] | None) -> _Found:
-    numbered = tars.has_labels and all(map(_is_number, filter(None, tars.classes)))
+    labels = filter(None, tars.classes)
+    numbered = tars.has_labels and all(each.isascii() and each.isdigit() for each in labels)
     names = {}
     if numbered and classes is not None and not {*tars.classes, ""} <= {*classes, ""}:
         names = {str(number): each for number, each in enumerate(classes)}
@@ -250,15 +250,16 @@ def _find_listed(root: Path) -> _Found:
 def _build_labelled(
     root: Path, found: _Found, classes: Sequence[str] | None, name: str
 ) -> LabelledImages:
-    if classes is None:
-        _require_two(root, list(found.by_class), found, name)
-    else:
+    if classes is None and len(found.by_class) == 1:
+        raise DataError(
+            f"{name}: {one_line(root)} has one class only, {enumerate_names(list(found.by_class))}",
+            f"expected {found.layout}",
+        )
+    if classes is not None:
         _require_known(root, found.by_class, classes, name)
     _require_images(root, found, name, each_class=classes is None)
-    if classes is None:
-        names = tuple(sorted(found.by_class, key=int if found.numbered else None))
-    else:
-        names = tuple(classes)
+    numbers = int if found.numbered else None
+    names = sorted(found.by_class, key=numbers) if classes is None else classes
     places: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(names):
@@ -266,7 +267,7 @@ def _build_labelled(
         places += members
         labels += [label] * len(members)
     paths = PackedPaths(found.base, places, mixed=found.mixed)
-    return LabelledImages(root, names, paths, tuple(labels), found.skipped)
+    return LabelledImages(root, tuple(names), paths, tuple(labels), found.skipped)
 
 
 def _list_classes(source: _OpenFolder, name: str) -> dict[str, str]:
@@ -310,9 +311,7 @@ def _require_source(root: Path, name: str, *, files: bool) -> int:
 
 
 def _require_classes(root: Path, folders: dict[str, str], name: str) -> None:
-    splits = _match_splits(root, list(folders))
-    if splits is not None:
-        raise DataError(_SPLITS.format(name=name, root=one_line(root)), _hint_splits(splits, name))
+    _require_no_splits(root, folders, name)
     layout = f"expected {_CLASS_FOLDERS.format(root=one_line(root))}"
     if not folders:
         raise DataError(f"{name}: {one_line(root)} has no class folders", layout)
@@ -321,19 +320,17 @@ def _require_classes(root: Path, folders: dict[str, str], name: str) -> None:
         raise DataError(f"{name}: {one_line(root)} has one class folder only, {only}", layout)
 
 
-def _require_two(root: Path, classes: Sequence[str], found: _Found, name: str) -> None:
-    if len(classes) == 1:
-        raise DataError(
-            f"{name}: {one_line(root)} has one class only, {enumerate_names(classes)}",
-            f"expected {found.layout}",
-        )
-
-
-def _hint_splits(splits: SplitFolders, name: str) -> str:
+def _require_no_splits(root: Path, folders: Iterable[str], name: str) -> None:
+    """Refuse folders that are splits where classes are expected."""
+    splits = _match_splits(root, list(folders))
+    if splits is None:
+        return
     held_out = splits.val or splits.test
+    hint = f"use {held_out} instead"
     if name == "data.train":
-        return one_line(f"use data.train={splits.train} data.val={held_out}")
-    return one_line(f"use {held_out} instead")
+        hint = f"use data.train={splits.train} data.val={held_out}"
+    message = f"{name}: {one_line(root)} holds splits, not classes"
+    raise DataError(message, one_line(hint))
 
 
 def _require_known(root: Path, folders: Iterable[str], classes: Sequence[str], name: str) -> None:
@@ -341,9 +338,7 @@ def _require_known(root: Path, folders: Iterable[str], classes: Sequence[str], n
     unknown = [folder for folder in folders if folder not in known]
     if not unknown:
         return
-    splits = _match_splits(root, list(folders))
-    if splits is not None:
-        raise DataError(_SPLITS.format(name=name, root=one_line(root)), _hint_splits(splits, name))
+    _require_no_splits(root, folders, name)
     raise DataError(
         f"{name}: {one_line(root)} has classes that training does not have: "
         f"{enumerate_names(sorted(unknown))}",
@@ -367,7 +362,3 @@ def _require_images(root: Path, found: _Found, name: str, *, each_class: bool) -
         f"{name}: class folders without images in {one_line(root)}: {enumerate_names(empty)}",
         "; ".join([*causes[:1], "add images or remove the folders"]),
     )
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()

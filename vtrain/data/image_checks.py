@@ -219,7 +219,7 @@ def _stat_image(path: str, started_ns: int) -> tuple[int, int]:
             return _NO_KEY, _NO_SIZE
     except (OSError, ValueError):
         return _NO_KEY, _NO_SIZE
-    if not is_settled(status, started_ns):
+    if not is_settled(status.st_mtime_ns, status.st_ctime_ns, started_ns):
         return _NO_KEY, status.st_size
     facts = b"%d %d %d %d %d %d" % (
         status.st_dev,
