@@ -128,7 +128,14 @@ class TrainTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """One RGB image to a uint8 tensor [3, crop, crop]."""
-        pixels = self._crop_randomly(image)
+        if self._preset.crop_scale is None:
+            pixels = self._evaluate(image)
+        else:
+            left, top, width, height = _draw_crop(
+                image.size, scale=self._preset.crop_scale, ratio=self._preset.crop_ratio
+            )
+            cropped = to_tensor(image.crop((left, top, left + width, top + height)))
+            pixels = _resize_tensor(cropped, self.crop, self._interpolation)
         if torch.rand(()) < self._preset.flip:
             pixels = pixels.flip(-1)
         if self._policy is not None:
@@ -136,15 +143,6 @@ class TrainTransform:
         if torch.rand(()) < self._erasing:
             pixels = _erase_rectangle(pixels, self._mean)
         return pixels
-
-    def _crop_randomly(self, image: Image.Image) -> Tensor:
-        if self._preset.crop_scale is None:
-            return self._evaluate(image)
-        left, top, width, height = _draw_crop(
-            image.size, scale=self._preset.crop_scale, ratio=self._preset.crop_ratio
-        )
-        cropped = to_tensor(image.crop((left, top, left + width, top + height)))
-        return _resize_tensor(cropped, self.crop, self._interpolation)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

@@ -186,7 +186,20 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, float
     """
     a, b = _paired(correct_a, correct_b)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return only_a, only_b, _coin_probability(only_a, only_b)
+    n, few = only_a + only_b, min(only_a, only_b)
+    if n <= EXACT_BINOMIAL:
+        own: float = math.comb(n, few) / 2**n
+    else:
+        own = math.exp(
+            math.lgamma(n + 1) - math.lgamma(few + 1) - math.lgamma(n - few + 1) - n * math.log(2)
+        )
+    tail, term = own, own
+    for k in range(few, 0, -1):  # C(n, k - 1) / C(n, k) = k / (n - k + 1)
+        term *= k / (n - k + 1)
+        tail += term
+        if term < NEGLIGIBLE * tail:
+            break
+    return only_a, only_b, min(1.0, 2 * tail)
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -364,21 +377,3 @@ def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.bool_], NDA
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError("expected answers of both models for the same images, and at least one")
     return a, b
-
-
-def _coin_probability(heads: int, tails: int) -> float:
-    """Two-sided binomial probability of a split at least as uneven, for a fair coin."""
-    n, few = heads + tails, min(heads, tails)
-    if n <= EXACT_BINOMIAL:
-        own: float = math.comb(n, few) / 2**n
-    else:
-        own = math.exp(
-            math.lgamma(n + 1) - math.lgamma(few + 1) - math.lgamma(n - few + 1) - n * math.log(2)
-        )
-    tail, term = own, own
-    for k in range(few, 0, -1):  # C(n, k - 1) / C(n, k) = k / (n - k + 1)
-        term *= k / (n - k + 1)
-        tail += term
-        if term < NEGLIGIBLE * tail:
-            break
-    return min(1.0, 2 * tail)

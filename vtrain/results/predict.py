@@ -20,10 +20,11 @@ from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError, UsageError
 from vtrain.inference.forward import (
     NOT_FINITE,
+    compute_probabilities,
     find_finite_rows,
     find_model_device,
-    find_top_classes,
 )
+from vtrain.inference.metrics import rank_classes
 from vtrain.inference.streams import choose_streams, compute_in_order
 from vtrain.runs.load_model import LoadedModel
 from vtrain.system.reporter import SILENT, Reporter
@@ -292,7 +293,9 @@ def _answer_batch(
     compute, temperature = model.choose_compute(raw=answering.raw, tta=answering.tta)
     outputs = compute(batch.inputs)
     logits = outputs.logits
-    ranked, probabilities = find_top_classes(logits, top_k, temperature=temperature)
+    # Ranked by the logits, so that probabilities that round to 0 or 1 tie in no case.
+    ranked = rank_classes(logits, top_k)
+    probabilities = compute_probabilities(logits, temperature).gather(1, ranked)
     distances: Iterable[float | None] = repeat(None)
     if model.novelty is not None and outputs.features is not None:
         distances = model.novelty.distances(outputs.features).tolist()

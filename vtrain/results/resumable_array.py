@@ -144,7 +144,13 @@ class PartialArray:
         first, *lines = _read_lines(first_journal) or [None]
         lines += [line for path in journals for line in _read_lines(path)]
         try:
-            self._require_same_work(_HEADING.validate_python(first).work)
+            before = _HEADING.validate_python(first).work
+            if changes := find_changes(before, self.work):
+                listed = "\n".join(f"  {change}" for change in changes)
+                raise UsageError(
+                    f"cannot resume: {self.rows} is of other work:\n{listed}",
+                    "ask for the same as before, or start afresh without --resume",
+                )
             for written in map(_WRITTEN.validate_python, lines):
                 progress.done[written.blocks] = True
                 progress.failures.update(written.failures)
@@ -229,15 +235,6 @@ class PartialArray:
             done = np.flatnonzero(progress.done).tolist()
             text += _format_line(_Written(done, list(progress.failures.items())))
         write_text(self.journal(0), text)
-
-    def _require_same_work(self, before: Mapping[str, Any]) -> None:
-        changes = find_changes(before, self.work)
-        if changes:
-            listed = "\n".join(f"  {change}" for change in changes)
-            raise UsageError(
-                f"cannot resume: {self.rows} is of other work:\n{listed}",
-                "ask for the same as before, or start afresh without --resume",
-            )
 
     def _damaged(self, reason: str) -> ModelError:
         return ModelError(
