@@ -83,7 +83,10 @@ def scan_splits(config: DataConfig, *, seed: int, reporter: Reporter) -> Splits:
         # After the split: a held-out image stays held out, whatever else is left out.
         kept, exclusion = exclude_images(splits.named(), Path(config.exclude))
         splits = Splits(kept["train"], kept["val"], kept.get("test"), exclusion=exclusion)
-        _say_excluded(exclusion, reporter)
+        counts = ", ".join(f"{count} {name}" for name, count in exclusion.counts.items())
+        reporter.say(f"data.exclude: {one_line(exclusion.path)} leaves out {counts} images")
+        if exclusion.unmatched:
+            reporter.warn(describe_unmatched(exclusion))
     _say_surprises(splits, reporter)
     return splits
 
@@ -98,13 +101,6 @@ class _OneWarning(Forwarding):
         if not self.warned:
             self.warned = True
             super().warn(message)
-
-
-def _say_excluded(exclusion: Exclusion, reporter: Reporter) -> None:
-    counts = ", ".join(f"{count} {name}" for name, count in exclusion.counts.items())
-    reporter.say(f"data.exclude: {one_line(exclusion.path)} leaves out {counts} images")
-    if exclusion.unmatched:
-        reporter.warn(describe_unmatched(exclusion))
 
 
 def describe_unmatched(exclusion: Exclusion) -> str:

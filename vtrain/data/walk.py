@@ -176,19 +176,16 @@ def _read_folder(folder: str) -> Listing:
             elif entry.is_dir(follow_symlinks=False):
                 listing.folders.append(name)
             else:
-                listing.skipped.append((name, _describe_odd(entry)))
+                try:
+                    mode = entry.stat(follow_symlinks=False).st_mode
+                    reason = _describe_kind(name, mode) or NOT_AN_IMAGE
+                except OSError as error:
+                    reason = describe_error(error)
+                listing.skipped.append((name, reason))
     for names in (listing.images, listing.folders, listing.links):
         names.sort()
     listing.skipped.sort()
     return listing
-
-
-def _describe_odd(entry: os.DirEntry[str]) -> str:
-    try:
-        mode = entry.stat(follow_symlinks=False).st_mode
-    except OSError as error:
-        return describe_error(error)
-    return _describe_kind(entry.name, mode) or NOT_AN_IMAGE
 
 
 def _describe_kind(name: str, mode: int) -> str | None:

@@ -97,20 +97,19 @@ class FeatureStore:
 
     A block is one safetensors file with `identities` uint8 `[n, 16]` and `activations` `[n, ...]`,
     written whole or not at all. A damaged block is removed, so that its rows are computed again.
-    `row_shape` and `dtype` are those of one row.
+    Among the `facts` are `shape` (a list) and `dtype` (such as `float32`) of one row.
     """
 
     def __init__(
         self,
         folder: Path,
+        facts: Mapping[str, Any],
         *,
-        row_shape: Sequence[int],
-        dtype: torch.dtype,
         reporter: Reporter,
         read_only: bool = False,
     ) -> None:
         self.folder = folder
-        self._row_shape, self._dtype = tuple(row_shape), dtype
+        self._row_shape, self._dtype = tuple(facts["shape"]), getattr(torch, facts["dtype"])
         self._reporter = reporter
         self._read_only = read_only
         self._blocks: dict[str, Tensor] = {}
@@ -119,8 +118,6 @@ class FeatureStore:
     @classmethod
     def open(cls, root: Path, facts: Mapping[str, Any], *, reporter: Reporter) -> "FeatureStore":
         """The store below `root` for rows that depend on `facts` (plain data), new or old.
-
-        Among the facts are `shape` (a list) and `dtype` (such as `float32`) of one row.
 
         Raises:
             StoreError: the folder cannot be written.
@@ -134,8 +131,7 @@ class FeatureStore:
             if not (folder / FACTS_NAME).is_file():
                 raise
             # What it holds can be read all the same.
-        dtype = getattr(torch, facts["dtype"])
-        store = cls(folder, row_shape=facts["shape"], dtype=dtype, reporter=reporter)
+        store = cls(folder, facts, reporter=reporter)
         store.refresh()
         return store
 
@@ -148,9 +144,7 @@ class FeatureStore:
         folder = _find_folder(root, facts)
         if not (folder / FACTS_NAME).is_file():
             return None
-        dtype = getattr(torch, facts["dtype"])
-        shape = facts["shape"]
-        store = cls(folder, row_shape=shape, dtype=dtype, reporter=SILENT, read_only=True)
+        store = cls(folder, facts, reporter=SILENT, read_only=True)
         with suppress(StoreError):
             store.refresh()
         return store

@@ -153,13 +153,10 @@ def paired_bootstrap_macro_f1(
     Raises:
         ValueError: no images, or not as many everywhere.
     """
-    columns = [np.asarray(column, dtype=np.int64) for column in (labels, predictions_a)]
-    columns.append(np.asarray(predictions_b, dtype=np.int64))
-    if (
-        len({column.shape for column in columns}) != 1
-        or columns[0].ndim != 1
-        or not len(columns[0])
-    ):
+    given = (labels, predictions_a, predictions_b)
+    columns = [np.asarray(column, dtype=np.int64) for column in given]
+    shape = columns[0].shape
+    if any(each.shape != shape for each in columns) or len(shape) != 1 or not shape[0]:
         raise ValueError("expected as many labels as predictions, and at least one")
     cells, counts = np.unique(np.stack(columns), axis=1, return_counts=True)
     scores = [_Scores(cells[0], cells[1]), _Scores(cells[0], cells[2])]

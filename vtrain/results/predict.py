@@ -88,17 +88,6 @@ class Answering:
     min_confidence: float | None = None
     max_distance: float | None = None
 
-    def require_bounds(self) -> None:
-        """NaN would let everything pass.
-
-        Raises:
-            UsageError: a bound is NaN.
-        """
-        bounds = {"min-confidence": self.min_confidence, "max-distance": self.max_distance}
-        for name, value in bounds.items():
-            if value is not None and math.isnan(value):
-                raise UsageError(f"{name} is {value}, expected a number")
-
     def judge(self, answer: Prediction) -> Prediction:
         """The answer, rejected where it is too unsure or too far away."""
         if not answer.predictions:
@@ -208,7 +197,10 @@ def predict(
     if top_k < 1:
         raise UsageError(f"top-k is {top_k}, expected 1 or more")
     answering = answering or Answering()
-    answering.require_bounds()
+    bounds = {"min-confidence": answering.min_confidence, "max-distance": answering.max_distance}
+    for name, value in bounds.items():
+        if value is not None and math.isnan(value):  # it would let everything pass
+            raise UsageError(f"{name} is {value}, expected a number")
     if answering.max_distance is not None and model.novelty is None:
         raise UsageError(
             f"a distance was given, but {model.source} does not know its training images",
