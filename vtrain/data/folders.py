@@ -150,7 +150,7 @@ def find_splits(root: Path) -> SplitFolders | None:
         DataError: `root` is not a folder that can be read.
     """
     _require_source(root, "folder", files=False)
-    scan = FolderScan.start(root)
+    scan = FolderScan(root)
     return _match_splits(root, [name for name, _ in scan.open_root("folder").folders])
 
 
@@ -188,7 +188,7 @@ def _open_source(root: Path, name: str, reporter: Reporter) -> TarScan | _OpenFo
     """The images of tars, or else a folder of which the entries are known."""
     if root.is_file():
         return scan_tars(root, [""], reporter)
-    scan = FolderScan.start(root)
+    scan = FolderScan(root)
     entries = scan.open_root(name)
     archives = _find_archives(root, entries, scan.skipped)
     if not archives:

@@ -27,14 +27,12 @@ class FolderScan:
     """One walk: which folders were visited (by device and inode), what was not used and why."""
 
     root: Path
-    memory: FolderMemory
+    memory: FolderMemory = field(init=False)
     skipped: list[SkippedFile] = field(default_factory=list)
     visited: set[tuple[int, int]] = field(default_factory=set)
 
-    @classmethod
-    def start(cls, root: Path) -> "FolderScan":
-        """A scan of `root` that remembers what was found before."""
-        return cls(root, FolderMemory(root))
+    def __post_init__(self) -> None:
+        self.memory = FolderMemory(self.root)
 
     def skip(self, path: str, reason: str) -> None:
         """Note what is not used and why."""

@@ -163,15 +163,10 @@ def find_class(name: str, classes: Sequence[str]) -> int:
     named = [lower[each] for each in close]
     message = f"the model knows no class {name!r}"
     message += f", did you mean {one_line(named[0])!r}?" if named else ""
-    raise UsageError(message, _list_classes(classes, named))
-
-
-def _list_classes(classes: Sequence[str], close: Sequence[str]) -> str:
     if len(classes) <= NAMED_CLASSES:
-        return f"classes: {', '.join(map(one_line, classes))}"
-    some = close if len(close) > 1 else classes[:5]
-    kind = "spelt alike" if len(close) > 1 else "the first"
-    return f"{len(classes):,} classes, {kind}: {', '.join(map(one_line, some))}"
+        raise UsageError(message, f"classes: {', '.join(map(one_line, classes))}")
+    some, kind = (named, "spelt alike") if len(named) > 1 else (classes[:5], "the first")
+    raise UsageError(message, f"{len(classes):,} classes, {kind}: {', '.join(map(one_line, some))}")
 
 
 def take_full_precision(classifier: Classifier) -> Classifier:

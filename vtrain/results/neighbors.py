@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -103,7 +104,7 @@ def find_neighbors(
         DataError: the array or its index is damaged, or the image cannot be read.
         ModelError: the array was made with another model, or nothing says with which.
     """
-    with _Embeddings.open(embeddings) as array:
+    with _open_array(embeddings) as array:
         row = _find_row(query, array)
         if row is not None:
             path, vector = array.find_paths([row])[row], array.read(row, 1)[0]
@@ -124,7 +125,7 @@ def find_neighbors(
     return NeighborResult(path, row, metric, neighbors, array.count - left_out, left_out)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Embeddings:
     """An array of features `[count, dim]` on disk, read in blocks, and the paths of its rows."""
 
@@ -133,33 +134,6 @@ class _Embeddings:
     start: int
     count: int
     dim: int
-
-    @classmethod
-    def open(cls, path: Path) -> "_Embeddings":
-        if not path.is_file():
-            reason = "is a folder" if path.is_dir() else "does not exist"
-            raise UsageError(f"embeddings {one_line(path)}: it {reason}", HINT)
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            reason = str(error).partition("\n")[0].partition(". ")[0]
-            raise DataError(f"{one_line(path)} is no array: {reason:.200}", HINT) from error
-        if not isinstance(array, np.memmap) or array.ndim != 2 or array.dtype != np.dtype("<f4"):
-            found = f"{getattr(array, 'dtype', 'several arrays')} {getattr(array, 'shape', '')}"
-            hint = "make it without --feature-maps" if getattr(array, "ndim", 0) == 4 else HINT
-            raise DataError(f"{one_line(path)} holds {found}, expected float32 [N, D]", hint)
-        count, dim = array.shape
-        start, ordered = array.offset, array.flags.c_contiguous
-        del array
-        if not ordered or not count or not dim:
-            raise DataError(f"{one_line(path)} has shape ({count}, {dim}) in another order", HINT)
-        return cls(path, path.open("rb"), start, count, dim)
-
-    def __enter__(self) -> "_Embeddings":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
 
     @property
     def index(self) -> Path:
@@ -201,6 +175,29 @@ class _Embeddings:
     def find_paths(self, rows: Iterable[int]) -> dict[int, Path]:
         wanted = set(rows)
         return {row: Path(path) for row, path in self.rows() if row in wanted}
+
+
+@contextmanager
+def _open_array(path: Path) -> Iterator[_Embeddings]:
+    if not path.is_file():
+        reason = "is a folder" if path.is_dir() else "does not exist"
+        raise UsageError(f"embeddings {one_line(path)}: it {reason}", HINT)
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise DataError(f"{one_line(path)} is no array: {reason:.200}", HINT) from error
+    if not isinstance(array, np.memmap) or array.ndim != 2 or array.dtype != np.dtype("<f4"):
+        found = f"{getattr(array, 'dtype', 'several arrays')} {getattr(array, 'shape', '')}"
+        hint = "make it without --feature-maps" if getattr(array, "ndim", 0) == 4 else HINT
+        raise DataError(f"{one_line(path)} holds {found}, expected float32 [N, D]", hint)
+    count, dim = array.shape
+    start, ordered = array.offset, array.flags.c_contiguous
+    del array
+    if not ordered or not count or not dim:
+        raise DataError(f"{one_line(path)} has shape ({count}, {dim}) in another order", HINT)
+    with path.open("rb") as stream:
+        yield _Embeddings(path, stream, start, count, dim)
 
 
 def _find_row(query: str, array: _Embeddings) -> int | None:

@@ -197,22 +197,21 @@ class PartialArray:
         Raises:
             ResourceError: this process does not see the files of rank 0; the disk is full.
         """
-        try:
-            with contextlib.ExitStack() as opened:
+        with contextlib.ExitStack() as stack:
+            try:
                 first = (_read_lines(self.journal(0)) or [None])[0]
                 if not isinstance(first, dict) or first.get("token") != token:
                     raise FileNotFoundError(errno.ENOENT, "the journal is another one")
-                rows = opened.enter_context(self.rows.open("r+b", buffering=0))
-                journal = opened.enter_context(self.journal(rank).open("ab", buffering=0))
-                stack = opened.pop_all()
-        except FileNotFoundError as error:
-            raise ResourceError(
-                f"process {rank} does not see {self.rows}, which process 0 has made",
-                "on several machines the output must be on a file system that all of them share",
-            ) from error
-        except OSError as error:
-            raise write_error(self.output, error) from error
-        with stack:
+                rows = stack.enter_context(self.rows.open("r+b", buffering=0))
+                journal = stack.enter_context(self.journal(rank).open("ab", buffering=0))
+            except FileNotFoundError as error:
+                raise ResourceError(
+                    f"process {rank} does not see {self.rows}, which process 0 has made",
+                    "on several machines the output must be on a file system that all of them "
+                    "share",
+                ) from error
+            except OSError as error:
+                raise write_error(self.output, error) from error
             writer = RowWriter(self, rows, journal)
             try:
                 yield writer
