@@ -134,15 +134,12 @@ def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> S
         DataError: images cannot be read and `on_bad_image` is `error`, or none is left.
     """
     once = _OneWarning(reporter)
-    bad: list[SkippedFile] = []
-    kept: dict[str, LabelledImages] = {}
     named = splits.named()
     total = sum(map(len, named.values()))
-    sizes: dict[str, Sizes] = {}
-    known_before = 0
+    found = {}
     with reporter.progress(total, "checking images") as bar:
         for name, images in named.items():
-            found = inspect_images(
+            found[name] = inspect_images(
                 images.paths,
                 images.root,
                 count=total,
@@ -151,11 +148,9 @@ def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> S
                 bar=bar,
                 reporter=once,
             )
-            bad += found.bad
-            known_before += found.known
-            good = np.flatnonzero(found.readable)
-            kept[name] = images.subset(good.tolist()) if found.bad else images
-            sizes[name] = found.sizes[good]
+            if found[name].bad:
+                named[name] = images.subset(np.flatnonzero(found[name].readable).tolist())
+    bad = [each for inspection in found.values() for each in inspection.bad]
     if bad and config.on_bad_image == "error":
         lines = "".join(f"\n  {one_line(each.path)}: {each.reason}" for each in bad)
         raise DataError(
@@ -164,16 +159,16 @@ def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> S
         )
     for each in bad:
         reporter.warn(f"skipped {one_line(each.path)}: {each.reason}")
-    _require_images(kept)
+    _require_images(named)
     return replace(
         splits,
-        train=kept["train"],
-        val=kept["val"],
-        test=kept.get("test"),
+        train=named["train"],
+        val=named["val"],
+        test=named.get("test"),
         bad_images=tuple(bad),
-        checked=total - known_before,
-        known=known_before,
-        sizes=sizes,
+        checked=sum(each.read for each in found.values()),
+        known=sum(each.known for each in found.values()),
+        sizes={name: each.sizes[each.readable] for name, each in found.items()},
     )
 
 
