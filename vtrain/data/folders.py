@@ -22,7 +22,7 @@ from vtrain.data.tars import (
     is_compressed,
     scan_tars,
 )
-from vtrain.data.walk import FolderEntries, FolderScan, path_text
+from vtrain.data.walk import FolderScan, path_text
 from vtrain.errors import DataError
 from vtrain.system.files import explain_missing
 from vtrain.system.reporter import SILENT, Reporter
@@ -56,18 +56,10 @@ class _Found:
 
     base: Path
     by_class: dict[str, list[str]]
-    skipped: tuple[SkippedFile, ...]
+    skipped: list[SkippedFile]
     layout: str
     mixed: bool = False
     numbered: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _OpenFolder:
-    """A folder of images, of which nothing but its own entries is known yet."""
-
-    scan: FolderScan
-    entries: FolderEntries
 
 
 def scan_labelled(
@@ -108,7 +100,7 @@ def scan_labelled(
             found = _find_in_tars(root, source, classes)
         else:
             found = _find_in_folders(source, classes, name)
-            source.scan.memory.save(reporter)
+            source.memory.save(reporter)
     return _build_labelled(root, found, classes, name)
 
 
@@ -128,11 +120,12 @@ def scan_images(
         return PackedPaths(root.parent, listed.names, mixed=True), listed.skipped
     source = _open_source(root, "folder", reporter)
     if isinstance(source, TarScan):
-        return PackedPaths(root, sorted(source.names)), sorted(source.skipped, key=path_text)
-    files = source.scan.walk((), entries=source.entries)[""]
-    source.scan.memory.save(reporter)
-    files.sort()
-    return PackedPaths(root, files), list(source.scan.sorted_skipped())
+        names = source.names
+    else:
+        names = source.walk((), entries=source.entries)[""]
+        source.memory.save(reporter)
+    names.sort()
+    return PackedPaths(root, names), sorted(source.skipped, key=path_text)
 
 
 def is_source(path: Path) -> bool:
@@ -184,41 +177,35 @@ def _is_list(root: Path, name: str) -> bool:
     return stat.S_ISREG(mode) and root.name.lower().endswith(LIST_SUFFIXES)
 
 
-def _open_source(root: Path, name: str, reporter: Reporter) -> TarScan | _OpenFolder:
+def _open_source(root: Path, name: str, reporter: Reporter) -> TarScan | FolderScan:
     """The images of tars, or else a folder of which the entries are known."""
     if root.is_file():
         return scan_tars(root, [""], reporter)
     scan = FolderScan(root)
     entries = scan.open_root(name)
-    archives = _find_archives(root, entries, scan.skipped)
+    if entries.folders or entries.images:
+        return scan
+    # A folder of neither folders nor images may be one of tars.
+    names = sorted(each.path.name for each in scan.skipped if each.reason == NOT_AN_IMAGE)
+    for each in filter(is_compressed, names):
+        raise compressed_error(root / each)
+    archives = [each for each in names if each.lower().endswith(TAR_SUFFIX)]
     if not archives:
-        return _OpenFolder(scan, entries)
+        return scan
     tars = scan_tars(root, archives, reporter)
     tars.skipped += [each for each in scan.skipped if each.path.name not in archives]
     return tars
 
 
-def _find_archives(root: Path, entries: FolderEntries, skipped: Sequence[SkippedFile]) -> list[str]:
-    """The tars of a folder that holds neither folders nor images."""
-    names = [entry.path.name for entry in skipped if entry.reason == NOT_AN_IMAGE]
-    archives = sorted(name for name in names if name.lower().endswith(TAR_SUFFIX))
-    compressed = sorted(filter(is_compressed, names))
-    if entries.folders or entries.images:
-        return []
-    if compressed:
-        raise compressed_error(root / compressed[0])
-    return archives
-
-
-def _find_in_folders(source: _OpenFolder, classes: Sequence[str] | None, name: str) -> _Found:
-    scan, root = source.scan, source.scan.root
-    folders = _list_classes(source, name)
+def _find_in_folders(scan: FolderScan, classes: Sequence[str] | None, name: str) -> _Found:
+    root = scan.root
+    folders = _list_classes(scan, name)
     if classes is None:
         _require_classes(root, folders, name)
     else:
         _require_known(root, folders, classes, name)
     by_class = scan.walk(list(folders.items()))
-    return _Found(root, by_class, scan.sorted_skipped(), _CLASS_FOLDERS.format(root=one_line(root)))
+    return _Found(root, by_class, scan.skipped, _CLASS_FOLDERS.format(root=one_line(root)))
 
 
 def _find_in_tars(root: Path, tars: TarScan, classes: Sequence[str] | None) -> _Found:
@@ -228,14 +215,13 @@ def _find_in_tars(root: Path, tars: TarScan, classes: Sequence[str] | None) -> _
     if numbered and classes is not None and not {*tars.classes, ""} <= {*classes, ""}:
         names = {str(number): each for number, each in enumerate(classes)}
     by_class: dict[str, list[str]] = {}
-    skipped = tars.skipped
     for place, label in zip(tars.names, tars.classes, strict=True):
         if label:
             by_class.setdefault(names.get(label, compose(label)), []).append(place)
         else:
-            skipped.append(SkippedFile(root / place, describe_missing_class(tars)))
-    in_order = tuple(sorted(skipped, key=path_text))
-    return _Found(root, by_class, in_order, _TAR_MEMBERS, numbered=numbered and not names)
+            tars.skipped.append(SkippedFile(root / place, describe_missing_class(tars)))
+    numbered = numbered and not names
+    return _Found(root, by_class, tars.skipped, _TAR_MEMBERS, numbered=numbered)
 
 
 def _find_listed(root: Path) -> _Found:
@@ -243,13 +229,13 @@ def _find_listed(root: Path) -> _Found:
     by_class: dict[str, list[str]] = {}
     for place, label in zip(listed.names, listed.classes, strict=True):
         by_class.setdefault(label, []).append(place)
-    skipped = tuple(sorted(listed.skipped, key=path_text))
-    return _Found(root.parent, by_class, skipped, _LIST_LINES, mixed=True)
+    return _Found(root.parent, by_class, listed.skipped, _LIST_LINES, mixed=True)
 
 
 def _build_labelled(
     root: Path, found: _Found, classes: Sequence[str] | None, name: str
 ) -> LabelledImages:
+    found.skipped.sort(key=path_text)
     if classes is None and len(found.by_class) == 1:
         raise DataError(
             f"{name}: {one_line(root)} has one class only, {enumerate_names(list(found.by_class))}",
@@ -267,26 +253,25 @@ def _build_labelled(
         places += members
         labels += [label] * len(members)
     paths = PackedPaths(found.base, places, mixed=found.mixed)
-    return LabelledImages(root, tuple(names), paths, tuple(labels), found.skipped)
+    return LabelledImages(root, tuple(names), paths, tuple(labels), tuple(found.skipped))
 
 
-def _list_classes(source: _OpenFolder, name: str) -> dict[str, str]:
+def _list_classes(scan: FolderScan, name: str) -> dict[str, str]:
     """Class folders: NFC name to path, real folders before links to folders."""
-    root = source.scan.root
-    prefix = join_prefix(root)
+    prefix = join_prefix(scan.root)
     folders: dict[str, str] = {}
-    for folder, _ in sorted(source.entries.folders, key=lambda each: (each[1], each[0])):
+    for folder, _ in sorted(scan.entries.folders, key=lambda each: (each[1], each[0])):
         class_name = compose(folder)
         if class_name in folders:
             twins = f"{Path(folders[class_name]).name!a} and {folder!a}"
             raise DataError(
-                f"{name}: two folders in {one_line(root)} are both the class "
+                f"{name}: two folders in {one_line(scan.root)} are both the class "
                 f"{enumerate_names([class_name])} in Unicode's normal form: {twins}",
                 "merge them into one folder",
             )
         folders[class_name] = prefix + folder
-    for stray in source.entries.images:
-        source.scan.skip(prefix + stray, OUTSIDE)
+    for stray in scan.entries.images:
+        scan.skip(prefix + stray, OUTSIDE)
     return folders
 
 

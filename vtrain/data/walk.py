@@ -28,6 +28,7 @@ class FolderScan:
 
     root: Path
     memory: FolderMemory = field(init=False)
+    entries: FolderEntries = field(init=False)  # of the root, once it is open
     skipped: list[SkippedFile] = field(default_factory=list)
     visited: set[tuple[int, int]] = field(default_factory=set)
 
@@ -37,10 +38,6 @@ class FolderScan:
     def skip(self, path: str, reason: str) -> None:
         """Note what is not used and why."""
         self.skipped.append(SkippedFile(Path(path), reason))
-
-    def sorted_skipped(self) -> tuple[SkippedFile, ...]:
-        """What is not used, by path."""
-        return tuple(sorted(self.skipped, key=path_text))
 
     def enter(self, folder: str) -> os.stat_result | None:
         """The status of a folder that is new to this scan; it counts as visited from here on."""
@@ -67,6 +64,7 @@ class FolderScan:
         if entries is None:
             reason = self.skipped[0].reason
             raise DataError(f"{name}: {self.root} {reason}", "check its permissions")
+        self.entries = entries
         return entries
 
     def list_folder(self, folder: str, status: os.stat_result) -> FolderEntries | None:
