@@ -10,7 +10,7 @@ import pytest
 
 from vtrain.data.folders import find_splits, scan_images, scan_labelled
 from vtrain.data.image_names import IMAGE_SUFFIXES
-from vtrain.data.image_sets import LabelledImages
+from vtrain.data.image_sets import LabelledImages, PackedPaths
 from vtrain.data.splits import split_stratified
 from vtrain.errors import DataError
 
@@ -308,8 +308,9 @@ def test_images_at_any_depth_come_sorted(tmp_path: Path) -> None:
 
 def labelled(counts: list[int]) -> LabelledImages:
     root = Path("root")
-    pairs = [(root / f"{c}" / f"{i}.png", c) for c, n in enumerate(counts) for i in range(n)]
-    paths, labels = zip(*pairs, strict=True)
+    pairs = [(f"{c}/{i}.png", c) for c, n in enumerate(counts) for i in range(n)]
+    names, labels = zip(*pairs, strict=True)
+    paths = PackedPaths(root, names)
     return LabelledImages(root, tuple(map(str, range(len(counts)))), paths, labels)
 
 

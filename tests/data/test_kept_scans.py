@@ -57,7 +57,7 @@ def settle() -> None:
 def scan(root: Path, said: list[str] | None = None) -> tuple[list[str], list[str]]:
     """Names of images and of skipped files."""
     images = scan_labelled(root, reporter=Told(said))
-    return [os.fsdecode(place) for place in images.places()], [
+    return [os.fsdecode(place) for place in images.paths.encoded_names()], [
         f"{each.path.relative_to(root)} {each.reason}" for each in images.skipped
     ]
 
@@ -256,7 +256,7 @@ def test_a_root_is_known_under_any_of_its_names(
     expected = scan(root)
     listed.clear()
     monkeypatch.chdir(root)
-    assert list(map(os.fsdecode, scan_labelled(Path()).places())) == expected[0]
+    assert list(map(os.fsdecode, scan_labelled(Path()).paths.encoded_names())) == expected[0]
     (root.parent / "link").symlink_to(root)
     assert scan(root.parent / "link")[0] == expected[0]
     assert listed == []

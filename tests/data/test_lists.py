@@ -90,7 +90,7 @@ def test_absolute_paths_and_paths_upwards(folder: Path) -> None:
     lines = [f"{folder}/photos/ant/000.jpg,ant", "../photos/bee/001.png,bee"]
     images = scan_labelled(make(folder, "lists/x.csv", *lines))
     assert all(each.is_file() for each in images.paths)
-    assert list(images.texts()) == [str(each) for each in images.paths]
+    assert list(images.paths.texts()) == [str(each) for each in images.paths]
     assert len(split_digest(images)) == 64
 
 

@@ -14,6 +14,7 @@ from multiprocessing import resource_sharer
 from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ from torch.utils.data import DataLoader
 
 from tests.helpers.told import Told
 from vtrain.config.preprocessing import Preprocessing
+from vtrain.data import loaders
 from vtrain.data.batches import SAMPLE_STREAM, Batch, prefetch_to_device
 from vtrain.data.folders import scan_labelled
-from vtrain.data.image_sets import LabelledImages
+from vtrain.data.image_sets import LabelledImages, PackedPaths
 from vtrain.data.loaders import ImageLoader, build_eval_loader, build_train_loader
 from vtrain.data.sampler import ORDER_STREAM, EpochBatchSampler
 from vtrain.data.transforms import EvalTransform, TrainTransform
@@ -342,7 +344,7 @@ def test_transparent_images_get_the_background_of_the_preprocessing(tmp_path: Pa
         [path], None, EvalTransform(preprocessing), batch_size=1, workers=0
     )
     assert batch.inputs[0, :, 8, 8].tolist() == list(colour)
-    images = LabelledImages(tmp_path, ("a",), (path,), (0,))
+    images = LabelledImages(tmp_path, ("a",), PackedPaths(tmp_path, [path.name]), (0,))
     transform = TrainTransform(preprocessing, preset="light")
     sampler = build_sampler(num_images=1)
     (batch,) = build_train_loader(images, transform, sampler=sampler, workers=0, seed=0)
@@ -429,7 +431,7 @@ class HangingTransform(DeadlyTransform):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_unpicklable_exceptions_are_records(images: LabelledImages, workers: int) -> None:
     loader = build_eval_loader(
-        images.paths[:3], None, BrokenTransform(SMALL), batch_size=4, workers=workers, timeout=20
+        images.paths[:3], None, BrokenTransform(SMALL), batch_size=4, workers=workers
     )
     (batch,) = loader
     reason = "cannot be transformed (UnpicklableError: broken transform)"
@@ -447,10 +449,10 @@ def load_with_trouble(
         transform,
         batch_size=4,
         workers=2,
-        timeout=timeout,
         reporter=Told(said),
     )
-    return list(loader), said
+    with patch.object(loaders, "WORKER_TIMEOUT_S", timeout):
+        return list(loader), said
 
 
 def undisturbed(images: LabelledImages) -> list[Batch]:
@@ -561,9 +563,7 @@ def worker_processes(loader: ImageLoader) -> list[Any]:
 
 
 def test_signals_to_the_whole_group_do_not_reach_the_workers(images: LabelledImages) -> None:
-    loader = build_eval_loader(
-        images.paths, None, EvalTransform(SMALL), batch_size=1, workers=1, timeout=20
-    )
+    loader = build_eval_loader(images.paths, None, EvalTransform(SMALL), batch_size=1, workers=1)
     batches: Iterator[Batch] = iter(loader)
     next(batches)
     (pid,) = [process.pid for process in worker_processes(loader)]
@@ -577,9 +577,7 @@ def test_signals_to_the_whole_group_do_not_reach_the_workers(images: LabelledIma
 
 
 def test_a_sigterm_from_the_parent_ends_a_worker(images: LabelledImages) -> None:
-    loader = build_eval_loader(
-        images.paths, None, EvalTransform(SMALL), batch_size=1, workers=1, timeout=20
-    )
+    loader = build_eval_loader(images.paths, None, EvalTransform(SMALL), batch_size=1, workers=1)
     batches = iter(loader)
     next(batches)
     (process,) = worker_processes(loader)
@@ -625,7 +623,7 @@ def test_datasets_and_batches_survive_pickling(images: LabelledImages) -> None:
     transform = TrainTransform(SMALL, preset="rand", erasing=0.2)
     loader = build_train_loader(images, transform, sampler=build_sampler(), workers=0, seed=0)
     keys = [(3, 11), (5, 12)]
-    batch = loader._dataset.__getitems__(keys)  # type: ignore[arg-type]
+    batch = loader._dataset.__getitems__(keys)
     copy = pickle.loads(pickle.dumps(loader._dataset)).__getitems__(keys)
     assert_same([copy], [batch])
     assert_same([pickle.loads(pickle.dumps(batch))], [batch])

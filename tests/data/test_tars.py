@@ -52,7 +52,7 @@ def pack(path: str, *names: str) -> Path:
 def names(images: LabelledImages) -> list[tuple[str, str]]:
     return [
         (images.classes[label], os.fsdecode(place))
-        for place, label in zip(images.places(), images.labels, strict=True)
+        for place, label in zip(images.paths.encoded_names(), images.labels, strict=True)
     ]
 
 

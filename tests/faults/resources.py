@@ -308,7 +308,7 @@ def _file_limit(folder: Path) -> None:
 
 def _worker_lost(folder: Path, *, number: int) -> None:
     """The run goes on with new workers to the same bits."""
-    before = partial(_shorten_waits, 3.0)
+    before = partial(set_value, "vtrain.data.loaders", "WORKER_TIMEOUT_S", 3.0)
     with started(build_fit(WITH_WORKERS, folder, before=before)) as running:
         running.wait_for(lambda: "epoch 1/4" in _squeezed(running), "the first epoch")
         victims = running.others()
@@ -322,11 +322,6 @@ def _worker_lost(folder: Path, *, number: int) -> None:
 
 def _squeezed(running: Running) -> str:
     return " ".join(running.text().split())
-
-
-def _shorten_waits(seconds: float) -> None:
-    for module, name in (("phases", "build_train_loader"), ("validation", "build_eval_loader")):
-        wrap(f"vtrain.runs.{module}", name, lambda original: partial(original, timeout=seconds))
 
 
 def _deadly_file(folder: Path) -> None:

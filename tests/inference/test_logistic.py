@@ -39,8 +39,9 @@ def test_same_minimum_as_scikit_learn(count: int, dim: int, penalty: float) -> N
 def test_a_path_comes_to_the_same_as_each_penalty_alone() -> None:
     features, labels = draw(60, 100, 3)
     problem = ProbeProblem(features, labels, 3)
-    for penalty, solution in problem.solve_path((10.0, 0.1, 0.01)):
-        alone = problem.solve(penalty)
+    solution = None
+    for penalty in (10.0, 0.1, 0.01):
+        solution, alone = problem.solve(penalty, solution), problem.solve(penalty)
         torch.testing.assert_close(solution.weight, alone.weight, atol=2e-3, rtol=0)
 
 

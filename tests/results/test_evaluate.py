@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.helpers.tiny import CPU, break_image, build_tiny_model, draw_image, draw_labelled, poison
 from tests.helpers.told import Told
 from vtrain.data.batches import Batch
-from vtrain.data.image_sets import LabelledImages
+from vtrain.data.image_sets import LabelledImages, PackedPaths
 from vtrain.errors import DataError, ModelError
 from vtrain.inference.forward import Outputs, compute_outputs, prepare_for_inference
 from vtrain.inference.scores import ModelEvaluation, evaluate_model
@@ -295,9 +295,9 @@ def test_json_has_the_keys_of_the_contract(tmp_path: Path) -> None:
 
 
 def test_many_missing_classes_are_counted_not_listed(tmp_path: Path) -> None:
-    path = draw_image(tmp_path / "a.png")
+    paths = PackedPaths(tmp_path, [draw_image(tmp_path / "a.png").name])
     classes = tuple(f"class {index}" for index in range(1000))
-    (message,) = describe_match(LabelledImages(tmp_path, classes, (path,), (3,)))
+    (message,) = describe_match(LabelledImages(tmp_path, classes, paths, (3,)))
     assert "999 of the model's 1000 classes" in message
     assert len(message) < 200
 

@@ -91,7 +91,8 @@ def find_near_pairs(thumbs: Thumbs) -> NDArray[np.intp]:
         seen = np.concatenate([seen, new])
         before = len(matches)
         for some in _split(new, _PIECE):
-            rows = _unpack(some, len(thumbs))
+            pairs, variants = np.divmod(some, _VARIANTS)
+            rows = np.stack([*np.divmod(pairs, len(thumbs)), variants], axis=1)
             apart = roots[rows[:, 0]] != roots[rows[:, 1]]
             found = _match(thumbs, rows[apart])
             matches.update((min(pair), max(pair)) for pair in found)
@@ -180,12 +181,6 @@ def _find_candidates(entries: _Entries, count: int) -> Iterator[NDArray[np.int64
             pairs = images[first].astype(np.int64) * count + images[second]
             found.append(pairs * _VARIANTS + variants[second])
         yield np.unique(np.concatenate(found))
-
-
-def _unpack(codes: NDArray[np.int64], count: int) -> Rows:
-    """Rows `[P, 3]` of what is in each code: two images and a variant."""
-    pairs, variants = np.divmod(codes, _VARIANTS)
-    return np.stack([*np.divmod(pairs, count), variants], axis=1)
 
 
 def _permute_bits(hashes: Hashes, order: NDArray[np.intp]) -> Hashes:
@@ -293,20 +288,15 @@ def group_images(
     equal = np.array([pixels.get(first, first) for first in first_of.tolist()], np.intp)
     distinct = np.unique(equal)
     near = distinct[find_near_pairs(thumbs[distinct])]
-    roots = _join(len(digests), [*enumerate(equal.tolist()), *map(tuple, near.tolist())])
-    members: dict[int, list[int]] = {}
-    for position, root in enumerate(roots):
-        members.setdefault(root, []).append(position)
-    groups = (each for each in members.values() if len(each) > 1)
-    return sorted((_describe(each, first_of, equal) for each in groups), key=lambda g: g.members)
-
-
-def _describe(members: list[int], first_of: NDArray[np.intp], equal: NDArray[np.intp]) -> Group:
-    same = [int(equal[each]) for each in members]
-    kind: Kind = "near"
-    if len(set(same)) == 1:
-        kind = "bytes" if len({int(first_of[each]) for each in members}) == 1 else "pixels"
-    return Group(tuple(members), kind, tuple(same))
+    pairs = np.concatenate([np.stack([np.arange(len(equal)), equal], axis=1), near])
+    groups = []
+    for members in join_pairs(len(digests), pairs):
+        first_equal = tuple(equal[list(members)].tolist())
+        kind: Kind = "near"
+        if len(set(first_equal)) == 1:
+            kind = "bytes" if len({int(first_of[each]) for each in members}) == 1 else "pixels"
+        groups.append(Group(members, kind, first_equal))
+    return groups
 
 
 def _match_pixels(
@@ -335,7 +325,10 @@ def find_similar_pairs(features: Floats) -> NDArray[np.intp]:
 
     All pairs are compared, in blocks: N² D multiplications, some seconds for 10,000 images.
     """
-    unit = _normalise_rows(features - features.mean(axis=0)) if len(features) else features
+    unit = features
+    if len(features):
+        unit = features - features.mean(axis=0)
+        unit = np.asarray(unit / np.linalg.norm(unit, axis=1, keepdims=True).clip(min=1e-6))
     found = [np.empty((0, 2), np.intp)]
     for start in range(0, len(unit), _BLOCK):
         block = unit[start : start + _BLOCK]
@@ -343,10 +336,6 @@ def find_similar_pairs(features: Floats) -> NDArray[np.intp]:
         later = columns > rows
         found.append(np.stack([rows[later], columns[later]], axis=1) + start)
     return np.concatenate(found)
-
-
-def _normalise_rows(rows: Floats) -> Floats:
-    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True).clip(min=1e-6))
 
 
 def join_pairs(count: int, pairs: NDArray[np.intp]) -> list[tuple[int, ...]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vtrain.data.image_sets import LabelledImages
+from vtrain.data.image_sets import LabelledImages, PackedPaths
 from vtrain.errors import UsageError
 from vtrain.system.files import write_error
 
@@ -56,17 +56,16 @@ def _create_empty(root: Path) -> None:
 
 
 def _draw_split(root: Path, count: int, *, seed: Sequence[int]) -> LabelledImages:
-    paths: list[Path] = []
+    names: list[str] = []
     labels: list[int] = []
     for label, shape in enumerate(SHAPES):
-        folder = root / shape
-        folder.mkdir(parents=True, exist_ok=True)
+        (root / shape).mkdir(parents=True, exist_ok=True)
         for number in range(count):
             rng = np.random.default_rng([*seed, label, number])
-            paths.append(folder / f"{shape}-{number:03d}.jpg")
+            names.append(f"{shape}/{shape}-{number:03d}.jpg")
             labels.append(label)
-            _draw_image(shape, rng).save(paths[-1], "JPEG", quality=_JPEG_QUALITY)
-    return LabelledImages(root, SHAPES, tuple(paths), tuple(labels))
+            _draw_image(shape, rng).save(root / names[-1], "JPEG", quality=_JPEG_QUALITY)
+    return LabelledImages(root, SHAPES, PackedPaths(root, names), tuple(labels))
 
 
 def _draw_image(shape: str, rng: np.random.Generator) -> Image.Image:
@@ -113,29 +112,15 @@ def _draw_mask(shape: str, rng: np.random.Generator) -> Image.Image:
     """Where the shape is, 0 to 255, drawn four times as large and reduced for soft edges."""
     edge = _EDGE * _OVERSAMPLING
     radius = edge * rng.uniform(0.25, 0.42)
-    centre = rng.uniform(radius, edge - radius, 2).tolist()
+    left, top = rng.uniform(radius, edge - radius, 2).tolist()
     angle = rng.uniform(0, 2 * math.pi)
+    cosine, sine = math.cos(angle), math.sin(angle)
     stretch = rng.uniform(0.85, 1.0)
-    points = [
-        _place(point, radius=radius, stretch=stretch, angle=angle, centre=centre)
-        for point in _outline(shape)
-    ]
+    corners = ((x * radius, y * radius * stretch) for x, y in _outline(shape))
+    points = [(left + x * cosine - y * sine, top + x * sine + y * cosine) for x, y in corners]
     mask = Image.new("L", (edge, edge), 0)
     ImageDraw.Draw(mask).polygon(points, fill=255)
     return mask.resize((_EDGE, _EDGE), Image.Resampling.BOX)
-
-
-def _place(
-    point: Point,
-    *,
-    radius: float,
-    stretch: float,
-    angle: float,
-    centre: Sequence[float],
-) -> Point:
-    x, y = point[0] * radius, point[1] * radius * stretch
-    cosine, sine = math.cos(angle), math.sin(angle)
-    return centre[0] + x * cosine - y * sine, centre[1] + x * sine + y * cosine
 
 
 def _outline(shape: str) -> list[Point]:
@@ -144,17 +129,14 @@ def _outline(shape: str) -> list[Point]:
         arm = 0.33
         corner = math.sqrt(1 - arm * arm)
         quarter = [(corner, -arm), (corner, arm), (arm, arm)]
-        return [turned for turn in range(4) for turned in (_turn(p, turn) for p in quarter)]
+        points = list(quarter)
+        for _ in range(3):
+            quarter = [(-y, x) for x, y in quarter]
+            points += quarter
+        return points
     if shape == "star":
         radii, corners = (1.0, 0.45), 10
     else:
         radii, corners = (1.0, 1.0), {"circle": 64, "square": 4, "triangle": 3}[shape]
     angles = [2 * math.pi * i / corners for i in range(corners)]
     return [(radii[i % 2] * math.cos(a), radii[i % 2] * math.sin(a)) for i, a in enumerate(angles)]
-
-
-def _turn(point: Point, quarters: int) -> Point:
-    x, y = point
-    for _ in range(quarters):
-        x, y = -y, x
-    return x, y

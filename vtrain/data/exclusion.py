@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtrain.data.image_names import describe_error
-from vtrain.data.image_sets import LabelledImages, PackedPaths
+from vtrain.data.image_sets import LabelledImages
 from vtrain.errors import DataError
 from vtrain.system.files import write_text
 from vtrain.system.json_csv import format_json_line
@@ -76,7 +76,7 @@ def write_exclusion(path: Path, sections: Iterable[tuple[str, Sequence[Path]]]) 
     """
     lines = []
     for comment, paths in sections:
-        lines += [f"{_COMMENT} {one_line(comment)}", *(_format(str(each)) for each in paths)]
+        lines += [f"{_COMMENT} {one_line(comment)}", *map(_format, map(str, paths))]
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -100,8 +100,7 @@ def exclude_images(
     digest = hashlib.sha256()
     for name, images in splits.items():
         found = [known.get(plain, known.get(real)) for plain, real in _image_forms(images)]
-        places = list(images.places())
-        for number, place in zip(found, places, strict=True):
+        for number, place in zip(found, images.paths.encoded_names(), strict=True):
             if number is not None:
                 matched.add(number)
                 digest.update(b"%b\0%b\n" % (name.encode(), place))
@@ -130,13 +129,8 @@ def _forms(path: Path) -> set[str]:
 
 def _image_forms(images: LabelledImages) -> Iterator[tuple[str, str]]:
     """Each image's path in full, as it is, and with the links of the folder that was scanned."""
-    paths = images.paths
-    if not isinstance(paths, PackedPaths):
-        for path in paths:
-            yield str(path.absolute()), str(path.parent.resolve() / path.name)
-        return
-    plain, real = paths.root.absolute(), paths.root.resolve()
-    for name in paths.names():
+    plain, real = images.paths.root.absolute(), images.paths.root.resolve()
+    for name in images.paths.names():
         if name.startswith("/") or not name:  # of a list; or a root that is the image itself
             yield str(plain / name), str(real / name)
         else:

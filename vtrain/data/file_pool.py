@@ -4,6 +4,7 @@ import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -63,7 +64,11 @@ def _map_wave(
     pool = ProcessPoolExecutor(min(workers, len(chunks)), initializer=shield_worker)
     try:
         with stop_signals_blocked():
-            futures = _submit_chunks(pool, read, chunks)
+            # None from where on the pool refuses because a process has died.
+            futures: list[Future[list[Found | str]] | None] = [None] * len(chunks)
+            with suppress(BrokenProcessPool):
+                for number, chunk in enumerate(chunks):
+                    futures[number] = pool.submit(_try_all, read, chunk)
         for chunk, future in zip(chunks, futures, strict=True):
             try:
                 found = future.result(_CHECK_SECONDS) if future else _try_apart(read, chunk)
@@ -84,19 +89,6 @@ def _map_wave(
 def _kill_all(processes: Iterable[BaseProcess]) -> None:
     for process in processes:
         process.kill()
-
-
-def _submit_chunks(
-    pool: ProcessPoolExecutor, read: Callable[[Path], Found], chunks: Sequence[Sequence[Path]]
-) -> list["Future[list[Found | str]] | None"]:
-    """One future a chunk; None from where on the pool refuses because a process has died."""
-    futures: list[Future[list[Found | str]] | None] = []
-    for chunk in chunks:
-        try:
-            futures.append(pool.submit(_try_all, read, chunk))
-        except BrokenProcessPool:
-            futures.append(None)
-    return futures
 
 
 def _try_apart(read: Callable[[Path], Found], paths: Sequence[Path]) -> list[Found | str]:

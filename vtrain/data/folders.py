@@ -22,7 +22,7 @@ from vtrain.data.tars import (
     is_compressed,
     scan_tars,
 )
-from vtrain.data.walk import FolderEntries, FolderScan, path_text
+from vtrain.data.walk import FolderScan, path_text
 from vtrain.errors import DataError
 from vtrain.system.files import explain_missing
 from vtrain.system.reporter import SILENT, Reporter
@@ -33,7 +33,6 @@ _SPLIT_NAMES = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-_SPLITS = "{name}: {root} holds splits, not classes"
 _CLASS_FOLDERS = "one folder for each class: {root}/<class>/<image>"
 _TAR_MEMBERS = "members named <class>/<image>, or pairs <name>.jpg and <name>.cls"
 _LIST_LINES = "lines of path and class"
@@ -57,18 +56,10 @@ class _Found:
 
     base: Path
     by_class: dict[str, list[str]]
-    skipped: tuple[SkippedFile, ...]
+    skipped: list[SkippedFile]
     layout: str
     mixed: bool = False
     numbered: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _OpenFolder:
-    """A folder of images, of which nothing but its own entries is known yet."""
-
-    scan: FolderScan
-    entries: FolderEntries
 
 
 def scan_labelled(
@@ -109,7 +100,7 @@ def scan_labelled(
             found = _find_in_tars(root, source, classes)
         else:
             found = _find_in_folders(source, classes, name)
-            source.scan.memory.save(reporter)
+            source.memory.save(reporter)
     return _build_labelled(root, found, classes, name)
 
 
@@ -129,11 +120,12 @@ def scan_images(
         return PackedPaths(root.parent, listed.names, mixed=True), listed.skipped
     source = _open_source(root, "folder", reporter)
     if isinstance(source, TarScan):
-        return PackedPaths(root, sorted(source.names)), sorted(source.skipped, key=path_text)
-    files = source.scan.walk((), entries=source.entries)[""]
-    source.scan.memory.save(reporter)
-    files.sort()
-    return PackedPaths(root, files), list(source.scan.sorted_skipped())
+        names = source.names
+    else:
+        names = source.walk((), entries=source.entries)[""]
+        source.memory.save(reporter)
+    names.sort()
+    return PackedPaths(root, names), sorted(source.skipped, key=path_text)
 
 
 def is_source(path: Path) -> bool:
@@ -151,7 +143,7 @@ def find_splits(root: Path) -> SplitFolders | None:
         DataError: `root` is not a folder that can be read.
     """
     _require_source(root, "folder", files=False)
-    scan = FolderScan.start(root)
+    scan = FolderScan(root)
     return _match_splits(root, [name for name, _ in scan.open_root("folder").folders])
 
 
@@ -185,57 +177,51 @@ def _is_list(root: Path, name: str) -> bool:
     return stat.S_ISREG(mode) and root.name.lower().endswith(LIST_SUFFIXES)
 
 
-def _open_source(root: Path, name: str, reporter: Reporter) -> TarScan | _OpenFolder:
+def _open_source(root: Path, name: str, reporter: Reporter) -> TarScan | FolderScan:
     """The images of tars, or else a folder of which the entries are known."""
     if root.is_file():
         return scan_tars(root, [""], reporter)
-    scan = FolderScan.start(root)
+    scan = FolderScan(root)
     entries = scan.open_root(name)
-    archives = _find_archives(root, entries, scan.skipped)
+    if entries.folders or entries.images:
+        return scan
+    # A folder of neither folders nor images may be one of tars.
+    names = sorted(each.path.name for each in scan.skipped if each.reason == NOT_AN_IMAGE)
+    for each in filter(is_compressed, names):
+        raise compressed_error(root / each)
+    archives = [each for each in names if each.lower().endswith(TAR_SUFFIX)]
     if not archives:
-        return _OpenFolder(scan, entries)
+        return scan
     tars = scan_tars(root, archives, reporter)
     tars.skipped += [each for each in scan.skipped if each.path.name not in archives]
     return tars
 
 
-def _find_archives(root: Path, entries: FolderEntries, skipped: Sequence[SkippedFile]) -> list[str]:
-    """The tars of a folder that holds neither folders nor images."""
-    names = [entry.path.name for entry in skipped if entry.reason == NOT_AN_IMAGE]
-    archives = sorted(name for name in names if name.lower().endswith(TAR_SUFFIX))
-    compressed = sorted(filter(is_compressed, names))
-    if entries.folders or entries.images:
-        return []
-    if compressed:
-        raise compressed_error(root / compressed[0])
-    return archives
-
-
-def _find_in_folders(source: _OpenFolder, classes: Sequence[str] | None, name: str) -> _Found:
-    scan, root = source.scan, source.scan.root
-    folders = _list_classes(source, name)
+def _find_in_folders(scan: FolderScan, classes: Sequence[str] | None, name: str) -> _Found:
+    root = scan.root
+    folders = _list_classes(scan, name)
     if classes is None:
         _require_classes(root, folders, name)
     else:
         _require_known(root, folders, classes, name)
     by_class = scan.walk(list(folders.items()))
-    return _Found(root, by_class, scan.sorted_skipped(), _CLASS_FOLDERS.format(root=one_line(root)))
+    return _Found(root, by_class, scan.skipped, _CLASS_FOLDERS.format(root=one_line(root)))
 
 
 def _find_in_tars(root: Path, tars: TarScan, classes: Sequence[str] | None) -> _Found:
-    numbered = tars.has_labels and all(map(_is_number, filter(None, tars.classes)))
+    labels = filter(None, tars.classes)
+    numbered = tars.has_labels and all(each.isascii() and each.isdigit() for each in labels)
     names = {}
     if numbered and classes is not None and not {*tars.classes, ""} <= {*classes, ""}:
         names = {str(number): each for number, each in enumerate(classes)}
     by_class: dict[str, list[str]] = {}
-    skipped = tars.skipped
     for place, label in zip(tars.names, tars.classes, strict=True):
         if label:
             by_class.setdefault(names.get(label, compose(label)), []).append(place)
         else:
-            skipped.append(SkippedFile(root / place, describe_missing_class(tars)))
-    in_order = tuple(sorted(skipped, key=path_text))
-    return _Found(root, by_class, in_order, _TAR_MEMBERS, numbered=numbered and not names)
+            tars.skipped.append(SkippedFile(root / place, describe_missing_class(tars)))
+    numbered = numbered and not names
+    return _Found(root, by_class, tars.skipped, _TAR_MEMBERS, numbered=numbered)
 
 
 def _find_listed(root: Path) -> _Found:
@@ -243,22 +229,23 @@ def _find_listed(root: Path) -> _Found:
     by_class: dict[str, list[str]] = {}
     for place, label in zip(listed.names, listed.classes, strict=True):
         by_class.setdefault(label, []).append(place)
-    skipped = tuple(sorted(listed.skipped, key=path_text))
-    return _Found(root.parent, by_class, skipped, _LIST_LINES, mixed=True)
+    return _Found(root.parent, by_class, listed.skipped, _LIST_LINES, mixed=True)
 
 
 def _build_labelled(
     root: Path, found: _Found, classes: Sequence[str] | None, name: str
 ) -> LabelledImages:
-    if classes is None:
-        _require_two(root, list(found.by_class), found, name)
-    else:
+    found.skipped.sort(key=path_text)
+    if classes is None and len(found.by_class) == 1:
+        raise DataError(
+            f"{name}: {one_line(root)} has one class only, {enumerate_names(list(found.by_class))}",
+            f"expected {found.layout}",
+        )
+    if classes is not None:
         _require_known(root, found.by_class, classes, name)
     _require_images(root, found, name, each_class=classes is None)
-    if classes is None:
-        names = tuple(sorted(found.by_class, key=int if found.numbered else None))
-    else:
-        names = tuple(classes)
+    numbers = int if found.numbered else None
+    names = sorted(found.by_class, key=numbers) if classes is None else classes
     places: list[str] = []
     labels: list[int] = []
     for label, class_name in enumerate(names):
@@ -266,26 +253,25 @@ def _build_labelled(
         places += members
         labels += [label] * len(members)
     paths = PackedPaths(found.base, places, mixed=found.mixed)
-    return LabelledImages(root, names, paths, tuple(labels), found.skipped)
+    return LabelledImages(root, tuple(names), paths, tuple(labels), tuple(found.skipped))
 
 
-def _list_classes(source: _OpenFolder, name: str) -> dict[str, str]:
+def _list_classes(scan: FolderScan, name: str) -> dict[str, str]:
     """Class folders: NFC name to path, real folders before links to folders."""
-    root = source.scan.root
-    prefix = join_prefix(root)
+    prefix = join_prefix(scan.root)
     folders: dict[str, str] = {}
-    for folder, _ in sorted(source.entries.folders, key=lambda each: (each[1], each[0])):
+    for folder, _ in sorted(scan.entries.folders, key=lambda each: (each[1], each[0])):
         class_name = compose(folder)
         if class_name in folders:
             twins = f"{Path(folders[class_name]).name!a} and {folder!a}"
             raise DataError(
-                f"{name}: two folders in {one_line(root)} are both the class "
+                f"{name}: two folders in {one_line(scan.root)} are both the class "
                 f"{enumerate_names([class_name])} in Unicode's normal form: {twins}",
                 "merge them into one folder",
             )
         folders[class_name] = prefix + folder
-    for stray in source.entries.images:
-        source.scan.skip(prefix + stray, OUTSIDE)
+    for stray in scan.entries.images:
+        scan.skip(prefix + stray, OUTSIDE)
     return folders
 
 
@@ -310,9 +296,7 @@ def _require_source(root: Path, name: str, *, files: bool) -> int:
 
 
 def _require_classes(root: Path, folders: dict[str, str], name: str) -> None:
-    splits = _match_splits(root, list(folders))
-    if splits is not None:
-        raise DataError(_SPLITS.format(name=name, root=one_line(root)), _hint_splits(splits, name))
+    _require_no_splits(root, folders, name)
     layout = f"expected {_CLASS_FOLDERS.format(root=one_line(root))}"
     if not folders:
         raise DataError(f"{name}: {one_line(root)} has no class folders", layout)
@@ -321,19 +305,17 @@ def _require_classes(root: Path, folders: dict[str, str], name: str) -> None:
         raise DataError(f"{name}: {one_line(root)} has one class folder only, {only}", layout)
 
 
-def _require_two(root: Path, classes: Sequence[str], found: _Found, name: str) -> None:
-    if len(classes) == 1:
-        raise DataError(
-            f"{name}: {one_line(root)} has one class only, {enumerate_names(classes)}",
-            f"expected {found.layout}",
-        )
-
-
-def _hint_splits(splits: SplitFolders, name: str) -> str:
+def _require_no_splits(root: Path, folders: Iterable[str], name: str) -> None:
+    """Refuse folders that are splits where classes are expected."""
+    splits = _match_splits(root, list(folders))
+    if splits is None:
+        return
     held_out = splits.val or splits.test
+    hint = f"use {held_out} instead"
     if name == "data.train":
-        return one_line(f"use data.train={splits.train} data.val={held_out}")
-    return one_line(f"use {held_out} instead")
+        hint = f"use data.train={splits.train} data.val={held_out}"
+    message = f"{name}: {one_line(root)} holds splits, not classes"
+    raise DataError(message, one_line(hint))
 
 
 def _require_known(root: Path, folders: Iterable[str], classes: Sequence[str], name: str) -> None:
@@ -341,9 +323,7 @@ def _require_known(root: Path, folders: Iterable[str], classes: Sequence[str], n
     unknown = [folder for folder in folders if folder not in known]
     if not unknown:
         return
-    splits = _match_splits(root, list(folders))
-    if splits is not None:
-        raise DataError(_SPLITS.format(name=name, root=one_line(root)), _hint_splits(splits, name))
+    _require_no_splits(root, folders, name)
     raise DataError(
         f"{name}: {one_line(root)} has classes that training does not have: "
         f"{enumerate_names(sorted(unknown))}",
@@ -367,7 +347,3 @@ def _require_images(root: Path, found: _Found, name: str, *, each_class: bool) -
         f"{name}: class folders without images in {one_line(root)}: {enumerate_names(empty)}",
         "; ".join([*causes[:1], "add images or remove the folders"]),
     )
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()

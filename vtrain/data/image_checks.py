@@ -54,10 +54,9 @@ FORMATS = {
     "PPM": (".ppm", ".pgm", ".pbm"),
     "GIF": (".gif",),
     "AVIF": (".avif",),
+    "other": (),
 }
-_FORMAT_NAMES = tuple(FORMATS)
 _FORMAT_NUMBERS = {name: number for number, name in enumerate(FORMATS)}
-_OTHER_FORMAT = len(FORMATS)
 
 
 class Trait(IntFlag):
@@ -219,7 +218,7 @@ def _stat_image(path: str, started_ns: int) -> tuple[int, int]:
             return _NO_KEY, _NO_SIZE
     except (OSError, ValueError):
         return _NO_KEY, _NO_SIZE
-    if not is_settled(status, started_ns):
+    if not is_settled(status.st_mtime_ns, status.st_ctime_ns, started_ns):
         return _NO_KEY, status.st_size
     facts = b"%d %d %d %d %d %d" % (
         status.st_dev,
@@ -249,7 +248,7 @@ def inspect_image(path: Path) -> bytes:
         | 16 * whole.turned
         | 32 * whole.animated
     )
-    number = _FORMAT_NUMBERS.get(whole.format, _OTHER_FORMAT)
+    number = _FORMAT_NUMBERS.get(whole.format, _FORMAT_NUMBERS["other"])
     return whole.digest + _NUMBERS.pack(*whole.image.size, number, traits) + shrink(whole.image)
 
 
@@ -274,12 +273,12 @@ def hash_pixels(path: Path) -> bytes:
 
 def format_name(number: int) -> str:
     """The name of a format in the facts."""
-    return _FORMAT_NAMES[number] if number < len(_FORMAT_NAMES) else "other"
+    return list(FORMATS)[number]
 
 
 def find_wrong_suffixes(paths: Sequence[Path], inspection: Inspection) -> list[int]:
     """Positions of readable images whose format is not what their suffix says."""
-    formats = [FORMATS[name] for name in _FORMAT_NAMES] + [()]
+    formats = list(FORMATS.values())
     return [
         position
         for position in np.flatnonzero(inspection.readable).tolist()

@@ -117,14 +117,11 @@ def join_prefix(root: Path | str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """Images of one split in the order of the scan: `labels[i]` indexes `classes`.
-
-    `paths` of a scan are `PackedPaths`: go through them by index or by iteration.
-    """
+    """Images of one split in the order of the scan: `labels[i]` indexes `classes`."""
 
     root: Path
     classes: tuple[str, ...]
-    paths: Sequence[Path]
+    paths: PackedPaths
     labels: tuple[int, ...]
     skipped: tuple[SkippedFile, ...] = ()
 
@@ -138,24 +135,9 @@ class LabelledImages:
             counts[label] += 1
         return counts
 
-    def texts(self) -> Iterator[str]:
-        """Each image's path as text; for many images faster than `str(path)` of each."""
-        return self.paths.texts() if isinstance(self.paths, PackedPaths) else map(str, self.paths)
-
-    def places(self) -> Iterator[bytes]:
-        """Each image's path below the root (or the whole path), in the file system's encoding."""
-        if isinstance(self.paths, PackedPaths):
-            return self.paths.encoded_names()
-        return (
-            os.fsencode(path.relative_to(self.root) if path.is_relative_to(self.root) else path)
-            for path in self.paths
-        )
-
     def subset(self, indices: Sequence[int]) -> "LabelledImages":
         """The images at `indices`, in that order, with the same classes."""
-        if isinstance(self.paths, PackedPaths):
-            paths: Sequence[Path] = self.paths.select(indices)
-        else:
-            paths = tuple(self.paths[i] for i in indices)
         labels = tuple(self.labels[i] for i in indices)
-        return LabelledImages(self.root, self.classes, paths, labels, self.skipped)
+        return LabelledImages(
+            self.root, self.classes, self.paths.select(indices), labels, self.skipped
+        )

@@ -1,26 +1,23 @@
 """The one way in which every command reads an image: hardened Pillow, upright 8-bit RGB."""
 
 import hashlib
-import logging
 import os
 import re
 import stat
-import threading
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BufferedReader, BytesIO, FileIO, RawIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import BinaryIO, TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from vtrain.data.silence import NO_STDERR, NO_WARNINGS
 from vtrain.data.tars import read_member
 from vtrain.errors import ImageError
 
@@ -113,16 +110,13 @@ def read_image(
     Raises:
         ImageError: the file cannot be used; the message is a short reason without the path.
     """
-    with _reasons(), _SILENCE, _open_regular(path) as file:
-        return _decode(file, min_edge=min_edge, background=background)
+    with _reasons(), NO_WARNINGS, _open_regular(path) as file:
+        image, _ = _load(file, min_edge=min_edge)
+        return _flatten(_turn_upright(image), background)
 
 
 def check_image(path: Path | str) -> None:
-    """Read one image in full for nothing but its errors, which are those of `read_image`.
-
-    Raises:
-        ImageError: the file cannot be used; the message is a short reason without the path.
-    """
+    """Read one image in full for nothing but its errors, which are those of `read_image`."""
     read_image(path)
 
 
@@ -132,7 +126,7 @@ def read_size(path: Path | str) -> tuple[int, int]:
     Raises:
         ImageError: the file cannot be used; the message is a short reason without the path.
     """
-    with _reasons(), _SILENCE, _open_regular(path) as file:
+    with _reasons(), NO_WARNINGS, _open_regular(path) as file:
         return _open(file).size
 
 
@@ -142,7 +136,7 @@ def read_whole(path: Path | str) -> WholeImage:
     Raises:
         ImageError: the file cannot be used; the message is a short reason without the path.
     """
-    with _reasons(), _SILENCE, _open_regular(path) as file:
+    with _reasons(), NO_WARNINGS, _open_regular(path) as file:
         loaded, stored = _load(file, min_edge=None)
         file.seek(0)
         digest = hashlib.sha256(file.read()).digest()[:_DIGEST_BYTES]
@@ -181,13 +175,6 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
     return image
 
 
-def _decode(
-    file: BinaryIO, *, min_edge: int | None, background: tuple[int, int, int]
-) -> Image.Image:
-    image, _ = _load(file, min_edge=min_edge)
-    return _flatten(_turn_upright(image), background)
-
-
 def _load(file: BinaryIO, *, min_edge: int | None) -> tuple[ImageFile.ImageFile, str]:
     """The decoded image, and Pillow's name for how the file stores a pixel."""
     image = _open(file)
@@ -202,7 +189,7 @@ def _load(file: BinaryIO, *, min_edge: int | None) -> tuple[ImageFile.ImageFile,
     if image.tile and image.tile[0].codec_name == "ppm_plain":
         _require_short_text(image.size, file)
     stored = str(image.tile[0].args) if image.tile else ""
-    with _MUTE if isinstance(image, TiffImageFile) else nullcontext():
+    with NO_STDERR if isinstance(image, TiffImageFile) else nullcontext():
         image.load()
     return image, stored
 
@@ -273,29 +260,25 @@ def _reduce_to_8_bit(image: Image.Image) -> Image.Image:
         ImageError: the range of the values is not one that images use.
     """
     pixels = np.asarray(image)
-    gray = Image.fromarray(_scale_float(pixels) if image.mode == "F" else _scale_integer(pixels))
+    low, high = pixels.min().item(), pixels.max().item()
+    if image.mode == "F":
+        if not (low >= 0 and high <= 255):  # NaN fails every comparison
+            raise ImageError(
+                f"has floating-point pixels from {low:g} to {high:g}, outside 0 to 255"
+            )
+        levels = np.empty(pixels.shape, np.uint8)
+        for row, values in zip(levels, pixels, strict=True):  # at once it takes 1.2 GB of 100 MP
+            row[:] = np.rint(values * (255 if high <= 1 else 1))
+    else:
+        if low < 0 or high > 0xFFFF:
+            raise ImageError(f"has integer pixels from {low} to {high}, outside 0 to 65535")
+        levels = (pixels >> 8).astype(np.uint8)
+    gray = Image.fromarray(levels)
     key = image.info.get("transparency")
     if isinstance(key, int):
         alpha = np.where(pixels == key, 0, 255).astype(np.uint8)
         gray = Image.merge("LA", (gray, Image.fromarray(alpha)))
     return gray
-
-
-def _scale_integer(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    low, high = int(pixels.min()), int(pixels.max())
-    if low < 0 or high > 0xFFFF:
-        raise ImageError(f"has integer pixels from {low} to {high}, outside 0 to 65535")
-    return (pixels >> 8).astype(np.uint8)
-
-
-def _scale_float(pixels: NDArray[Any]) -> NDArray[np.uint8]:
-    low, high = float(pixels.min()), float(pixels.max())
-    if not (low >= 0 and high <= 255):  # NaN fails every comparison
-        raise ImageError(f"has floating-point pixels from {low:g} to {high:g}, outside 0 to 255")
-    rounded = np.empty(pixels.shape, np.uint8)
-    for row, values in zip(rounded, pixels, strict=True):  # at once it takes 1.2 GB of 100 MP
-        row[:] = np.rint(values * (255 if high <= 1 else 1))
-    return rounded
 
 
 @contextmanager
@@ -363,86 +346,17 @@ def _reasons() -> Iterator[None]:
     except MemoryError as error:
         raise ImageError("needs more memory than there is") from error
     except OSError as error:
-        raise ImageError(_describe_os_error(error)) from error
+        reason = f"is damaged ({_shorten(error)})"
+        if error.errno is not None:
+            reason = f"cannot be read ({os.strerror(error.errno).lower()})"
+        elif "truncated" in str(error).lower():
+            reason = "is truncated"
+        raise ImageError(reason) from error
     except Exception as error:
         raise ImageError(f"is damaged ({_shorten(error)})") from error
-
-
-def _describe_os_error(error: OSError) -> str:
-    if error.errno is not None:
-        return f"cannot be read ({os.strerror(error.errno).lower()})"
-    if "truncated" in str(error).lower():
-        return "is truncated"
-    return f"is damaged ({_shorten(error)})"
 
 
 def _shorten(error: Exception) -> str:
     """One printable line of at most 80 characters: messages may quote the file's own bytes."""
     text = "".join(c if c.isprintable() else " " for c in str(error)) or type(error).__name__
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-class _Silence:
-    """Silences Python warnings while at least one thread reads an image.
-
-    `warnings.catch_warnings` swaps process-wide state, so overlapping uses in threads restore each
-    other's filters; here the first one in saves them and the last one out restores them.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._depth = 0
-        self._catcher = warnings.catch_warnings()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._depth == 0:
-                self._catcher = warnings.catch_warnings()
-                self._catcher.__enter__()
-                warnings.simplefilter("ignore")
-            self._depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._depth -= 1
-            if self._depth == 0:
-                self._catcher.__exit__(None, None, None)
-
-
-_SILENCE = _Silence()
-# What Pillow logs as an error would come out on stderr for want of a handler.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-
-
-class _Mute:
-    """Sends file descriptor 2 nowhere while at least one thread decodes a TIFF.
-
-    libtiff itself writes there what is wrong with a file, between the lines of a progress bar and
-    without a name; the exception that follows says it again.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._depth = 0
-        self._kept: int | None = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._depth == 0:
-                with suppress(OSError):  # a service may have closed it
-                    self._kept = os.dup(2)
-                    nowhere = os.open(os.devnull, os.O_WRONLY)
-                    os.dup2(nowhere, 2)
-                    os.close(nowhere)
-            self._depth += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._depth -= 1
-            if self._depth == 0 and self._kept is not None:
-                os.dup2(self._kept, 2)
-                os.close(self._kept)
-                self._kept = None
-
-
-_MUTE = _Mute()

@@ -7,7 +7,7 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from vtrain.data.image_names import HIDDEN_PREFIXES, IMAGE_SUFFIXES
 from vtrain.errors import VtrainError
@@ -29,25 +29,13 @@ _PIECE_HEAD = struct.Struct("<QQ16s16s")  # bytes of keys and values, and their 
 _SEPARATOR = "/"  # no name of a directory entry contains it
 
 
-class Times(Protocol):
-    """When a file was changed, as `os.stat` tells it."""
-
-    @property
-    def st_mtime_ns(self) -> int: ...  # noqa: D102
-    @property
-    def st_ctime_ns(self) -> int: ...  # noqa: D102
-
-
-def is_settled(status: Times, now_ns: int) -> bool:
-    """Whether any change to a file after `now_ns` will show in its times.
+def is_settled(mtime_ns: int, ctime_ns: int, now_ns: int) -> bool:
+    """Whether any change to a file with these times after `now_ns` will show in its times.
 
     A file whose times are younger than a tick of the clock (or lie in the future) may change again
     without another stamp; one without times says nothing, as on some mounts of object storage.
     """
-    return (
-        status.st_mtime_ns > 0
-        and max(status.st_mtime_ns, status.st_ctime_ns) + CLOCK_TICK_NS < now_ns
-    )
+    return mtime_ns > 0 and max(mtime_ns, ctime_ns) + CLOCK_TICK_NS < now_ns
 
 
 class ScanFile:
@@ -197,8 +185,9 @@ class FolderMemory:
             after = os.stat(folder)  # noqa: PTH116  # one of possibly many
         except OSError:
             return
-        if _identify(before) == _identify(after) and is_settled(after, started_ns):
-            self._remember(_identify(after), listing.pack(), listing)
+        identity = _identify(after)
+        if _identify(before) == identity and is_settled(*identity[2:], started_ns):
+            self._remember(identity, listing.pack(), listing)
 
     def save(self, reporter: Reporter) -> None:
         """Write what is remembered, if it differs from what is kept and is worth it."""

@@ -48,7 +48,11 @@ def read_list(path: Path, *, labelled: bool) -> ListScan:
             key = str(place)
             if key in seen and reason is None:
                 if labelled and seen[key] != label:
-                    raise _conflict(path, name, (seen[key], label))
+                    raise DataError(
+                        f"{path}: {one_line(name)} is listed as {enumerate_names([seen[key]])} "
+                        f"and as {enumerate_names([label])}",
+                        "keep one of the lines",
+                    )
                 reason = "is listed before"
             if reason is not None:
                 scan.skipped.append(SkippedFile(place, reason))
@@ -62,14 +66,6 @@ def read_list(path: Path, *, labelled: bool) -> ListScan:
         hint = "expected one path on each line, and its class behind it"
         raise DataError(f"{path} is no list of files ({error})", hint) from error
     return scan
-
-
-def _conflict(path: Path, name: str, labels: Sequence[str]) -> DataError:
-    return DataError(
-        f"{path}: {one_line(name)} is listed as {enumerate_names(labels[:1])} "
-        f"and as {enumerate_names(labels[1:])}",
-        "keep one of the lines",
-    )
 
 
 def _find_fault(place: Path, label: str | None) -> str | None:
@@ -88,7 +84,11 @@ def _find_fault(place: Path, label: str | None) -> str | None:
 def _read_rows(path: Path) -> Iterator[tuple[str, str]]:
     """Path and class of each line, the class "" where there is none."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        rows = _split_rows(path, stream)
+        suffix = path.suffix.lower()
+        if suffix == ".txt":  # no quoting: a quote is a part of the name
+            rows: Iterator[list[str]] = (line.rstrip("\r\n").split("\t") for line in stream)
+        else:
+            rows = csv.reader(stream, delimiter="," if suffix == ".csv" else "\t", strict=True)
         columns = (0, 1)
         for number, row in enumerate(rows):
             if number == 0 and (named := _find_columns(row)) is not None:
@@ -96,12 +96,6 @@ def _read_rows(path: Path) -> Iterator[tuple[str, str]]:
             elif any(row):
                 name, label = (row[column] if column < len(row) else "" for column in columns)
                 yield name, label.strip()
-
-
-def _split_rows(path: Path, stream: Iterator[str]) -> Iterator[list[str]]:
-    if path.suffix.lower() == ".txt":  # no quoting: a quote is a part of the name
-        return (line.rstrip("\r\n").split("\t") for line in stream)
-    return csv.reader(stream, delimiter="," if path.suffix.lower() == ".csv" else "\t", strict=True)
 
 
 def _find_columns(row: Sequence[str]) -> tuple[int, int] | None:

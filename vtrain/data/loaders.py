@@ -3,8 +3,8 @@
 import multiprocessing
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from vtrain.data.batches import Batch, Failure
 from vtrain.data.image_sets import LabelledImages, PackedPaths
@@ -31,7 +31,8 @@ from vtrain.errors import ImageError, ResourceError
 from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.signals import stop_signals_blocked
 
-# A batch takes a worker well under 10 s even for large photographs on a network disk.
+# A worker that gives nothing for so long counts as hung. A batch takes well under 10 s even for
+# large photographs on a network disk.
 WORKER_TIMEOUT_S = 300.0
 _LOOK_SECONDS = 2.0  # how long a worker may be dead before that is noticed
 _PROBE_SECONDS = 60.0
@@ -46,23 +47,20 @@ def build_train_loader(
     workers: int,
     seed: int,
     pin_memory: bool = False,
-    timeout: float = WORKER_TIMEOUT_S,
     reporter: Reporter = SILENT,
 ) -> "ImageLoader":
     """Batches in the order of `sampler`, the same bits for any number of workers.
 
     Call `sampler.set_epoch` before each pass. `pin_memory` is for batches that go to a CUDA device:
-    they can then travel while it computes. A worker that gives nothing for `timeout` seconds
-    counts as hung. `reporter` is told of workers that were lost. See `ImageLoader` for what is
-    raised.
+    they can then travel while it computes. `reporter` is told of workers that were lost. See
+    `ImageLoader` for what is raised.
     """
     return ImageLoader(
         _ImageDataset(images.paths, images.labels, transform),
-        batches=sampler,
+        ask=sampler.__iter__,
         workers=workers,
         seed=seed,
         pin_memory=pin_memory,
-        timeout=timeout,
         reporter=reporter,
         kept=True,
     )
@@ -77,21 +75,18 @@ def build_eval_loader(
     workers: int,
     seeds: Sequence[int] | None = None,
     pin_memory: bool = False,
-    timeout: float = WORKER_TIMEOUT_S,
     reporter: Reporter = SILENT,
 ) -> "ImageLoader":
     """Every image once, in order; those that cannot be read are in the batches' failures.
 
-    `seeds` are those of each image's augmentation, for a transform that has any. `pin_memory`,
-    `timeout` and `reporter` are as for `build_train_loader`.
+    `seeds` are those of each image's augmentation, for a transform that has any. `pin_memory`
+    and `reporter` are as for `build_train_loader`.
     """
     return ImageLoader(
         _ImageDataset(paths, labels, transform),
-        batches=_InOrder(len(paths), batch_size, seeds),
+        ask=partial(_ask_in_order, len(paths), batch_size, seeds),
         workers=workers,
-        seed=0,
         pin_memory=pin_memory,
-        timeout=timeout,
         reporter=reporter,
     )
 
@@ -102,7 +97,6 @@ def build_stream_loader(
     *,
     workers: int,
     pin_memory: bool = False,
-    timeout: float = WORKER_TIMEOUT_S,
     reporter: Reporter = SILENT,
 ) -> "ImageLoader":
     """As `build_eval_loader`, for batches of paths that are made on the way and may never end.
@@ -112,12 +106,10 @@ def build_stream_loader(
     batch without paths gives one without images. One pass only.
     """
     return ImageLoader(
-        _StreamDataset(transform),
-        batches=_InTurn(batches),
+        _ImageDataset((), None, transform),
+        ask=partial(_ask_in_turn, batches),
         workers=workers,
-        seed=0,
         pin_memory=pin_memory,
-        timeout=timeout,
         reporter=reporter,
     )
 
@@ -139,54 +131,53 @@ class ImageLoader:
 
     def __init__(
         self,
-        dataset: "_ImageDataset | _StreamDataset",
+        dataset: "_ImageDataset",
         *,
-        batches: "Sampler[list[SampleKey]] | _InOrder | _InTurn",
+        ask: Callable[[], Iterator[Any]],
         workers: int,
-        seed: int,
         pin_memory: bool,
-        timeout: float,
         reporter: Reporter,
+        seed: int = 0,
         kept: bool = False,
     ) -> None:
         self._kept = kept
         self._dataset = dataset
-        self._asked = _Asked(batches)
+        self._asked = _Asked(ask)
         self._workers = workers
         self._seed = seed
         self._pin_memory = pin_memory
-        self._timeout = timeout
         self._reporter = reporter
         self._loader: DataLoader[Batch] | None = None
         self._processes: list[Any] = []
 
     def __iter__(self) -> Iterator[Batch]:
+        self._asked.begin()
+        lost_at = -1
         try:
-            yield from self._iterate()
+            while True:
+                try:
+                    with worker_troubles():
+                        for batch in self._run():
+                            self._asked.came_back()
+                            yield batch
+                    return
+                except ResourceError as error:
+                    self._recover(error, again=lost_at == self._asked.done)
+                lost_at = self._asked.done
         finally:
             if not self._kept:
                 self.close()
 
     def close(self) -> None:
-        """End the workers; another pass starts new ones.
+        """End the workers, now and here; another pass starts new ones.
 
-        Left to the garbage collector they can hold up whatever runs then for seconds.
+        Left to the garbage collector they can hold up whatever runs then for seconds, or end in a
+        process that is forked later.
         """
-        self._drop_workers(None)
-
-    def _iterate(self) -> Iterator[Batch]:
-        self._asked.begin()
-        lost_at = -1
-        while True:
-            try:
-                with worker_troubles():
-                    for batch in self._run():
-                        self._asked.came_back()
-                        yield batch
-                return
-            except ResourceError as error:
-                self._recover(error, again=lost_at == self._asked.done)
-            lost_at = self._asked.done
+        for process in self._processes:
+            process.kill()  # they would be waited for
+        self._processes.clear()
+        self._loader = None
 
     def _recover(self, error: ResourceError, *, again: bool) -> None:
         """Make ready for another pass after a worker was lost, `again` at the same batch.
@@ -194,25 +185,18 @@ class ImageLoader:
         Raises:
             ResourceError: `error`, where another pass would end in the same way.
         """
-        trouble = find_trouble(error.__cause__)
-        if trouble is None or not trouble.lost or not self._workers:
+        cause = error.__cause__
+        trouble = find_trouble(cause)
+        if cause is None or trouble is None or not trouble.lost or not self._workers:
             raise error
-        self._drop_workers(error.__cause__)
+        self.close()
+        traceback.clear_frames(cause.__traceback__)  # they hold on to torch's iterator
         # One that died may have been chosen by the kernel, for lack of memory.
         deadly = self._find_deadly() if again or trouble.hangs else {}
         if again and not deadly:
             raise error
         self._dataset.refused.update(deadly)
         self._reporter.warn(f"{error.message}: what it was asked for is read again")
-
-    def _drop_workers(self, cause: BaseException | None) -> None:
-        """End the workers that are left, now and here, not in a process that is forked later."""
-        for process in self._processes:
-            process.kill()  # they would be waited for
-        self._processes.clear()
-        self._loader = None
-        if cause is not None:  # it holds on to torch's iterator
-            traceback.clear_frames(cause.__traceback__)
 
     def _run(self) -> Iterator[Batch]:
         """One pass over what was not given yet; ends with torch's error where a worker is lost."""
@@ -227,8 +211,8 @@ class ImageLoader:
                 # Torch looks after its workers only when it has waited for so long as this.
                 if not str(error).startswith(_TIMED_OUT):
                     raise
-                waited += min(self._timeout, _LOOK_SECONDS)
-                if waited >= self._timeout:
+                waited += min(WORKER_TIMEOUT_S, _LOOK_SECONDS)
+                if waited >= WORKER_TIMEOUT_S:
                     raise RuntimeError(f"{_TIMED_OUT} after {waited:.0f} seconds") from error
                 continue
             if batch is None:
@@ -239,20 +223,17 @@ class ImageLoader:
     def _start(self) -> Iterator[Batch]:
         others = set(multiprocessing.active_children())
         try:
-            return self._start_workers()
+            with child_signals_kept(), stop_signals_blocked():
+                if self._loader is not None:
+                    # Workers of an earlier pass may be gone by now, or too busy to answer.
+                    with suppress(RuntimeError):
+                        return iter(self._loader)
+                self._loader = self._build()
+                return iter(self._loader)
         finally:
             self._processes += [
                 each for each in multiprocessing.active_children() if each not in others
             ]
-
-    def _start_workers(self) -> Iterator[Batch]:
-        with child_signals_kept(), stop_signals_blocked():
-            if self._loader is not None:
-                # Workers of an earlier pass may be gone by now, or too busy to answer.
-                with suppress(RuntimeError):
-                    return iter(self._loader)
-            self._loader = self._build()
-            return iter(self._loader)
 
     def _build(self) -> DataLoader[Batch]:
         return DataLoader(
@@ -264,7 +245,7 @@ class ImageLoader:
             generator=torch.Generator().manual_seed(self._seed),
             worker_init_fn=set_up_worker,
             persistent_workers=self._kept and self._workers > 0,
-            timeout=min(self._timeout, _LOOK_SECONDS) if self._workers else 0,
+            timeout=min(WORKER_TIMEOUT_S, _LOOK_SECONDS) if self._workers else 0,
             pin_memory=self._pin_memory,
         )
 
@@ -273,7 +254,7 @@ class ImageLoader:
 
         Of the first batch that has any: others will be found in their turn.
         """
-        timeout = min(self._timeout, _PROBE_SECONDS)
+        timeout = min(WORKER_TIMEOUT_S, _PROBE_SECONDS)
         for keys in self._asked.waiting:
             if run_apart(partial(_read_apart, self._dataset, keys), timeout=timeout) is None:
                 continue
@@ -286,7 +267,7 @@ class ImageLoader:
         return {}
 
 
-def _read_apart(dataset: "_ImageDataset | _StreamDataset", keys: Sequence[Any]) -> None:
+def _read_apart(dataset: "_ImageDataset", keys: Sequence[Any]) -> None:
     # As in a worker. The threads of the process that this one is a copy of are not in it.
     torch.set_num_threads(1)
     dataset.__getitems__(keys)
@@ -295,15 +276,15 @@ def _read_apart(dataset: "_ImageDataset | _StreamDataset", keys: Sequence[Any]) 
 class _Asked:
     """Batches of keys, of which those that have not come back can be asked for again."""
 
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self._batches = batches
+    def __init__(self, ask: Callable[[], Iterator[Any]]) -> None:
+        self._ask = ask
         self._source: Iterator[Any] = iter(())
         self.waiting: deque[Any] = deque()
         self.done = 0
 
     def begin(self) -> None:
         """Start from the first batch."""
-        self._source = iter(self._batches)
+        self._source = self._ask()
         self.waiting.clear()
         self.done = 0
 
@@ -327,104 +308,80 @@ class _Asked:
 
 
 class _ImageDataset(Dataset[Batch]):
-    """Whole batches at once; it raises nothing, because an exception in a worker can hang us."""
+    """Whole batches at once; it raises nothing, because an exception in a worker can hang us.
+
+    A key is a position in `paths` and a seed, or a position and the path itself.
+    """
 
     def __init__(
         self, paths: Sequence[Path], labels: Sequence[int] | None, transform: ImageTransform
     ) -> None:
-        # Packed: a million `Path`s would be copied page by page into every worker.
-        self._paths = (
-            paths
-            if isinstance(paths, PackedPaths)
-            else PackedPaths(Path(), map(str, paths), mixed=True)
-        )
-        self._labels = np.full(len(paths), -1) if labels is None else np.array(labels, np.int64)
+        if not isinstance(paths, PackedPaths):
+            # Packed: a million `Path`s would be copied page by page into every worker.
+            paths = PackedPaths(Path(), map(str, paths), mixed=True)
+        self._paths = paths
+        self._labels = None if labels is None else np.array(labels, np.int64)
         self._transform = transform
         self.refused: dict[int, str] = {}  # positions that must not be read, and why
 
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitems__(self, keys: Sequence[SampleKey]) -> Batch:
+    def __getitems__(self, keys: Sequence[SampleKey | tuple[int, Path]]) -> Batch:
         positions: list[int] = []
         images: list[Tensor] = []
         failures: list[Failure] = []
-        for position, seed in keys:
-            image = self._load(position, seed)
+        for position, given in keys:
+            image = self._load(position, given)
             if isinstance(image, str):
                 failures.append((position, image))
             else:
                 positions.append(position)
                 images.append(image)
-        labels = torch.from_numpy(self._labels[positions])
+        labels = torch.full((len(positions),), -1)
+        if self._labels is not None:
+            labels = torch.from_numpy(self._labels[positions])
         stacked = _stack_images(images, self._transform.crop)
         return Batch(stacked, labels, torch.tensor(positions, dtype=torch.int64), tuple(failures))
 
-    def _load(self, position: int, seed: int | None) -> Tensor | str:
+    def _load(self, position: int, given: int | Path | None) -> Tensor | str:
         """One transformed image, or why there is none."""
         if position in self.refused:
             return self.refused[position]
         try:
+            path, seed = (
+                (given, None) if isinstance(given, Path) else (self._paths[position], given)
+            )
             image = read_image(
-                self._paths[position],
-                min_edge=self._transform.resize,
-                background=self._transform.background,
+                path, min_edge=self._transform.resize, background=self._transform.background
             )
             if seed is None:
                 return self._transform(image)
-            with _seeded(seed):
+            before = torch.get_rng_state()
+            torch.default_generator.manual_seed(seed)  # `fork_rng` takes eighty times as long
+            try:
                 return self._transform(image)
+            finally:
+                torch.set_rng_state(before)
         except ImageError as error:
             return error.message
         except Exception as error:
             return f"cannot be transformed ({type(error).__name__}: {error})"
 
 
-class _InOrder:
+def _ask_in_order(
+    num_images: int, batch_size: int, seeds: Sequence[int] | None
+) -> Iterator[list[SampleKey]]:
     """Batches of (index, seed): every image once, in order; without seeds these are None."""
-
-    def __init__(self, num_images: int, batch_size: int, seeds: Sequence[int] | None) -> None:
-        self._num_images = num_images
-        self._batch_size = batch_size
-        self._seeds = seeds
-
-    def __len__(self) -> int:
-        return -(-self._num_images // self._batch_size)
-
-    def __iter__(self) -> Iterator[list[SampleKey]]:
-        for first in range(0, self._num_images, self._batch_size):
-            last = min(first + self._batch_size, self._num_images)
-            seeds = self._seeds[first:last] if self._seeds is not None else [None] * (last - first)
-            yield list(zip(range(first, last), seeds, strict=True))
+    for first in range(0, num_images, batch_size):
+        last = min(first + batch_size, num_images)
+        some = seeds[first:last] if seeds is not None else [None] * (last - first)
+        yield list(zip(range(first, last), some, strict=True))
 
 
-class _StreamDataset(Dataset[Batch]):
-    """Whole batches whose keys are positions and paths: it needs no list of them."""
-
-    def __init__(self, transform: ImageTransform) -> None:
-        self._transform = transform
-        self.refused: dict[int, str] = {}
-
-    def __getitems__(self, keys: Sequence[tuple[int, Path]]) -> Batch:
-        here = _ImageDataset([path for _, path in keys], None, self._transform)
-        first = keys[0][0] if keys else 0
-        here.refused = {position - first: reason for position, reason in self.refused.items()}
-        batch = here.__getitems__([(index, None) for index in range(len(keys))])
-        failures = tuple((first + index, reason) for index, reason in batch.failures)
-        return Batch(batch.inputs, batch.labels, batch.positions + first, failures)
-
-
-class _InTurn:
+def _ask_in_turn(batches: Iterable[Sequence[Path]]) -> Iterator[list[tuple[int, Path]]]:
     """Batches of (position, path) from batches of paths."""
-
-    def __init__(self, batches: Iterable[Sequence[Path]]) -> None:
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[tuple[int, Path]]]:
-        first = 0
-        for paths in self._batches:
-            yield list(enumerate(paths, first))
-            first += len(paths)
+    first = 0
+    for paths in batches:
+        yield list(enumerate(paths, first))
+        first += len(paths)
 
 
 def _stack_images(images: Sequence[Tensor], edge: int) -> Tensor:
@@ -440,14 +397,3 @@ def _stack_images(images: Sequence[Tensor], edge: int) -> Tensor:
 
 def _keep_batch(batch: Batch) -> Batch:
     return batch
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed torch's global CPU generator and restore it (`fork_rng` takes eighty times as long)."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)

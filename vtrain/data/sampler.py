@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
 from torch.utils.data import Sampler
 
 from vtrain.data.batches import SAMPLE_STREAM
@@ -72,27 +71,23 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         ]
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        order = self._draw_order()
         epoch, batches = self._epoch, len(self)
+        generator = torch.Generator().manual_seed(mix_seed(self._seed, ORDER_STREAM, epoch))
+        if self._weights is None:
+            order = torch.randperm(self._num_images, generator=generator)
+        else:
+            order = torch.multinomial(
+                self._weights, self._num_images, replacement=True, generator=generator
+            )
         for batch in range(self._start_batch, batches):
             first = batch * self._batch_size
             last = self._num_images if batch == batches - 1 else first + self._batch_size
-            indices = self._take_part(order[first:last]).tolist()
-            yield [(index, mix_seed(self._seed, SAMPLE_STREAM, epoch, index)) for index in indices]
-
-    def _draw_order(self) -> Tensor:
-        seed = mix_seed(self._seed, ORDER_STREAM, self._epoch)
-        generator = torch.Generator().manual_seed(seed)
-        if self._weights is None:
-            return torch.randperm(self._num_images, generator=generator)
-        return torch.multinomial(
-            self._weights, self._num_images, replacement=True, generator=generator
-        )
-
-    def _take_part(self, indices: Tensor) -> Tensor:
-        first = len(indices) * self._rank // self._world_size
-        last = len(indices) * (self._rank + 1) // self._world_size
-        return indices[first:last]
+            size = last - first
+            own = order[
+                first + size * self._rank // self._world_size : first
+                + size * (self._rank + 1) // self._world_size
+            ].tolist()
+            yield [(index, mix_seed(self._seed, SAMPLE_STREAM, epoch, index)) for index in own]
 
 
 def balanced_class_weights(counts: Sequence[int]) -> list[float]:

@@ -20,6 +20,7 @@ from vtrain.data.image_sets import LabelledImages, SkippedFile
 from vtrain.data.tars import find_status
 from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError
+from vtrain.system.json_csv import to_plain
 from vtrain.system.reporter import Forwarding, Reporter
 from vtrain.system.text import enumerate_names, one_line
 
@@ -82,7 +83,10 @@ def scan_splits(config: DataConfig, *, seed: int, reporter: Reporter) -> Splits:
         # After the split: a held-out image stays held out, whatever else is left out.
         kept, exclusion = exclude_images(splits.named(), Path(config.exclude))
         splits = Splits(kept["train"], kept["val"], kept.get("test"), exclusion=exclusion)
-        _say_excluded(exclusion, reporter)
+        counts = ", ".join(f"{count} {name}" for name, count in exclusion.counts.items())
+        reporter.say(f"data.exclude: {one_line(exclusion.path)} leaves out {counts} images")
+        if exclusion.unmatched:
+            reporter.warn(describe_unmatched(exclusion))
     _say_surprises(splits, reporter)
     return splits
 
@@ -97,13 +101,6 @@ class _OneWarning(Forwarding):
         if not self.warned:
             self.warned = True
             super().warn(message)
-
-
-def _say_excluded(exclusion: Exclusion, reporter: Reporter) -> None:
-    counts = ", ".join(f"{count} {name}" for name, count in exclusion.counts.items())
-    reporter.say(f"data.exclude: {one_line(exclusion.path)} leaves out {counts} images")
-    if exclusion.unmatched:
-        reporter.warn(describe_unmatched(exclusion))
 
 
 def describe_unmatched(exclusion: Exclusion) -> str:
@@ -137,15 +134,12 @@ def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> S
         DataError: images cannot be read and `on_bad_image` is `error`, or none is left.
     """
     once = _OneWarning(reporter)
-    bad: list[SkippedFile] = []
-    kept: dict[str, LabelledImages] = {}
     named = splits.named()
     total = sum(map(len, named.values()))
-    sizes: dict[str, Sizes] = {}
-    known_before = 0
+    found = {}
     with reporter.progress(total, "checking images") as bar:
         for name, images in named.items():
-            found = inspect_images(
+            found[name] = inspect_images(
                 images.paths,
                 images.root,
                 count=total,
@@ -154,33 +148,27 @@ def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> S
                 bar=bar,
                 reporter=once,
             )
-            bad += found.bad
-            known_before += found.known
-            good = np.flatnonzero(found.readable)
-            kept[name] = images.subset(good.tolist()) if found.bad else images
-            sizes[name] = found.sizes[good]
+            if found[name].bad:
+                named[name] = images.subset(np.flatnonzero(found[name].readable).tolist())
+    bad = [each for inspection in found.values() for each in inspection.bad]
     if bad and config.on_bad_image == "error":
-        raise _bad_images_error(bad, total)
+        lines = "".join(f"\n  {one_line(each.path)}: {each.reason}" for each in bad)
+        raise DataError(
+            f"{len(bad)} of {total} images cannot be read:{lines}",
+            "repair or remove them, or set data.on_bad_image=skip to train without them",
+        )
     for each in bad:
         reporter.warn(f"skipped {one_line(each.path)}: {each.reason}")
-    _require_images(kept)
+    _require_images(named)
     return replace(
         splits,
-        train=kept["train"],
-        val=kept["val"],
-        test=kept.get("test"),
+        train=named["train"],
+        val=named["val"],
+        test=named.get("test"),
         bad_images=tuple(bad),
-        checked=total - known_before,
-        known=known_before,
-        sizes=sizes,
-    )
-
-
-def _bad_images_error(bad: list[SkippedFile], total: int) -> DataError:
-    lines = [f"  {one_line(each.path)}: {each.reason}" for each in bad]
-    return DataError(
-        f"{len(bad)} of {total} images cannot be read:\n" + "\n".join(lines),
-        "repair or remove them, or set data.on_bad_image=skip to train without them",
+        checked=sum(each.read for each in found.values()),
+        known=sum(each.known for each in found.values()),
+        sizes={name: each.sizes[each.readable] for name, each in found.items()},
     )
 
 
@@ -212,18 +200,14 @@ def describe_splits(splits: Splits) -> dict[str, Any]:
                 "count": len(images),
                 "per_class": dict(zip(images.classes, images.class_counts(), strict=True)),
                 "sha256": split_digest(images, splits.sizes.get(name)),
-                "skipped": _list_skipped(images.skipped),
+                "skipped": to_plain(images.skipped),
                 "excluded": splits.exclusion.counts[name] if splits.exclusion else 0,
             }
             for name, images in splits.named().items()
         },
-        "bad_images": _list_skipped(splits.bad_images),
+        "bad_images": to_plain(splits.bad_images),
         "exclude": str(splits.exclusion.path) if splits.exclusion else None,
     }
-
-
-def _list_skipped(skipped: Iterable[SkippedFile]) -> list[dict[str, str]]:
-    return [{"path": str(each.path), "reason": each.reason} for each in skipped]
 
 
 def split_digest(images: LabelledImages, sizes: Sizes | None = None) -> str:
@@ -233,17 +217,14 @@ def split_digest(images: LabelledImages, sizes: Sizes | None = None) -> str:
     asked for if they are not given.
     """
     digest = hashlib.sha256("\0".join(images.classes).encode("utf-8", "surrogateescape"))
-    found = map(_read_size, images.texts()) if sizes is None else sizes.tolist()
-    for label, place, size in zip(images.labels, images.places(), found, strict=True):
+    if sizes is None:
+        found: Iterable[int] = (find_status(path).st_size for path in images.paths.texts())
+    else:
+        found = sizes.tolist()
+    places = images.paths.encoded_names()
+    for label, place, size in zip(images.labels, places, found, strict=True):
         digest.update(b"\n%d\0%b\0%d" % (label, place, size))
     return digest.hexdigest()
-
-
-def _read_size(path: str) -> int:
-    try:
-        return os.stat(path).st_size  # noqa: PTH116  # one of possibly a million
-    except NotADirectoryError:
-        return find_status(path).st_size
 
 
 def split_stratified(
@@ -294,21 +275,18 @@ def sample_classes(images: LabelledImages, most: int, *, seed: int = 0) -> Label
 
 
 def _shuffle_classes(images: LabelledImages, seed: int) -> Iterator[list[int]]:
-    """Positions of the images of each class that has any, as hashes of their places order them."""
+    """Positions of the images of each class that has any, in the order of hashes.
+
+    Each is one of the seed and the image's place below the root.
+    """
     by_class: dict[int, list[int]] = {}
     for index, label in enumerate(images.labels):
         by_class.setdefault(label, []).append(index)
-    ranks = _rank_all(images, seed)
-    for _, members in sorted(by_class.items()):
-        yield sorted(members, key=lambda i: ranks[16 * i : 16 * i + 16])
-
-
-def _rank_all(images: LabelledImages, seed: int) -> bytes:
-    """16 bytes for each image, one behind the other: hashes of the seed and its place."""
-    ranks = bytearray()
+    ranks = bytearray()  # 16 bytes for each image, one behind the other
     key = f"{seed}/".encode()
-    for place in images.places():
+    for place in images.paths.encoded_names():
         # The same on every system: between folders there is always a slash.
         portable = place if os.sep == "/" else place.replace(os.fsencode(os.sep), b"/")
         ranks += hashlib.blake2b(key + portable, digest_size=16).digest()
-    return bytes(ranks)
+    for _, members in sorted(by_class.items()):
+        yield sorted(members, key=lambda i: ranks[16 * i : 16 * i + 16])

@@ -73,8 +73,10 @@ def read_headers(file: BinaryIO) -> Iterator[Header]:
             _require_within(data, size, end)
             _extend(extension, kind, file, data, size)
         else:
-            if kind == _SPARSE:
-                data = _skip_map(file, block, data)
+            more = kind == _SPARSE and block[482]
+            while more:  # a list of holes lies before the data
+                more = _read(file, data, BLOCK)[504]
+                data += BLOCK
             header = _describe(block, kind, data, size, extension)
             size, extension = header.size, _Extension()
             _require_within(data, size, end)
@@ -150,15 +152,6 @@ def _parse_pax(content: bytes, position: int) -> Iterator[tuple[bytes, bytes]]:
             raise TarError(f"is damaged: bad attributes at byte {position:,}")
         yield key, value[:-1]
         start = end
-
-
-def _skip_map(file: BinaryIO, block: bytes, data: int) -> int:
-    """Where the data of a file with holes begins: a list of holes may lie before it."""
-    more = block[482]
-    while more:
-        more = _read(file, data, BLOCK)[504]
-        data += BLOCK
-    return data
 
 
 def _parse_decimal(text: bytes, position: int) -> int:

@@ -61,12 +61,6 @@ class TarIndex:
     skipped: list[tuple[str, str]]
     kept: bool = False
 
-    def find(self, name: str) -> int | None:
-        """The number of an image by its name."""
-        number = bisect_left(range(len(self.images)), name, key=self.images.name)
-        found = number < len(self.images) and self.images.name(number) == name
-        return number if found else None
-
 
 @dataclass(slots=True)
 class TarScan:
@@ -107,7 +101,11 @@ def scan_tars(root: Path, archives: Sequence[str], reporter: Reporter) -> TarSca
         prefix = f"{archive}/" if archive else ""
         for number, name in enumerate(index.images.names()):
             scan.names.append(prefix + name)
-            scan.classes.append(_find_class(index, number, name, from_labels=scan.has_labels))
+            folder, slash, _ = name.partition("/")
+            label = folder if slash else ""
+            if scan.has_labels:
+                label = index.labels[number] if index.labels is not None else ""
+            scan.classes.append(label)
         path = root / archive
         scan.skipped += [SkippedFile(path / name, reason) for name, reason in index.skipped]
     return scan
@@ -176,8 +174,9 @@ def _find_member(
         index = _load_index(archive, identity)
     except DataError:
         raise error from None
-    number = index.find(name)
-    if number is None:
+    images = index.images
+    number = bisect_left(range(len(images)), name, key=images.name)
+    if number == len(images) or images.name(number) != name:
         raise FileNotFoundError(2, "No such member", f"{archive}{os.sep}{name}")
     return index.offsets[number], index.sizes[number]
 
@@ -196,14 +195,14 @@ def _index_for_scan(path: Path, reporter: Reporter) -> TarIndex:
     """The index of an archive, which is kept for other processes if it is worth it."""
     started = time.time_ns()
     try:
-        status = path.stat()
-        index = _load_index(str(path), _identify(status))
+        identity = _identify(path.stat())
+        index = _load_index(str(path), identity)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise DataError(f"{path} cannot be read ({reason})") from error
     count = len(index.images) + len(index.skipped)
-    if not index.kept and count >= MIN_ENTRIES and is_settled(status, started):
-        _index_file(path, _identify(status)).save(_pack_index(index), reporter=reporter)
+    if not index.kept and count >= MIN_ENTRIES and is_settled(*identity[3:], started):
+        _index_file(path, identity).save(_pack_index(index), reporter=reporter)
     return index
 
 
@@ -302,13 +301,6 @@ def _read_label(file: BinaryIO, header: Header) -> str:
     except UnicodeDecodeError:
         return ""
     return text if text.isprintable() else ""
-
-
-def _find_class(index: TarIndex, number: int, name: str, *, from_labels: bool) -> str:
-    if from_labels:
-        return index.labels[number] if index.labels is not None else ""
-    folder, slash, _ = name.partition("/")
-    return folder if slash else ""
 
 
 def _index_file(path: Path, identity: Archive) -> ScanFile:

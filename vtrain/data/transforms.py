@@ -112,7 +112,7 @@ class EvalTransform:
         return left, top
 
 
-class TrainTransform:
+class TrainTransform(EvalTransform):
     """Augmentation by one of `AUGMENT_PRESETS`, with randomness from torch's global generator.
 
     The dataset seeds that generator for each sample. `erasing` is the probability (0 to 1) that a
@@ -127,19 +127,23 @@ class TrainTransform:
         if preset not in AUGMENT_PRESETS:
             known = ", ".join(AUGMENT_PRESETS)
             raise UsageError(f"unknown augmentation '{preset}'", f"one of {known}")
-        self.resize = preprocessing.resize
-        self.crop = preprocessing.crop
-        self.background = preprocessing.background
+        super().__init__(preprocessing)
         self._preset = AUGMENT_PRESETS[preset]
         self._interpolation = preprocessing.interpolation
         self._erasing = erasing
         self._mean = [round(255 * channel) for channel in preprocessing.mean]
-        self._evaluate = EvalTransform(preprocessing)
         self._policy = _build_policy(self._preset.policy, self._mean)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """One RGB image to a uint8 tensor [3, crop, crop]."""
-        pixels = self._crop_randomly(image)
+        if self._preset.crop_scale is None:
+            pixels = super().__call__(image)
+        else:
+            left, top, width, height = _draw_crop(
+                image.size, scale=self._preset.crop_scale, ratio=self._preset.crop_ratio
+            )
+            cropped = to_tensor(image.crop((left, top, left + width, top + height)))
+            pixels = _resize_tensor(cropped, self.crop, self._interpolation)
         if torch.rand(()) < self._preset.flip:
             pixels = pixels.flip(-1)
         if self._policy is not None:
@@ -147,15 +151,6 @@ class TrainTransform:
         if torch.rand(()) < self._erasing:
             pixels = _erase_rectangle(pixels, self._mean)
         return pixels
-
-    def _crop_randomly(self, image: Image.Image) -> Tensor:
-        if self._preset.crop_scale is None:
-            return self._evaluate(image)
-        left, top, width, height = _draw_crop(
-            image.size, scale=self._preset.crop_scale, ratio=self._preset.crop_ratio
-        )
-        cropped = to_tensor(image.crop((left, top, left + width, top + height)))
-        return _resize_tensor(cropped, self.crop, self._interpolation)
 
 
 def to_tensor(image: Image.Image) -> Tensor:

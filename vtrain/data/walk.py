@@ -27,22 +27,17 @@ class FolderScan:
     """One walk: which folders were visited (by device and inode), what was not used and why."""
 
     root: Path
-    memory: FolderMemory
+    memory: FolderMemory = field(init=False)
+    entries: FolderEntries = field(init=False)  # of the root, once it is open
     skipped: list[SkippedFile] = field(default_factory=list)
     visited: set[tuple[int, int]] = field(default_factory=set)
 
-    @classmethod
-    def start(cls, root: Path) -> "FolderScan":
-        """A scan of `root` that remembers what was found before."""
-        return cls(root, FolderMemory(root))
+    def __post_init__(self) -> None:
+        self.memory = FolderMemory(self.root)
 
     def skip(self, path: str, reason: str) -> None:
         """Note what is not used and why."""
         self.skipped.append(SkippedFile(Path(path), reason))
-
-    def sorted_skipped(self) -> tuple[SkippedFile, ...]:
-        """What is not used, by path."""
-        return tuple(sorted(self.skipped, key=path_text))
 
     def enter(self, folder: str) -> os.stat_result | None:
         """The status of a folder that is new to this scan; it counts as visited from here on."""
@@ -69,6 +64,7 @@ class FolderScan:
         if entries is None:
             reason = self.skipped[0].reason
             raise DataError(f"{name}: {self.root} {reason}", "check its permissions")
+        self.entries = entries
         return entries
 
     def list_folder(self, folder: str, status: os.stat_result) -> FolderEntries | None:
@@ -176,19 +172,16 @@ def _read_folder(folder: str) -> Listing:
             elif entry.is_dir(follow_symlinks=False):
                 listing.folders.append(name)
             else:
-                listing.skipped.append((name, _describe_odd(entry)))
+                try:
+                    mode = entry.stat(follow_symlinks=False).st_mode
+                    reason = _describe_kind(name, mode) or NOT_AN_IMAGE
+                except OSError as error:
+                    reason = describe_error(error)
+                listing.skipped.append((name, reason))
     for names in (listing.images, listing.folders, listing.links):
         names.sort()
     listing.skipped.sort()
     return listing
-
-
-def _describe_odd(entry: os.DirEntry[str]) -> str:
-    try:
-        mode = entry.stat(follow_symlinks=False).st_mode
-    except OSError as error:
-        return describe_error(error)
-    return _describe_kind(entry.name, mode) or NOT_AN_IMAGE
 
 
 def _describe_kind(name: str, mode: int) -> str | None:

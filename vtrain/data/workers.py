@@ -91,19 +91,15 @@ def explain_worker_error(error: BaseException) -> ResourceError | None:
 
 def find_trouble(error: BaseException | None) -> WorkerTrouble | None:
     """The kind of trouble that an error tells of, None where it is about something else."""
-    signature = _describe(error)
+    signature = type(error).__name__
+    if not isinstance(error, OSError):  # whose messages quote paths
+        signature = f"{signature}: {error}"
+    elif error.errno == errno.EMFILE:
+        signature = "Too many open files"
     for trouble in _TROUBLES:
         if any(sign in signature for sign in trouble.signs):
             return trouble
     return None
-
-
-def _describe(error: BaseException | None) -> str:
-    """What to look for signs in; of the operating system's errors not the paths they quote."""
-    name = type(error).__name__
-    if not isinstance(error, OSError):
-        return f"{name}: {error}"
-    return "Too many open files" if error.errno == errno.EMFILE else name
 
 
 def run_apart(call: Callable[[], object], *, timeout: float) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vtrain.inference.logistic import LinearProbe, ProbeProblem
+from vtrain.inference.logistic import ProbeProblem
 from vtrain.system.machine import mix_seed
 from vtrain.system.reporter import SILENT, Reporter
 
@@ -93,7 +93,8 @@ def cross_validate(
             asked, trained = folds == fold, folds != fold
             training = features[trained], dense[trained]
             inner_seed = mix_seed(seed, _INNER_STREAM, fold)
-            penalty, probe = fit_probe(*training, len(present), seed=inner_seed)
+            penalty = choose_penalty(*training, len(present), seed=inner_seed)
+            probe = ProbeProblem(*training, len(present)).solve(penalty)
             right = probe.compute_logits(features[asked]).argmax(dim=1) == dense[asked]
             linear[asked] = right
             knn[asked] = predict_neighbours(features[asked], training, len(present)) == dense[asked]
@@ -119,14 +120,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def fit_probe(
-    features: Tensor, labels: Tensor, num_classes: int, *, seed: int
-) -> tuple[float, LinearProbe]:
-    """The linear probe of `[N, D]` features, with the penalty that suits them best."""
-    penalty = choose_penalty(features, labels, num_classes, seed=seed)
-    return penalty, ProbeProblem(features, labels, num_classes).solve(penalty)
-
-
 def choose_penalty(features: Tensor, labels: Tensor, num_classes: int, *, seed: int) -> float:
     """The penalty with the smallest cross-entropy on a part that is left out of training.
 
@@ -138,7 +131,9 @@ def choose_penalty(features: Tensor, labels: Tensor, num_classes: int, *, seed: 
         return PENALTIES[len(PENALTIES) // 2]
     problem = ProbeProblem(features[~judged], labels[~judged], num_classes)
     best, least = PENALTIES[0], math.inf
-    for penalty, probe in problem.solve_path(PENALTIES):
+    probe = None
+    for penalty in PENALTIES:
+        probe = problem.solve(penalty, probe)  # found from the one before
         logits = probe.compute_logits(features[judged])
         loss = float(torch.nn.functional.cross_entropy(logits, labels[judged]))
         if loss > least:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import PIL
@@ -30,6 +30,7 @@ from vtrain.inference.feature_store import (
     BlockWriter,
     FeatureStore,
     Identities,
+    Rows,
     StoredRows,
     StoreError,
     identify_files,
@@ -48,9 +49,6 @@ from vtrain.system.reporter import Reporter
 from vtrain.system.tensor_files import tensors_sha256
 from vtrain.system.text import format_bytes, one_line
 
-Missing: TypeAlias = NDArray[np.int64]  # [M, 2], numbers of images and of their views
-
-FORMAT = 1
 GIGABYTE = 10**9
 
 
@@ -95,7 +93,7 @@ def build_frozen_part(
     edge = preprocessing.crop
     row = compute(torch.zeros(1, 3, edge, edge, dtype=torch.uint8))
     facts = {
-        "format": FORMAT,
+        "format": 1,
         "backbone": classifier.spec.name,
         # GoogLeNet and Inception convert the normalisation only where they were built to.
         "transform_input": bool(getattr(classifier.backbone, "transform_input", False)),
@@ -133,8 +131,19 @@ class Views:
         return {"augment": self.name, "seed": self.seed}
 
     def identify(self, paths: Sequence[Path]) -> Identities:
-        """Identities `[N, count]`; see `identify_files`."""
-        files = identify_files(paths)
+        """Identities `[N, count]`; see `identify_files`.
+
+        Raises:
+            DataError: an image is not there any more.
+        """
+        try:
+            files = identify_files(paths)
+        except OSError as error:
+            path = one_line(error.filename)
+            raise DataError(
+                f"{path} was readable before training and is not now: {error.strerror}",
+                "restore the file, then continue with --resume",
+            ) from error
         return files[:, None] if self.seed is None else identify_views(files, self.count)
 
 
@@ -166,7 +175,7 @@ class FeatureCache:
         Raises:
             DataError: an image is not there any more.
         """
-        identities = _identify(paths, views)
+        identities = views.identify(paths)
         store = FeatureStore.peek(self.root, {**part.facts, "view": views.facts()})
         return int(identities.size) if store is None else len(_find_missing(store, identities))
 
@@ -186,8 +195,26 @@ class FeatureCache:
         Raises:
             DataError: an image cannot be read.
         """
+
+        def find_path(image: int) -> Path:
+            return paths[image] if image < len(paths) else ahead[image - len(paths)]
+
         try:
-            return self._provide(part, paths, ahead, views)
+            with self._together():
+                identities = np.concatenate([views.identify(each) for each in (paths, ahead)])
+                store = self._open(part, views)
+                missing = _find_missing(store, identities)
+            # From here on some may write: all have seen the same rows missing.
+            if self.processes.world_size > 1:
+                with self._together():
+                    share = np.array_split(missing, self.processes.world_size)[self.processes.rank]
+                    self._build(store, part, find_path, views, identities, share)
+            with self._together():
+                store.refresh()
+                # On machines that do not share the cache folder the others' shares are missing.
+                if (store.find(identities) < 0).any():
+                    self._build_alone(store, part, find_path, views, identities)
+                return store.select(identities[: len(paths)])
         except StoreError as error:
             self.reporter.warn(
                 f"feature cache: {error}; training without it: the same result, slower"
@@ -204,13 +231,15 @@ class FeatureCache:
         Raises:
             StoreError: the store cannot be written.
         """
-        failures = _find_gone(paths)
+        failures = {}
+        for position, path in enumerate(paths):
+            try:
+                find_status(path)
+            except OSError as error:
+                failures[position] = error.strerror or str(error)
         there = [position for position in range(len(paths)) if position not in failures]
-        identities = _identify([paths[position] for position in there], views)
-        store = FeatureStore.open(
-            self.root, {**part.facts, "view": views.facts()}, reporter=self.reporter
-        )
-        self.used.add(store.folder)
+        identities = views.identify([paths[position] for position in there])
+        store = self._open(part, views)
         unreadable: dict[bytes, str] = {}
         if len(_find_missing(store, identities)):
             self._build_alone(
@@ -224,29 +253,11 @@ class FeatureCache:
             failures[there[place]] = reasons[0]
         return store.select(identities[stored]) if stored.any() else None, failures
 
-    def _provide(
-        self, part: FrozenPart, first: Sequence[Path], ahead: Sequence[Path], views: Views
-    ) -> StoredRows:
-        def find_path(image: int) -> Path:
-            return first[image] if image < len(first) else ahead[image - len(first)]
-
+    def _open(self, part: FrozenPart, views: Views) -> FeatureStore:
         facts = {**part.facts, "view": views.facts()}
-        with self._together():
-            identities = np.concatenate([_identify(paths, views) for paths in (first, ahead)])
-            store = FeatureStore.open(self.root, facts, reporter=self.reporter)
-            self.used.add(store.folder)
-            missing = _find_missing(store, identities)
-        # From here on some may write: all have seen the same rows missing.
-        if self.processes.world_size > 1:
-            with self._together():
-                share = np.array_split(missing, self.processes.world_size)[self.processes.rank]
-                self._build(store, part, find_path, views, identities, share)
-        with self._together():
-            store.refresh()
-            # On machines that do not share the cache folder the others' shares are missing.
-            if (store.find(identities) < 0).any():
-                self._build_alone(store, part, find_path, views, identities)
-            return store.select(identities[: len(first)])
+        store = FeatureStore.open(self.root, facts, reporter=self.reporter)
+        self.used.add(store.folder)
+        return store
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -260,9 +271,9 @@ class FeatureCache:
             yield
         except StoreError as error:
             problem = str(error)
-        problems = [each for each in self.processes.gather(problem) if each]
-        if problems:
-            raise StoreError(problems[0])
+        for each in self.processes.gather(problem):
+            if each:
+                raise StoreError(each)
 
     def _build_alone(
         self,
@@ -299,7 +310,7 @@ class FeatureCache:
         find_path: Callable[[int], Path],
         views: Views,
         identities: Identities,
-        missing: Missing,
+        missing: Rows,
         unreadable: dict[bytes, str] | None = None,
     ) -> None:
         """Compute and store the (image, view) pairs `missing` `[M, 2]`.
@@ -311,21 +322,21 @@ class FeatureCache:
         self._make_room(part, len(missing))
         wanted = [find_path(image) for image in missing[:, 0].tolist()]
         names = identities[missing[:, 0], missing[:, 1]]
-        leave_out = None
-        if unreadable is not None:
-            leave_out = partial(_leave_out, names=names, unreadable=unreadable)
-        batches = self.compute(part, wanted, views, missing[:, 1], leave_out=leave_out)
+        failures: dict[int, str] | None = None if unreadable is None else {}
+        batches = self.compute(part, wanted, views, missing[:, 1], failures)
         writer = BlockWriter(store)
         with self.reporter.progress(len(wanted), self.label) as bar:
             try:
                 for batch, rows in batches:
                     writer.add(names[batch.positions.numpy()], rows)
-                    bar.update(len(batch))
+                    bar.update(int(batch.positions[-1]) + 1 - bar.n)
             except BaseException:
                 with suppress(StoreError):
                     writer.flush()  # a resumed run goes on from here
                 raise
             writer.flush()
+        if unreadable is not None and failures:
+            unreadable |= {bytes(names[place]): reason for place, reason in failures.items()}
 
     def compute(
         self,
@@ -333,81 +344,54 @@ class FeatureCache:
         paths: Sequence[Path],
         views: Views,
         numbers: NDArray[np.int64],
-        *,
-        leave_out: Callable[[Iterable[Batch]], Iterable[Batch]] | None = None,
+        failures: dict[int, str] | None = None,
     ) -> Iterator[tuple[Batch, Tensor]]:
         """Activations of view `numbers[i]` of the image at `paths[i]`, in batches, in order.
 
-        `leave_out` deals with the images that cannot be read; without it they are an error.
+        `failures` gets positions and reasons of those that cannot be read, which are then in no
+        batch; without it that is an error.
 
         Raises:
             DataError: an image cannot be read.
         """
+        seeds = None
+        if views.seed is not None:
+            # The same for a copy of the images: of names, not of what `stat` says.
+            names = ["/".join(path.parts[-2:]).encode("utf-8", "surrogateescape") for path in paths]
+            seeds = [
+                mix_seed(views.seed, SAMPLE_STREAM, zlib.crc32(name), view)
+                for name, view in zip(names, numbers.tolist(), strict=True)
+            ]
         loader = build_eval_loader(
             paths,
             None,
             views.transform,
             batch_size=self.batch_size,
             workers=self.workers,
-            seeds=None if views.seed is None else _seeds(paths, numbers, views.seed),
+            seeds=seeds,
+            pin_memory=part.device.type == "cuda",
             reporter=self.reporter,
         )
         return compute_in_order(
-            require_readable(loader, paths) if leave_out is None else leave_out(loader),
+            require_readable(loader, paths) if failures is None else _leave_out(loader, failures),
             lambda batch: part.compute(batch.inputs),
             streams=choose_streams(part.device),
         )
 
 
-def _find_missing(store: FeatureStore, identities: Identities) -> Missing:
-    """(image, view) of what is not stored; once, if it is asked for in two places."""
+def _find_missing(store: FeatureStore, identities: Identities) -> Rows:
+    """(image, view) `[M, 2]` of what is not stored; once, if it is asked for in two places."""
     missing = np.argwhere(store.find(identities) < 0)
     _, first = np.unique(identities[missing[:, 0], missing[:, 1]], return_index=True)
     return missing[np.sort(first)]
 
 
-def _identify(paths: Sequence[Path], views: Views) -> Identities:
-    try:
-        return views.identify(paths)
-    except OSError as error:
-        path = one_line(error.filename)
-        raise DataError(
-            f"{path} was readable before training and is not now: {error.strerror}",
-            "restore the file, then continue with --resume",
-        ) from error
-
-
-def _find_gone(paths: Sequence[Path]) -> dict[int, str]:
-    """Positions and reasons of the files that are not there, or cannot be reached."""
-    gone = {}
-    for position, path in enumerate(paths):
-        try:
-            find_status(path)
-        except OSError as error:
-            gone[position] = error.strerror or str(error)
-    return gone
-
-
-def _leave_out(
-    batches: Iterable[Batch], names: Identities, unreadable: dict[bytes, str]
-) -> Iterator[Batch]:
+def _leave_out(batches: Iterable[Batch], failures: dict[int, str]) -> Iterator[Batch]:
     """The batches that hold an image, after taking note of what could not be read."""
     for batch in batches:
-        for position, reason in batch.failures:
-            unreadable[names[position]] = reason
+        failures.update(batch.failures)
         if len(batch):
             yield batch
-
-
-def _seeds(
-    paths: Sequence[Path], views: "np.ndarray[Any, np.dtype[np.int64]]", seed: int
-) -> list[int]:
-    """Seeds of views, the same for a copy of the images: of names, not of what `stat` says."""
-    names = ["/".join(path.parts[-2:]).encode("utf-8", "surrogateescape") for path in paths]
-    return [
-        mix_seed(seed, SAMPLE_STREAM, zlib.crc32(name), view)
-        for name, view in zip(names, views.tolist(), strict=True)
-    ]
 
 
 def describe_size(part: FrozenPart, count: int) -> str:

@@ -97,20 +97,19 @@ class FeatureStore:
 
     A block is one safetensors file with `identities` uint8 `[n, 16]` and `activations` `[n, ...]`,
     written whole or not at all. A damaged block is removed, so that its rows are computed again.
-    `row_shape` and `dtype` are those of one row.
+    Among the `facts` are `shape` (a list) and `dtype` (such as `float32`) of one row.
     """
 
     def __init__(
         self,
         folder: Path,
+        facts: Mapping[str, Any],
         *,
-        row_shape: Sequence[int],
-        dtype: torch.dtype,
         reporter: Reporter,
         read_only: bool = False,
     ) -> None:
         self.folder = folder
-        self._row_shape, self._dtype = tuple(row_shape), dtype
+        self._row_shape, self._dtype = tuple(facts["shape"]), getattr(torch, facts["dtype"])
         self._reporter = reporter
         self._read_only = read_only
         self._blocks: dict[str, Tensor] = {}
@@ -119,8 +118,6 @@ class FeatureStore:
     @classmethod
     def open(cls, root: Path, facts: Mapping[str, Any], *, reporter: Reporter) -> "FeatureStore":
         """The store below `root` for rows that depend on `facts` (plain data), new or old.
-
-        Among the facts are `shape` (a list) and `dtype` (such as `float32`) of one row.
 
         Raises:
             StoreError: the folder cannot be written.
@@ -134,8 +131,7 @@ class FeatureStore:
             if not (folder / FACTS_NAME).is_file():
                 raise
             # What it holds can be read all the same.
-        dtype = getattr(torch, facts["dtype"])
-        store = cls(folder, row_shape=facts["shape"], dtype=dtype, reporter=reporter)
+        store = cls(folder, facts, reporter=reporter)
         store.refresh()
         return store
 
@@ -148,14 +144,7 @@ class FeatureStore:
         folder = _find_folder(root, facts)
         if not (folder / FACTS_NAME).is_file():
             return None
-        dtype = getattr(torch, facts["dtype"])
-        store = cls(
-            folder,
-            row_shape=facts["shape"],
-            dtype=dtype,
-            reporter=SILENT,
-            read_only=True,
-        )
+        store = cls(folder, facts, reporter=SILENT, read_only=True)
         with suppress(StoreError):
             store.refresh()
         return store
@@ -185,7 +174,10 @@ class FeatureStore:
         tensors = map_tensors(path)
         if tensors.keys() != {"identities", "activations"}:
             raise ValueError(f"{path} holds {', '.join(sorted(tensors))}")
-        identities, activations = _unpack(tensors["identities"], path), tensors["activations"]
+        packed, activations = tensors["identities"], tensors["activations"]
+        if packed.dtype != torch.uint8 or packed.shape[1:] != (IDENTITY_BYTES,):
+            raise ValueError(f"{path} holds identities {packed.dtype} {tuple(packed.shape)}")
+        identities = np.frombuffer(packed.numpy().tobytes(), dtype=f"S{IDENTITY_BYTES}")
         found = (len(activations), tuple(activations.shape[1:]), activations.dtype)
         if found != (len(identities), self._row_shape, self._dtype):
             raise ValueError(f"{path} holds {activations.dtype} {tuple(activations.shape)}")
@@ -208,9 +200,8 @@ class FeatureStore:
             StoreError: no space left, or the folder cannot be written.
         """
         name = f"block-{time.time_ns():020d}-{secrets.token_hex(4)}.safetensors"
-        packed = torch.from_numpy(
-            np.frombuffer(identities.tobytes(), dtype=np.uint8).reshape(-1, IDENTITY_BYTES).copy()
-        )
+        raw = np.frombuffer(identities.tobytes(), dtype=np.uint8)
+        packed = torch.from_numpy(raw.reshape(-1, IDENTITY_BYTES).copy())
         path = self.folder / name
         with _store_errors():
             save_tensors(path, {"identities": packed, "activations": activations}, {})
@@ -225,29 +216,22 @@ class FeatureStore:
         Raises:
             StoreError: the folder cannot be written.
         """
-        lock = self._acquire(on_wait)
+        lock = FileLock(self.folder / _LOCK_NAME)
+        said = False
+        while not lock.is_locked:
+            with _store_errors(), suppress(Timeout):
+                lock.acquire(timeout=_LOCK_SECONDS)
+                continue
+            if not said:
+                self._reporter.say("waiting for another run that computes the same features")
+            said = True
+            on_wait()
         try:
             sweep_temporaries(self.folder, older_than=ABANDONED_SECONDS)
             self.refresh()
             yield
         finally:
             lock.release()
-
-    def _acquire(self, on_wait: Callable[[], object]) -> FileLock:
-        lock = FileLock(self.folder / _LOCK_NAME)
-        said = False
-        while True:
-            try:
-                with _store_errors():
-                    lock.acquire(timeout=_LOCK_SECONDS)
-                return lock
-            except StoreError as error:
-                if not isinstance(error.__cause__, Timeout):
-                    raise
-                if not said:
-                    self._reporter.say("waiting for another run that computes the same features")
-                said = True
-                on_wait()
 
     def select(self, identities: Identities) -> "StoredRows":
         """The stored activations of images and views `[N, K]`.
@@ -365,11 +349,3 @@ def iterate_rows(
 def _take(rows: StoredRows, labels: Tensor, positions: list[int], views: list[int]) -> Batch:
     index = torch.tensor(positions, dtype=torch.int64)
     return Batch(rows.gather(positions, views), labels[index], index)
-
-
-def _unpack(identities: Tensor, path: Path) -> Identities:
-    if identities.dtype != torch.uint8 or identities.shape[1:] != (IDENTITY_BYTES,):
-        found = f"{identities.dtype} {tuple(identities.shape)}"
-        raise ValueError(f"{path} holds identities {found}")
-    packed = identities.numpy().tobytes()
-    return np.frombuffer(packed, dtype=f"S{IDENTITY_BYTES}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vtrain.config.preprocessing import Preprocessing
 from vtrain.data.transforms import normalize_images
-from vtrain.inference.metrics import rank_classes, sum_dtype
+from vtrain.inference.metrics import sum_dtype
 from vtrain.models.classifier import Classifier
 from vtrain.models.folding import apply_folding
 from vtrain.models.precision import DTYPES, Precision
@@ -192,18 +192,6 @@ def _enlarge_middle(images: Tensor) -> Tensor:
         middle, size=(height, width), mode="bilinear", align_corners=False
     )
     return larger.round().clamp(0, 255).to(torch.uint8)
-
-
-def find_top_classes(logits: Tensor, k: int, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The `min(k, C)` most probable classes of logits `[B, C]`: class indices and probabilities.
-
-    The probabilities are the softmax of the logits divided by `temperature`. Both results are
-    `[B, min(k, C)]` and on the device. The softmax is taken in float64 where the device has it, the
-    order from the logits, so that probabilities that round to 0 or 1 tie in no case.
-    """
-    ranked = rank_classes(logits, k)
-    probabilities = compute_probabilities(logits, temperature)
-    return ranked, probabilities.gather(1, ranked)
 
 
 def compute_probabilities(logits: Tensor, temperature: float) -> Tensor:

@@ -1,6 +1,5 @@
 """Multinomial logistic regression with an L2 penalty, solved exactly: the linear probe."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -84,13 +83,6 @@ class ProbeProblem:
             ).step(closure)  # type: ignore[no-untyped-call]
         turned = self._directions @ (weight.detach() * step)
         return LinearProbe(self._mean, self._scale, turned, bias.detach())
-
-    def solve_path(self, penalties: Iterable[float]) -> Iterator[tuple[float, LinearProbe]]:
-        """Solutions for several penalties, each found from the one before."""
-        solution: LinearProbe | None = None
-        for penalty in penalties:
-            solution = self.solve(penalty, solution)
-            yield penalty, solution
 
     def _starting_point(self, step: Tensor, start: LinearProbe | None) -> tuple[Tensor, Tensor]:
         if start is None:

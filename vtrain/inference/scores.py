@@ -99,9 +99,9 @@ class ModelEvaluation:
         ]
         return replace(
             self,
-            probabilities=torch.cat([part.probabilities for part in parts]),
-            label_probabilities=torch.cat([part.label_probabilities for part in parts]),
-            second_probabilities=torch.cat([part.second_probabilities for part in parts]),
+            probabilities=torch.cat([part["probabilities"] for part in parts]),
+            label_probabilities=torch.cat([part["label_probabilities"] for part in parts]),
+            second_probabilities=torch.cat([part["second_probabilities"] for part in parts]),
         )
 
     def in_units_of(self, novelty: Novelty) -> "ModelEvaluation":
@@ -110,32 +110,21 @@ class ModelEvaluation:
         return replace(self, distances=(self.distances.float() / novelty.threshold).double())
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Scores:
-    """Columns of a batch, on the device; names as in `ModelEvaluation`."""
-
-    predictions: Tensor
-    probabilities: Tensor
-    raw_probabilities: Tensor
-    label_probabilities: Tensor
-    seconds: Tensor
-    second_probabilities: Tensor
-
-
-def _score(logits: Tensor, labels: Tensor, temperature: float) -> _Scores:
+def _score(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, Tensor]:
+    """Columns of a batch, on the device, by their names in `ModelEvaluation`."""
     ranked = rank_classes(logits, 2)
     probabilities = compute_probabilities(logits, temperature)
     top = probabilities.gather(1, ranked)
     raw = compute_probabilities(logits, 1.0) if temperature != 1.0 else probabilities
     alone = ranked.shape[1] == 1
-    return _Scores(
-        predictions=ranked[:, 0],
-        probabilities=top[:, 0],
-        raw_probabilities=raw.gather(1, ranked[:, :1])[:, 0],
-        label_probabilities=probabilities.gather(1, labels[:, None])[:, 0],
-        seconds=ranked[:, -1] if not alone else torch.full_like(labels, -1),
-        second_probabilities=top[:, -1] if not alone else torch.full_like(top[:, 0], math.nan),
-    )
+    return {
+        "predictions": ranked[:, 0],
+        "probabilities": top[:, 0],
+        "raw_probabilities": raw.gather(1, ranked[:, :1])[:, 0],
+        "label_probabilities": probabilities.gather(1, labels[:, None])[:, 0],
+        "seconds": ranked[:, -1] if not alone else torch.full_like(labels, -1),
+        "second_probabilities": top[:, -1] if not alone else torch.full_like(top[:, 0], math.nan),
+    }
 
 
 @torch.inference_mode()
@@ -185,14 +174,13 @@ class _Gathered:
         logits = outputs.logits
         labels = batch.labels.to(self.device, non_blocking=True)
         self.metrics.update(logits, labels)
-        scores = _score(logits, labels, self.scoring.temperature)
         # Stays on the device until the end: copying here would wait for every batch.
         self._append(
             positions=batch.positions,
             labels=batch.labels,
             losses=cross_entropies(logits, labels),
             finite=find_finite_rows(logits),
-            **{name: getattr(scores, name) for name in _Scores.__dataclass_fields__},
+            **_score(logits, labels, self.scoring.temperature),
         )
         features, novelty = outputs.features, self.scoring.novelty
         if novelty is not None and features is not None:

@@ -153,13 +153,10 @@ def paired_bootstrap_macro_f1(
     Raises:
         ValueError: no images, or not as many everywhere.
     """
-    columns = [np.asarray(column, dtype=np.int64) for column in (labels, predictions_a)]
-    columns.append(np.asarray(predictions_b, dtype=np.int64))
-    if (
-        len({column.shape for column in columns}) != 1
-        or columns[0].ndim != 1
-        or not len(columns[0])
-    ):
+    given = (labels, predictions_a, predictions_b)
+    columns = [np.asarray(column, dtype=np.int64) for column in given]
+    shape = columns[0].shape
+    if any(each.shape != shape for each in columns) or len(shape) != 1 or not shape[0]:
         raise ValueError("expected as many labels as predictions, and at least one")
     cells, counts = np.unique(np.stack(columns), axis=1, return_counts=True)
     scores = [_Scores(cells[0], cells[1]), _Scores(cells[0], cells[2])]
@@ -186,7 +183,20 @@ def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, float
     """
     a, b = _paired(correct_a, correct_b)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return only_a, only_b, _coin_probability(only_a, only_b)
+    n, few = only_a + only_b, min(only_a, only_b)
+    if n <= EXACT_BINOMIAL:
+        own: float = math.comb(n, few) / 2**n
+    else:
+        own = math.exp(
+            math.lgamma(n + 1) - math.lgamma(few + 1) - math.lgamma(n - few + 1) - n * math.log(2)
+        )
+    tail, term = own, own
+    for k in range(few, 0, -1):  # C(n, k - 1) / C(n, k) = k / (n - k + 1)
+        term *= k / (n - k + 1)
+        tail += term
+        if term < NEGLIGIBLE * tail:
+            break
+    return only_a, only_b, min(1.0, 2 * tail)
 
 
 def holm(p_values: list[float]) -> list[float]:
@@ -364,21 +374,3 @@ def _paired(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.bool_], NDA
     if a.shape != b.shape or a.ndim != 1 or not len(a):
         raise ValueError("expected answers of both models for the same images, and at least one")
     return a, b
-
-
-def _coin_probability(heads: int, tails: int) -> float:
-    """Two-sided binomial probability of a split at least as uneven, for a fair coin."""
-    n, few = heads + tails, min(heads, tails)
-    if n <= EXACT_BINOMIAL:
-        own: float = math.comb(n, few) / 2**n
-    else:
-        own = math.exp(
-            math.lgamma(n + 1) - math.lgamma(few + 1) - math.lgamma(n - few + 1) - n * math.log(2)
-        )
-    tail, term = own, own
-    for k in range(few, 0, -1):  # C(n, k - 1) / C(n, k) = k / (n - k + 1)
-        term *= k / (n - k + 1)
-        tail += term
-        if term < NEGLIGIBLE * tail:
-            break
-    return min(1.0, 2 * tail)

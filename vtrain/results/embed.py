@@ -22,6 +22,7 @@ from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError, UsageError, VtrainError
 from vtrain.inference.forward import (
     NOT_FINITE,
+    Forward,
     compute_outputs,
     find_finite_rows,
     find_model_device,
@@ -40,8 +41,6 @@ from vtrain.system.text import one_line
 ROUND_BLOCKS = 4  # between two exchanges of progress among processes
 MADE_BY = "vtrain embed"  # a key of the .json, which tells it from others
 MAX_FACTS_BYTES = 1_000_000
-Forward = Callable[[Tensor], Tensor]
-ShowProgress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +123,13 @@ def embed(
         share = _choose_share(start.done, processes)
         loader = _build_loader(job, model, share, workers, processes, reporter)
         # Other layers are found by hooks, which threads that share a model would confuse.
-        shareable = layer in (PENULTIMATE, LOGITS)
         device = find_model_device(model.classifier)
-        streams = choose_streams(device) if shareable else 1
+        streams = choose_streams(device) if layer in (PENULTIMATE, LOGITS) else 1
         blocks = _compute_blocks(loader, forward, model, job.array.shape[1:], streams)
         with _kept_for_resuming(job, start, processes, reporter):
             own = _write_share(job, start, share, blocks, processes, reporter)
-            failures: dict[int, str] = {}
-            for each in (start.failures, *processes.gather(own)):
+            failures = dict(start.failures)
+            for each in processes.gather(own):
                 failures |= each
             with processes.together():
                 if processes.is_main:
@@ -149,16 +147,25 @@ def _plan(
     settings: dict[str, Any],
     reporter: Reporter,
 ) -> _Job:
-    index = _check_output(output)
+    if output.suffix != ".npy":
+        raise UsageError(
+            f"output {output} does not end with .npy", f"write to {output.with_suffix('.npy')}"
+        )
+    index = output.with_suffix(".csv")
+    require_writable(output, index, facts_path(output))
+    _require_own(facts_path(output))
     device = find_model_device(model.classifier)
     crop = model.preprocessing.crop
     blank = torch.zeros(1, 3, crop, crop, dtype=torch.uint8)
     shape = tuple(compute_outputs(forward, blank, model.preprocessing, device).shape[1:])
     paths = _find_images(folder, reporter)
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(os.fsencode(path) + b"\0")
     work = {
         "folder": str(folder),
         "images": len(paths),
-        "list of images": _digest_paths(paths),
+        "list of images": digest.hexdigest(),
         "model": model.source,
         "weights": digest_weights(model),
         "preprocessing": to_plain(model.preprocessing),
@@ -171,28 +178,14 @@ def _plan(
     return _Job(paths, index, array)
 
 
-def _check_output(output: Path) -> Path:
-    """The path of the index; an output that cannot be written is found before any work."""
-    if output.suffix != ".npy":
-        raise UsageError(
-            f"output {output} does not end with .npy", f"write to {output.with_suffix('.npy')}"
-        )
-    index = output.with_suffix(".csv")
-    require_writable(output, index, facts_path(output))
-    _require_own(facts_path(output))
-    return index
-
-
 def _require_own(facts: Path) -> None:
     """Somebody else's `.json` of the same name is not replaced."""
-    try:
+    with suppress(OSError, ValueError, TypeError, RecursionError):  # nothing written here
         if not facts.exists():
             return
         small = facts.stat().st_size <= MAX_FACTS_BYTES
         if small and MADE_BY in json.loads(facts.read_text(encoding="utf-8")):
             return
-    except (OSError, ValueError, TypeError, RecursionError):
-        pass  # nothing that was written here
     raise UsageError(
         f"output {facts} exists already and is not of `vtrain embed`",
         "choose another name for the array, or move that file away",
@@ -209,13 +202,6 @@ def _find_images(folder: Path, reporter: Reporter) -> PackedPaths:
     if skipped:
         reporter.say(describe_skipped(folder, skipped))
     return paths
-
-
-def _digest_paths(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(os.fsencode(path) + b"\0")
-    return digest.hexdigest()
 
 
 def digest_weights(model: LoadedModel) -> str:
@@ -254,10 +240,8 @@ def _start(array: PartialArray, reporter: Reporter, *, resume: bool) -> DoneBloc
 def _choose_share(done: np.ndarray, processes: Processes) -> np.ndarray:
     """The numbers of the blocks that this process computes: a part of those that are left."""
     left = np.flatnonzero(~done)
-    first, last = (
-        len(left) * rank // processes.world_size for rank in (processes.rank, processes.rank + 1)
-    )
-    return left[first:last]
+    rank, parts = processes.rank, processes.world_size
+    return left[len(left) * rank // parts : len(left) * (rank + 1) // parts]
 
 
 def _build_loader(
@@ -272,13 +256,12 @@ def _build_loader(
     if len(share) < job.array.num_blocks:
         rows = (share[:, None] * block_rows + np.arange(block_rows)).ravel()
         paths = paths.select(rows[rows < len(paths)].tolist())
-    count = resolve_workers(workers, len(paths), processes=processes.local_world_size)
     return build_eval_loader(
         paths,
         None,
         EvalTransform(model.preprocessing),
         batch_size=block_rows,
-        workers=count,
+        workers=resolve_workers(workers, len(paths), processes=processes.local_world_size),
         pin_memory=find_model_device(model.classifier).type == "cuda",
         reporter=reporter,
     )
@@ -334,8 +317,7 @@ def _write_share(
             failures |= failed
             rounds.add(len(values))
             if stop.received is not None:
-                message = f"{stop.received.name} stopped embedding"
-                raise build_stop_error(stop.received, message)
+                raise build_stop_error(stop.received, f"{stop.received.name} stopped embedding")
         writer.commit()
         rounds.end()
     return failures
@@ -358,14 +340,14 @@ class _Rounds:
         self._sum = torch.zeros(1, dtype=torch.int64)
         self._finish: Callable[[], None] | None = None
         if done:
-            self._show(0)
+            bar.update(done - bar.n)
 
     def add(self, rows: int) -> None:
         """Count a block of this process."""
         self._own += rows
         self._blocks += 1
         if self._processes.world_size == 1:
-            self._show(self._own)
+            self._bar.update(rows)
         elif self._blocks % ROUND_BLOCKS == 0 and self._blocks <= self._common:
             self.end()
             self._sum = torch.tensor([self._own])
@@ -376,10 +358,7 @@ class _Rounds:
         if self._finish is not None:
             self._finish()
             self._finish = None
-            self._show(int(self._sum))
-
-    def _show(self, done: int) -> None:
-        self._bar.update(self._done_before + done - self._bar.n)
+            self._bar.update(self._done_before + int(self._sum) - self._bar.n)
 
 
 @contextmanager

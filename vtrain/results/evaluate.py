@@ -10,9 +10,7 @@ from vtrain.data.loaders import build_eval_loader
 from vtrain.data.transforms import EvalTransform
 from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError
-from vtrain.inference.forward import (
-    find_model_device,
-)
+from vtrain.inference.forward import find_model_device
 from vtrain.inference.scores import Scoring, evaluate_model
 from vtrain.inference.streams import choose_streams
 from vtrain.runs.evaluation_files import (
@@ -51,16 +49,16 @@ def evaluate(
     images = _scan(folder, model.classes, reporter)
     for message in describe_match(images):
         reporter.say(message)
+    device = find_model_device(model.classifier)
     batches = build_eval_loader(
         images.paths,
         images.labels,
         EvalTransform(model.preprocessing),
         batch_size=batch_size,
         workers=resolve_workers(workers, len(images)),
-        pin_memory=find_model_device(model.classifier).type == "cuda",
+        pin_memory=device.type == "cuda",
         reporter=reporter,
     )
-    device = find_model_device(model.classifier)
     compute, temperature = model.choose_compute(raw=raw, tta=tta)
     with reporter.progress(len(images), "evaluating") as bar:
         evaluation = evaluate_model(

@@ -4,7 +4,6 @@ import copy
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -164,15 +163,10 @@ def find_class(name: str, classes: Sequence[str]) -> int:
     named = [lower[each] for each in close]
     message = f"the model knows no class {name!r}"
     message += f", did you mean {one_line(named[0])!r}?" if named else ""
-    raise UsageError(message, _list_classes(classes, named))
-
-
-def _list_classes(classes: Sequence[str], close: Sequence[str]) -> str:
     if len(classes) <= NAMED_CLASSES:
-        return f"classes: {', '.join(map(one_line, classes))}"
-    some = close if len(close) > 1 else classes[:5]
-    kind = "spelt alike" if len(close) > 1 else "the first"
-    return f"{len(classes):,} classes, {kind}: {', '.join(map(one_line, some))}"
+        raise UsageError(message, f"classes: {', '.join(map(one_line, classes))}")
+    some, kind = (named, "spelt alike") if len(named) > 1 else (classes[:5], "the first")
+    raise UsageError(message, f"{len(classes):,} classes, {kind}: {', '.join(map(one_line, some))}")
 
 
 def take_full_precision(classifier: Classifier) -> Classifier:
@@ -187,29 +181,25 @@ def take_full_precision(classifier: Classifier) -> Classifier:
 def _explain(
     paths: Iterator[PredictInput | Path | str], job: _Job, batch_size: int
 ) -> Iterator[Explanation]:
-    told = False
+    shown = False
+    transform = EvalTransform(job.model.preprocessing)
     while taken := list(islice(paths, batch_size)):
-        for each in _explain_batch(taken, job):
-            if each.error is None and not told and min(each.cells) < FEW_CELLS:
-                _tell_coarse(each.cells, job)
-                told = True
-            yield each
+        read = [_read(each, transform) for each in taken]
+        images = [image for image in read if not isinstance(image, Explanation)]
+        answers = iter(_answer_all(images, job) if images else ())
+        for each in read:
+            answer = each if isinstance(each, Explanation) else next(answers)
+            if answer.error is None and not shown and min(answer.cells) < FEW_CELLS:
+                job.reporter.say(_describe_coarse(answer.cells, job))
+                shown = True
+            yield answer
 
 
-def _tell_coarse(cells: tuple[int, int], job: _Job) -> None:
+def _describe_coarse(cells: tuple[int, int], job: _Job) -> str:
     stages = [stage.name for stage in find_map_stages(job.classifier.spec)]
     earlier = stages[: stages.index(job.stage.name)]
     more = f"; finer ones come from {', '.join(earlier)}" if earlier else ""
-    job.reporter.say(f"the maps of {job.stage.name} have only {cells[0]} x {cells[1]} cells{more}")
-
-
-def _explain_batch(inputs: Sequence[PredictInput | Path | str], job: _Job) -> Iterator[Explanation]:
-    transform = EvalTransform(job.model.preprocessing)
-    read = [_read(each, transform) for each in inputs]
-    images = [image for image in read if not isinstance(image, Explanation)]
-    answers = iter(_answer_all(images, job) if images else ())
-    for each in read:
-        yield each if isinstance(each, Explanation) else next(answers)
+    return f"the maps of {job.stage.name} have only {cells[0]} x {cells[1]} cells{more}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,35 +251,22 @@ def _answer_all(images: Sequence[_ReadImage], job: _Job) -> Iterator[Explanation
     maps = enlarge_maps(small, (crop, crop)).cpu().numpy()
     predicted = logits.argmax(dim=1).tolist()
     probabilities = compute_probabilities(logits, model.temperature).tolist()
-    answer = partial(_answer, job=job, cells=(small.shape[1], small.shape[2]))
     for row, image in enumerate(images):
-        if finite[row]:
-            yield answer(image, maps[row], predicted[row], probabilities[row])
-        else:
+        if not finite[row]:
             yield Explanation(image.path, error=NOT_FINITE)
-
-
-def _answer(
-    image: _ReadImage,
-    values: NDArray[np.float32],
-    predicted: int,
-    probabilities: Sequence[float],
-    *,
-    job: _Job,
-    cells: tuple[int, int],
-) -> Explanation:
-    explained = predicted if job.class_index is None else job.class_index
-    return Explanation(
-        image.path,
-        to_image(image.pixels),
-        values,
-        cells,
-        job.model.classes[predicted],
-        probabilities[predicted],
-        job.model.classes[explained],
-        probabilities[explained],
-        image.placement,
-    )
+            continue
+        explained = predicted[row] if job.class_index is None else job.class_index
+        yield Explanation(
+            image.path,
+            to_image(image.pixels),
+            maps[row],
+            (small.shape[1], small.shape[2]),
+            model.classes[predicted[row]],
+            probabilities[row][predicted[row]],
+            model.classes[explained],
+            probabilities[row][explained],
+            image.placement,
+        )
 
 
 def overlay(image: Image.Image, values: NDArray[np.float32]) -> Image.Image:

@@ -110,14 +110,12 @@ def _write_one(folder: Path, each: Explanation, names: "_Names") -> WrittenExpla
     if each.image is None or each.map is None:
         return WrittenExplanation(each)
     name = names.take(each.path)
-    written = WrittenExplanation(each, folder / f"{name}.overlay.png", folder / f"{name}.map.npy")
-    assert written.overlay is not None
-    assert written.map is not None
-    with atomic_write(written.overlay) as stream:
+    picture, values = folder / f"{name}.overlay.png", folder / f"{name}.map.npy"
+    with atomic_write(picture) as stream:
         overlay(each.image, each.map).save(stream, "PNG")
-    with atomic_write(written.map) as stream:
+    with atomic_write(values) as stream:
         np.save(stream, each.map)
-    return written
+    return WrittenExplanation(each, picture, values)
 
 
 class _Names:
@@ -129,7 +127,13 @@ class _Names:
 
     def take(self, path: str) -> str:
         """A name for the files of this image."""
-        stem = _clean(Path(path).stem)
+        # Letters of any script, digits and `-_. +()`; nothing hidden, no option, not too long.
+        kept = "".join(
+            char if unicodedata.category(char)[0] in "LMN" or char in "-_. +()" else "_"
+            for char in unicodedata.normalize("NFC", Path(path).stem)
+        )
+        stem = kept.lstrip(" .-").encode()[:LONGEST_STEM].decode("utf-8", "ignore").rstrip(" .")
+        stem = stem or "image"
         key = stem.casefold()
         number = self._next.get(key, 1)
         while True:
@@ -140,16 +144,6 @@ class _Names:
         self._next[key] = number + 1
         self._given.add(name.casefold())
         return name
-
-
-def _clean(stem: str) -> str:
-    """Letters of any script, digits and `-_. +()`; nothing hidden, no option, not too long."""
-    kept = "".join(
-        char if unicodedata.category(char)[0] in "LMN" or char in "-_. +()" else "_"
-        for char in unicodedata.normalize("NFC", stem)
-    )
-    short = kept.lstrip(" .-").encode()[:LONGEST_STEM].decode("utf-8", "ignore").rstrip(" .")
-    return short or "image"
 
 
 def explanation_json(written: WrittenExplanation, *, below: Path | None = None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Penultimate features of images by a model, kept where the next call finds them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -8,19 +8,17 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vtrain.data.batches import Batch, Failure
-from vtrain.data.loaders import build_eval_loader
+from vtrain.data.batches import Failure
 from vtrain.data.transforms import EvalTransform
 from vtrain.data.workers import resolve_workers
 from vtrain.inference.feature_cache import FeatureCache, FrozenPart, Views, build_frozen_part
 from vtrain.inference.feature_store import StoreError
 from vtrain.inference.forward import NOT_FINITE, find_model_device
-from vtrain.inference.streams import choose_streams, compute_in_order
 from vtrain.models.classifier import PENULTIMATE
 from vtrain.models.precision import Precision
 from vtrain.runs.load_model import LoadedModel
 from vtrain.system.cache_folder import FEATURES, find_cache_folder
-from vtrain.system.reporter import Progress, Reporter
+from vtrain.system.reporter import Reporter
 
 CACHE_LIMIT_GB = 20.0  # of all stored features together, as `train.cache_limit`'s default
 
@@ -76,71 +74,48 @@ def compute_features(
         reporter=reporter,
         label=label,
     )
+    views = Views(EvalTransform(model.preprocessing))
+    found = None
     if not cache.fits(part, len(paths)):
         reporter.say(
             f"feature cache: not used: {len(paths):,} features exceed {cache_limit_gb:g} GB"
         )
-        return _compute(paths, part, cache, model)
-    try:
-        return _look_up(paths, part, cache, model)
-    except StoreError as error:
-        reporter.warn(
-            f"feature cache: {error}; computing without it: the same result, kept nowhere"
-        )
-        return _compute(paths, part, cache, model)
+    else:
+        try:
+            found = _look_up(paths, part, cache, views)
+        except StoreError as error:
+            reporter.warn(
+                f"feature cache: {error}; computing without it: the same result, kept nowhere"
+            )
+    return _gather(len(paths), *(found or _compute(paths, part, cache, views)))
 
 
 def _look_up(
-    paths: Sequence[Path], part: FrozenPart, cache: FeatureCache, model: LoadedModel
-) -> Features:
-    views = Views(EvalTransform(model.preprocessing))
+    paths: Sequence[Path], part: FrozenPart, cache: FeatureCache, views: Views
+) -> tuple[NDArray[np.float32], dict[int, str]]:
+    """Features of the images that can be read, and why the others have none."""
     rows, failures = cache.provide_readable(part, paths, views)
     if rows is None:
-        return _gather(np.empty((0, *part.facts["shape"]), dtype=np.float32), len(paths), failures)
+        return np.empty((0, *part.facts["shape"]), dtype=np.float32), failures
     values = rows.gather(range(len(rows)), [0] * len(rows))
-    return _gather(values.float().cpu().numpy(), len(paths), failures)
+    return values.float().cpu().numpy(), failures
 
 
 def _compute(
-    paths: Sequence[Path],
-    part: FrozenPart,
-    cache: FeatureCache,
-    model: LoadedModel,
-) -> Features:
+    paths: Sequence[Path], part: FrozenPart, cache: FeatureCache, views: Views
+) -> tuple[NDArray[np.float32], dict[int, str]]:
+    """As `_look_up`, with nothing but the images."""
     failures: dict[int, str] = {}
-    loader = build_eval_loader(
-        paths,
-        None,
-        EvalTransform(model.preprocessing),
-        batch_size=cache.batch_size,
-        workers=cache.workers,
-        pin_memory=part.device.type == "cuda",
-        reporter=cache.reporter,
-    )
     blocks = [np.empty((0, *part.facts["shape"]), dtype=np.float32)]
     with cache.reporter.progress(len(paths), cache.label) as bar:
-        for batch, rows in compute_in_order(
-            _leave_out(loader, failures, bar),
-            lambda batch: part.compute(batch.inputs).float().cpu(),
-            streams=choose_streams(part.device),
-        ):
-            blocks.append(rows.numpy())
-            bar.update(len(batch))
-    return _gather(np.concatenate(blocks), len(paths), failures)
+        numbers = np.zeros(len(paths), dtype=np.int64)
+        for batch, rows in cache.compute(part, paths, views, numbers, failures):
+            blocks.append(rows.float().cpu().numpy())
+            bar.update(int(batch.positions[-1]) + 1 - bar.n)
+    return np.concatenate(blocks), failures
 
 
-def _leave_out(
-    batches: Iterable[Batch], failures: dict[int, str], bar: Progress
-) -> Iterator[Batch]:
-    for batch in batches:
-        failures.update(batch.failures)
-        if len(batch):
-            yield batch
-        if batch.failures:
-            bar.update(len(batch.failures))
-
-
-def _gather(values: NDArray[np.float32], count: int, failures: dict[int, str]) -> Features:
+def _gather(count: int, values: NDArray[np.float32], failures: dict[int, str]) -> Features:
     """Features of `count` images, of which those in `failures` have no row in `values`."""
     readable = np.ones(count, dtype=bool)
     readable[list(failures)] = False

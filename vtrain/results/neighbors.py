@@ -4,9 +4,10 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -103,10 +104,10 @@ def find_neighbors(
         DataError: the array or its index is damaged, or the image cannot be read.
         ModelError: the array was made with another model, or nothing says with which.
     """
-    with _Embeddings.open(embeddings) as array:
+    with _open_array(embeddings) as array:
         row = _find_row(query, array)
         if row is not None:
-            path, vector = array.read_path(row), array.read_row(row)
+            path, vector = array.find_paths([row])[row], array.read(row, 1)[0]
             if not np.isfinite(vector).all():
                 raise DataError(
                     f"row {row} of {embeddings}, {one_line(path)}, holds no features",
@@ -124,7 +125,7 @@ def find_neighbors(
     return NeighborResult(path, row, metric, neighbors, array.count - left_out, left_out)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Embeddings:
     """An array of features `[count, dim]` on disk, read in blocks, and the paths of its rows."""
 
@@ -133,33 +134,6 @@ class _Embeddings:
     start: int
     count: int
     dim: int
-
-    @classmethod
-    def open(cls, path: Path) -> "_Embeddings":
-        if not path.is_file():
-            reason = "is a folder" if path.is_dir() else "does not exist"
-            raise UsageError(f"embeddings {one_line(path)}: it {reason}", HINT)
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            reason = str(error).partition("\n")[0].partition(". ")[0]
-            raise DataError(f"{one_line(path)} is no array: {reason:.200}", HINT) from error
-        if not isinstance(array, np.memmap) or array.ndim != 2 or array.dtype != np.dtype("<f4"):
-            found = f"{getattr(array, 'dtype', 'several arrays')} {getattr(array, 'shape', '')}"
-            hint = "make it without --feature-maps" if getattr(array, "ndim", 0) == 4 else HINT
-            raise DataError(f"{one_line(path)} holds {found}, expected float32 [N, D]", hint)
-        count, dim = array.shape
-        start, ordered = array.offset, array.flags.c_contiguous
-        del array
-        if not ordered or not count or not dim:
-            raise DataError(f"{one_line(path)} has shape ({count}, {dim}) in another order", HINT)
-        return cls(path, path.open("rb"), start, count, dim)
-
-    def __enter__(self) -> "_Embeddings":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stream.close()
 
     @property
     def index(self) -> Path:
@@ -173,14 +147,6 @@ class _Embeddings:
         if len(values) < count * self.dim:
             raise DataError(f"{one_line(self.path)} ends too soon", "make it again")
         return values.reshape(count, self.dim)
-
-    def read_row(self, row: int) -> Vector:
-        return cast(Vector, self.read(row, 1)[0])
-
-    def blocks(self) -> Iterator[tuple[int, Vector]]:
-        size = max(1, BLOCK_BYTES // (4 * self.dim))
-        for first in range(0, self.count, size):
-            yield first, self.read(first, size)
 
     def rows(self) -> Iterator[tuple[int, str]]:
         """Row number and path of each line of the index.
@@ -210,13 +176,28 @@ class _Embeddings:
         wanted = set(rows)
         return {row: Path(path) for row, path in self.rows() if row in wanted}
 
-    def read_path(self, row: int) -> Path:
-        return self.find_paths([row])[row]
 
-    def find_path(self, path: str) -> int | None:
-        """The first row of a path, by its text."""
-        found = [row for row, text in self.rows() if text == path][:1]
-        return found[0] if found else None
+@contextmanager
+def _open_array(path: Path) -> Iterator[_Embeddings]:
+    if not path.is_file():
+        reason = "is a folder" if path.is_dir() else "does not exist"
+        raise UsageError(f"embeddings {one_line(path)}: it {reason}", HINT)
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise DataError(f"{one_line(path)} is no array: {reason:.200}", HINT) from error
+    if not isinstance(array, np.memmap) or array.ndim != 2 or array.dtype != np.dtype("<f4"):
+        found = f"{getattr(array, 'dtype', 'several arrays')} {getattr(array, 'shape', '')}"
+        hint = "make it without --feature-maps" if getattr(array, "ndim", 0) == 4 else HINT
+        raise DataError(f"{one_line(path)} holds {found}, expected float32 [N, D]", hint)
+    count, dim = array.shape
+    start, ordered = array.offset, array.flags.c_contiguous
+    del array
+    if not ordered or not count or not dim:
+        raise DataError(f"{one_line(path)} has shape ({count}, {dim}) in another order", HINT)
+    with path.open("rb") as stream:
+        yield _Embeddings(path, stream, start, count, dim)
 
 
 def _find_row(query: str, array: _Embeddings) -> int | None:
@@ -230,10 +211,14 @@ def _find_row(query: str, array: _Embeddings) -> int | None:
                 f"an image of that name is ./{query}",
             )
         return row
-    found = array.find_path(query)
-    if found is not None:
-        return found
-    if not _is_file(query):
+    found = [row for row, text in array.rows() if text == query]
+    if found:
+        return found[0]
+    try:
+        is_file = Path(query).is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        is_file = False
+    if not is_file:
         raise UsageError(
             f"query {one_line(query)} is no image file, no row number, and not in {array.index}",
             "give the path of an image, a path as the .csv has it, or a row number",
@@ -243,13 +228,6 @@ def _find_row(query: str, array: _Embeddings) -> int | None:
         if Path(text).name == same.name and Path(text).resolve() == same:
             return row
     return None
-
-
-def _is_file(query: str) -> bool:
-    try:
-        return Path(query).is_file()
-    except (OSError, ValueError):
-        return False
 
 
 # --- the query's features ------------------------------------------------------------------------
@@ -318,19 +296,20 @@ def _require_same(
     model: LoadedModel, facts: EmbeddingFacts, array: _Embeddings, reporter: Reporter
 ) -> None:
     if to_plain(model.preprocessing) != facts.preprocessing:
-        same, what = False, "other preprocessing"
+        what = "other preprocessing"
     elif model.precision != facts.precision:
         # Weights are stored in the precision that they compute in: their digests differ.
         reporter.warn(f"{array.path} was made in {facts.precision}, the query in {model.precision}")
         return
+    elif digest_weights(model) != facts.weights:
+        what = "other weights"
     else:
-        same, what = digest_weights(model) == facts.weights, "other weights"
-    if not same:
-        raise ModelError(
-            f"{array.path} was made with {one_line(facts.model)} with {what} than "
-            f"{one_line(model.source)} has now",
-            "name the model that it was made with, or embed the images again",
-        )
+        return
+    raise ModelError(
+        f"{array.path} was made with {one_line(facts.model)} with {what} than "
+        f"{one_line(model.source)} has now",
+        "name the model that it was made with, or embed the images again",
+    )
 
 
 def _compute_query(path: Path, model: LoadedModel, layer: str, array: _Embeddings) -> Vector:
@@ -373,8 +352,10 @@ def _scan(
     best_rows = np.empty(0, dtype=np.int64)
     best = np.empty(0, dtype=np.float64)  # the larger, the nearer
     left_out = 0
+    size = max(1, BLOCK_BYTES // (4 * array.dim))
     with reporter.progress(array.count, "comparing") as bar:
-        for first, block in array.blocks():
+        for first in range(0, array.count, size):
+            block = array.read(first, size)
             nearness = compare(block, query, metric)
             missing = np.isnan(nearness)
             left_out += int(missing.sum())

@@ -20,10 +20,11 @@ from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError, UsageError
 from vtrain.inference.forward import (
     NOT_FINITE,
+    compute_probabilities,
     find_finite_rows,
     find_model_device,
-    find_top_classes,
 )
+from vtrain.inference.metrics import rank_classes
 from vtrain.inference.streams import choose_streams, compute_in_order
 from vtrain.runs.load_model import LoadedModel
 from vtrain.system.reporter import SILENT, Reporter
@@ -86,17 +87,6 @@ class Answering:
     tta: bool = False
     min_confidence: float | None = None
     max_distance: float | None = None
-
-    def require_bounds(self) -> None:
-        """NaN would let everything pass.
-
-        Raises:
-            UsageError: a bound is NaN.
-        """
-        bounds = {"min-confidence": self.min_confidence, "max-distance": self.max_distance}
-        for name, value in bounds.items():
-            if value is not None and math.isnan(value):
-                raise UsageError(f"{name} is {value}, expected a number")
 
     def judge(self, answer: Prediction) -> Prediction:
         """The answer, rejected where it is too unsure or too far away."""
@@ -207,7 +197,10 @@ def predict(
     if top_k < 1:
         raise UsageError(f"top-k is {top_k}, expected 1 or more")
     answering = answering or Answering()
-    answering.require_bounds()
+    bounds = {"min-confidence": answering.min_confidence, "max-distance": answering.max_distance}
+    for name, value in bounds.items():
+        if value is not None and math.isnan(value):  # it would let everything pass
+            raise UsageError(f"{name} is {value}, expected a number")
     if answering.max_distance is not None and model.novelty is None:
         raise UsageError(
             f"a distance was given, but {model.source} does not know its training images",
@@ -292,7 +285,9 @@ def _answer_batch(
     compute, temperature = model.choose_compute(raw=answering.raw, tta=answering.tta)
     outputs = compute(batch.inputs)
     logits = outputs.logits
-    ranked, probabilities = find_top_classes(logits, top_k, temperature=temperature)
+    # Ranked by the logits, so that probabilities that round to 0 or 1 tie in no case.
+    ranked = rank_classes(logits, top_k)
+    probabilities = compute_probabilities(logits, temperature).gather(1, ranked)
     distances: Iterable[float | None] = repeat(None)
     if model.novelty is not None and outputs.features is not None:
         distances = model.novelty.distances(outputs.features).tolist()

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -47,21 +47,16 @@ SAME = "give the same inputs, model and options, or start afresh without --resum
 SUFFIXES: dict[str, FileForm] = {".jsonl": "json", ".csv": "csv"}
 
 
-@dataclass(frozen=True, slots=True)
-class WrittenPredictions:
-    """What a file of predictions holds: inputs that were answered, and how many with an error."""
-
-    count: int
-    failed: int
-
-
 @dataclass(slots=True)
-class _Part:
-    """Answers that are in a file: how many, how many with an error, and where they end."""
+class WrittenPredictions:
+    """What a file of predictions holds: inputs that were answered, and how many with an error.
+
+    `end` is where the answers end, in bytes, of a file that is gone on with.
+    """
 
     count: int = 0
     failed: int = 0
-    end: int = 0  # bytes
+    end: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +131,7 @@ def write_predictions(
     answering = answering or Answering()
     origin = _Origin(model.source, _digest_model(model), form, columns, **asdict(answering))
     with lock_output(output):
-        part = _Part()
+        part = WrittenPredictions()
         if resume and output.exists() and output.stat().st_size:
             _require_same_origin(output, origin)
             part, again = _find_part(output, form, columns, inputs, batch_size)
@@ -160,14 +155,14 @@ def write_predictions(
                 write_json(sidecar_path(output), facts)
             bar.update(part.count)
             _write_answers(output, stream, answers, part, form, columns, bar)
-    return WrittenPredictions(part.count, part.failed)
+    return part
 
 
 def _write_answers(
     output: Path,
     stream: BinaryIO,
     answers: Iterable[Prediction],
-    part: _Part,
+    part: WrittenPredictions,
     form: FileForm,
     columns: int,
     bar: Progress,
@@ -249,12 +244,12 @@ def _require_same_origin(output: Path, origin: _Origin) -> None:
 
 def _find_part(
     output: Path, form: FileForm, columns: int, inputs: Iterator[PredictInput], batch_size: int
-) -> tuple[_Part, list[PredictInput]]:
+) -> tuple[WrittenPredictions, list[PredictInput]]:
     """What is kept of a file, and the inputs taken that have no answer in that.
 
     All of it if that answers all inputs, else what comes before the first batch that is not whole.
     """
-    part, kept = _Part(), _Part()
+    part, kept = WrittenPredictions(), WrittenPredictions()
     again: list[PredictInput] = []
     images = 0
     with output.open("rb") as stream:

@@ -144,7 +144,13 @@ class PartialArray:
         first, *lines = _read_lines(first_journal) or [None]
         lines += [line for path in journals for line in _read_lines(path)]
         try:
-            self._require_same_work(_HEADING.validate_python(first).work)
+            before = _HEADING.validate_python(first).work
+            if changes := find_changes(before, self.work):
+                listed = "\n".join(f"  {change}" for change in changes)
+                raise UsageError(
+                    f"cannot resume: {self.rows} is of other work:\n{listed}",
+                    "ask for the same as before, or start afresh without --resume",
+                )
             for written in map(_WRITTEN.validate_python, lines):
                 progress.done[written.blocks] = True
                 progress.failures.update(written.failures)
@@ -191,22 +197,21 @@ class PartialArray:
         Raises:
             ResourceError: this process does not see the files of rank 0; the disk is full.
         """
-        try:
-            with contextlib.ExitStack() as opened:
+        with contextlib.ExitStack() as stack:
+            try:
                 first = (_read_lines(self.journal(0)) or [None])[0]
                 if not isinstance(first, dict) or first.get("token") != token:
                     raise FileNotFoundError(errno.ENOENT, "the journal is another one")
-                rows = opened.enter_context(self.rows.open("r+b", buffering=0))
-                journal = opened.enter_context(self.journal(rank).open("ab", buffering=0))
-                stack = opened.pop_all()
-        except FileNotFoundError as error:
-            raise ResourceError(
-                f"process {rank} does not see {self.rows}, which process 0 has made",
-                "on several machines the output must be on a file system that all of them share",
-            ) from error
-        except OSError as error:
-            raise write_error(self.output, error) from error
-        with stack:
+                rows = stack.enter_context(self.rows.open("r+b", buffering=0))
+                journal = stack.enter_context(self.journal(rank).open("ab", buffering=0))
+            except FileNotFoundError as error:
+                raise ResourceError(
+                    f"process {rank} does not see {self.rows}, which process 0 has made",
+                    "on several machines the output must be on a file system that all of them "
+                    "share",
+                ) from error
+            except OSError as error:
+                raise write_error(self.output, error) from error
             writer = RowWriter(self, rows, journal)
             try:
                 yield writer
@@ -229,15 +234,6 @@ class PartialArray:
             done = np.flatnonzero(progress.done).tolist()
             text += _format_line(_Written(done, list(progress.failures.items())))
         write_text(self.journal(0), text)
-
-    def _require_same_work(self, before: Mapping[str, Any]) -> None:
-        changes = find_changes(before, self.work)
-        if changes:
-            listed = "\n".join(f"  {change}" for change in changes)
-            raise UsageError(
-                f"cannot resume: {self.rows} is of other work:\n{listed}",
-                "ask for the same as before, or start afresh without --resume",
-            )
 
     def _damaged(self, reason: str) -> ModelError:
         return ModelError(
