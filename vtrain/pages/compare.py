@@ -12,15 +12,14 @@ from vtrain.pages.page import Table, write_page
 from vtrain.pages.thumbnails import Picture, make_thumbnail
 from vtrain.results.compare import (
     LEVEL,
-    SPLIT_NAMES,
     ClassChange,
     ComparedRun,
     Comparison,
     Disagreement,
     RunDifference,
-    describe_difference,
     format_points,
 )
+from vtrain.results.compared_runs import SPLIT_NAMES
 from vtrain.system.text import format_bytes, format_duration, format_percent, one_line
 
 MOST_PICTURES = 48  # on the page; a picture takes some 5 kB
@@ -77,7 +76,7 @@ def _table_runs(runs: Sequence[ComparedRun]) -> Table:
 
     rows = tuple(
         (
-            one_line(run.run_dir),
+            one_line(run.run),
             format_percent(run.top1),
             interval(run.top1_interval),
             format_percent(run.macro_f1),
@@ -99,13 +98,13 @@ def _table_runs(runs: Sequence[ComparedRun]) -> Table:
 def _draw_charts(comparison: Comparison) -> list[Markup]:
     charts = [
         difference_chart(
-            f"Difference to {one_line(comparison.baseline.run_dir)}",
+            f"Difference to {one_line(comparison.baseline)}",
             [
                 Difference(
-                    str(each.run_dir),
+                    str(each.run),
                     100 * each.top1.difference,
-                    100 * each.top1.low,
-                    100 * each.top1.high,
+                    100 * each.top1.interval[0],
+                    100 * each.top1.interval[1],
                     each.verdict != "unclear",
                 )
                 for each in comparison.differences
@@ -114,12 +113,12 @@ def _draw_charts(comparison: Comparison) -> list[Markup]:
             note="In colour: more than chance explains.",
         )
     ]
-    curves = [run for run in comparison.runs if run.curve]
+    curves = [run for run in comparison.runs if run.val_top1_by_epoch]
     if curves:
         charts.append(
             line_chart(
                 "Top-1 on the validation images",
-                [Series(str(run.run_dir), list(enumerate(run.curve, 1))) for run in curves],
+                [Series(str(run.run), list(enumerate(run.val_top1_by_epoch, 1))) for run in curves],
                 format_y=format_share,
             )
         )
@@ -131,9 +130,12 @@ def _table_settings(comparison: Comparison) -> Table | None:
         return None
     return Table(
         "Settings that are not the same in all runs",
-        ("setting", *(one_line(run.run_dir) for run in comparison.runs)),
+        ("setting", *(one_line(run.run) for run in comparison.runs)),
         tuple(
-            (each.key, *("–" if value is None else one_line(value) for value in each.values))
+            (
+                each.key,
+                *("–" if value is None else one_line(value) for value in each.values.values()),
+            )
             for each in comparison.settings
         ),
     )
@@ -146,7 +148,7 @@ def _build_sections(
     chosen = [
         images[:most]
         for each in comparison.differences
-        for images in (each.gained, each.lost)
+        for images in (each.right_in_run_only, each.right_in_baseline_only)
     ]  # fmt: skip
     total = sum(map(len, chosen))
     done = 0
@@ -168,21 +170,24 @@ def _build_section(
     most: int,
     picture: Callable[[Disagreement], Picture],
 ) -> Section:
-    run, baseline = one_line(difference.run_dir), one_line(comparison.baseline.run_dir)
-    changed = [each for each in difference.classes if each.gained or each.lost]
+    run, baseline = one_line(difference.run), one_line(comparison.baseline)
+    changed = [each for each in difference.per_class if each.gained or each.lost]
     shown = changed
     if len(changed) > MOST_CLASSES:
         half = MOST_CLASSES // 2
         shown = [*changed[:half], *changed[-half:]]
     galleries = tuple(
         OneSided(f"Right in {name} only", len(images), tuple(map(picture, images[:most])))
-        for name, images in ((run, difference.gained), (baseline, difference.lost))
+        for name, images in (
+            (run, difference.right_in_run_only),
+            (baseline, difference.right_in_baseline_only),
+        )
         if images
     )
     return Section(
         title=f"{run} against {baseline}",
         verdict=difference.verdict,
-        text=one_line(describe_difference(difference, comparison)),
+        text=one_line(difference.text),
         classes=_table_classes(shown, baseline, run) if shown else None,
         classes_left_out=len(changed) - len(shown),
         galleries=galleries,
@@ -192,11 +197,11 @@ def _build_section(
 def _table_classes(changes: Sequence[ClassChange], baseline: str, run: str) -> Table:
     rows = tuple(
         (
-            one_line(each.name),
+            one_line(each.class_),
             str(each.count),
-            format_percent(each.baseline / each.count),
-            format_percent(each.other / each.count),
-            f"{format_points(each.other / each.count - each.baseline / each.count)}",
+            format_percent(each.right_in_baseline / each.count),
+            format_percent(each.right_in_run / each.count),
+            format_points(each.right_in_run / each.count - each.right_in_baseline / each.count),
             str(each.gained),
             str(each.lost),
         )
@@ -207,13 +212,10 @@ def _table_classes(changes: Sequence[ClassChange], baseline: str, run: str) -> T
 
 
 def _make_picture(image: Disagreement) -> Picture:
-    wrong, right = image.baseline, image.other
-    if image.baseline.correct:
-        wrong, right = right, wrong
     label = one_line(image.label)
     lines = (
         one_line(image.path.name),
-        f"{label} {right.probability:.2f}",
-        f"taken for {one_line(wrong.prediction)} {wrong.probability:.2f}",
+        f"{label} {image.right.probability:.2f}",
+        f"taken for {one_line(image.wrong.class_)} {image.wrong.probability:.2f}",
     )
     return Picture(make_thumbnail(image.path), f"{label}: {one_line(image.path)}", lines)
