@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vtrain.commands.options import Compute, Json, Model, choose_workers
-from vtrain.commands.outcomes import require_all_readable
-from vtrain.commands.processes import reported_once
+from vtrain.commands.outcomes import reported_once, require_all_readable
 from vtrain.system.terminal import Console, print_json, print_line
 
 if TYPE_CHECKING:

@@ -109,15 +109,15 @@ def _build_finding(finding: Finding) -> dict[str, object]:
 
 
 def _build_group(group: FoundGroup) -> dict[str, object]:
-    shown = group.members[:MOST_MEMBERS]
+    shown = group.images[:MOST_MEMBERS]
     pictures = []
     for each in shown:
-        place = each.split if each.label is None else f"{each.split}, {each.label}"
+        place = each.split if each.class_ is None else f"{each.split}, {each.class_}"
         pictures.append(_build_picture(each.path, (place, each.path.name)))
     return {
         "how": _HOW[group.same],
         "pictures": pictures,
-        "left_out": len(group.members) - len(shown),
+        "left_out": len(group.images) - len(shown),
     }
 
 
