@@ -81,10 +81,11 @@ def _show_notes(report: "SuspectReport", console: Console) -> None:
 
 
 def _show_suspects(report: "SuspectReport", *, as_json: bool, as_csv: bool) -> None:
-    from vtrain.results.suspects import CSV_HEADER, suspect_row, suspects_json
+    from vtrain.results.suspects import CSV_HEADER, suspect_row
+    from vtrain.system.json_csv import to_plain
 
     if as_json:
-        print_json(suspects_json(report))
+        print_json({"schema": 1, **to_plain(report)})
     elif as_csv:
         print_csv_row(CSV_HEADER)
         for each in report.suspects:

@@ -49,9 +49,6 @@ class SuspectRanking:
     neighbors: Indices
     agreeing: Indices
 
-    def __len__(self) -> int:
-        return len(self.order)
-
 
 def rank_suspects(
     features: ArrayLike,
