@@ -81,7 +81,7 @@ def _show_notes(report: "SuspectReport", console: Console) -> None:
 
 
 def _show_suspects(report: "SuspectReport", *, as_json: bool, as_csv: bool) -> None:
-    from vtrain.results.suspects import CSV_HEADER, suspect_row
+    from vtrain.results.suspects import CSV_HEADER
     from vtrain.system.json_csv import to_plain
 
     if as_json:
@@ -89,7 +89,9 @@ def _show_suspects(report: "SuspectReport", *, as_json: bool, as_csv: bool) -> N
     elif as_csv:
         print_csv_row(CSV_HEADER)
         for each in report.suspects:
-            print_csv_row(suspect_row(each))
+            # Its fields in their order, but for the last: the images against it.
+            cells = list(to_plain(each).values())[: len(CSV_HEADER)]
+            print_csv_row(f"{cell:.4f}" if isinstance(cell, float) else cell for cell in cells)
     else:
         print_table(
             ("score", "label", "p", "suggested", "p", "like it", "path"),

@@ -288,19 +288,3 @@ def _list_suspects(
                 for other in others
             ),
         )
-
-
-def suspect_row(suspect: Suspect) -> tuple[object, ...]:
-    """The cells of `CSV_HEADER`."""
-    return (
-        suspect.rank,
-        suspect.path,
-        suspect.split,
-        suspect.label,
-        suspect.suggested,
-        f"{suspect.score:.4f}",
-        f"{suspect.label_probability:.4f}",
-        f"{suspect.suggested_probability:.4f}",
-        suspect.neighbors,
-        suspect.agreeing,
-    )
