@@ -108,19 +108,27 @@ def _read_budget(text: str) -> float:
 
 
 def _show_probe(result: "ProbeResult", console: Console) -> None:
+    from vtrain.commands.terminal_plot import draw_plot
     from vtrain.results.probe_result import (
         COLUMNS,
         LEAST,
         LEGEND,
         RIGHT,
         describe_sample,
+        label_backbones,
         next_command,
         table_rows,
     )
 
     print_table(COLUMNS, table_rows(result), right=RIGHT, least=LEAST)
     if len(result.backbones) > 1:
-        print_text(f"\n{_draw_plot(result)}")
+        points = {}
+        for name, each in zip(label_backbones(result.backbones), result.backbones, strict=True):
+            label = f"{name} (front)" if each.pareto else name
+            points[label] = ([each.images_per_second], [100 * each.accuracy])
+        title, x_title = "linear probe, %", "images/s"
+        plot = draw_plot(points, data_stream(), title=title, x_title=x_title, log_x=True)
+        print_text(f"\n{plot}")
     console.say(describe_sample(result))
     if len(result.backbones) > 1:
         for line in LEGEND:
@@ -129,17 +137,6 @@ def _show_probe(result: "ProbeResult", console: Console) -> None:
     print_text(f"recommended: {result.recommendation}")
     if command := next_command(result):
         print_text(f"next: {command}")
-
-
-def _draw_plot(result: "ProbeResult") -> str:
-    from vtrain.commands.terminal_plot import draw_plot
-    from vtrain.results.probe_result import label_backbones
-
-    points = {}
-    for name, each in zip(label_backbones(result.backbones), result.backbones, strict=True):
-        label = f"{name} (front)" if each.pareto else name
-        points[label] = ([each.images_per_second], [100 * each.accuracy])
-    return draw_plot(points, data_stream(), title="linear probe, %", x_title="images/s", log_x=True)
 
 
 def _require_complete(result: "ProbeResult", stop: KeyboardInterrupt | None) -> None:

@@ -53,7 +53,19 @@ def suspects(
         workers=choose_workers(compute.workers),
         reporter=console,
     )
-    _show_notes(report, console)
+    for note in report.notes:
+        console.warn(note)
+    for each in report.failures:
+        console.warn(f"left out {one_line(each.path)}: {each.reason}")
+    if report.judged < report.count:
+        console.say(
+            f"{report.count - report.judged} of {report.count} images cannot be judged: "
+            "unreadable, or the only one of their class"
+        )
+    console.say(
+        f"the {len(report.suspects)} most suspect of {report.judged} labels "
+        f"({' and '.join(report.splits)}): a ranking to look through, no verdict"
+    )
     if output is not None:
         from vtrain.pages.suspects import write_suspects_page
 
@@ -61,23 +73,6 @@ def suspects(
             write_suspects_page(output, report, on_picture=lambda: bar.update(1))
         console.say(f"page: {quote_path(output)}")
     _show_suspects(report, as_json=as_json, as_csv=as_csv)
-
-
-def _show_notes(report: "SuspectReport", console: Console) -> None:
-    for note in report.notes:
-        console.warn(note)
-    for each in report.failures:
-        console.warn(f"left out {one_line(each.path)}: {each.reason}")
-    alone = report.count - report.judged
-    if alone:
-        console.say(
-            f"{alone} of {report.count} images cannot be judged: unreadable, or the only one of "
-            "their class"
-        )
-    console.say(
-        f"the {len(report.suspects)} most suspect of {report.judged} labels "
-        f"({' and '.join(report.splits)}): a ranking to look through, no verdict"
-    )
 
 
 def _show_suspects(report: "SuspectReport", *, as_json: bool, as_csv: bool) -> None:

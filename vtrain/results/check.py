@@ -86,13 +86,10 @@ def open_source(
     image_size: int | None = None,
     reporter: Reporter,
 ) -> Source:
-    """Scan what a config or a folder names; no image is opened.
+    """Scan what a config, or a folder (with or without splits or classes), tar or list names.
 
-    Args:
-        path: a config, or a folder (with or without splits or classes), tar or list.
-        overrides: settings that replace those of a config.
-        image_size: of the model's input in pixels, for a folder.
-        reporter: is told if nothing can be kept.
+    No image is opened. `image_size` is that of the model's input in pixels, for a folder;
+    `overrides` replace settings of a config.
 
     Raises:
         ConfigError, DataError, UsageError: it cannot be used.
@@ -160,13 +157,9 @@ def check_images(
     embed: Embed | None = None,
     reporter: Reporter = SILENT,
 ) -> CheckResult:
-    """Read every image of a source once, unless it is known, and tell what is wrong with them.
+    """Read every image of a source once, unless it is known, and find what is wrong with them.
 
-    Args:
-        source: from `open_source`.
-        workers: processes that read images.
-        embed: gives features of images, by which similar ones are sought as well.
-        reporter: shows how far it is, and is told if nothing can be kept.
+    `embed` gives features of images, by which similar ones are sought as well.
     """
     choose_workers = partial(resolve_workers, workers)
     data = _inspect(source, choose_workers, reporter)
@@ -253,22 +246,23 @@ def _find_similar(data: DataSet, groups: Sequence[Group], embed: Embed) -> Itera
     yield from find_similar(data, found)
 
 
-_SECTIONS = {
-    "conflicting_labels": "under two classes: all of them",
-    "leaked": "in more than one split: the copies that are left out",
-    "duplicates": "there more than once: all but one of each",
-}
+# What is left out, by the kind of finding; images that are nearly the same have exact copies.
+_SECTIONS = (
+    ("conflicting_labels", "under two classes: all of them"),
+    ("leaked", "in more than one split: the copies that are left out"),
+    ("duplicates", "there more than once: all but one of each"),
+    ("near_duplicates", "there more than once: all but one of each"),
+)
 
 
 def _list_exclusions(
     data: DataSet, groups: Sequence[Group]
 ) -> tuple[tuple[str, tuple[Path, ...]], ...]:
     chosen = choose_exclusions(data, groups)
-    sections = [("cannot be read", tuple(each.path for each in data.inspection.bad))]
-    for kind, title in _SECTIONS.items():
-        sections.append((title, tuple(map(data.path, chosen.get(kind, ())))))
-    copies = chosen.get("near_duplicates", ())  # exact ones among images that are nearly the same
-    sections.append((_SECTIONS["duplicates"], tuple(map(data.path, copies))))
+    sections = [
+        ("cannot be read", tuple(each.path for each in data.inspection.bad)),
+        *((title, tuple(map(data.path, chosen.get(kind, ())))) for kind, title in _SECTIONS),
+    ]
     return tuple((title, paths) for title, paths in sections if paths)
 
 

@@ -52,7 +52,16 @@ def read_answers(run_dirs: Sequence[Path], split: Split) -> list[RunAnswers]:
     keyed = _key_by_image(records, tables, split)
     common = [key for key in keyed[0] if all(key in other for other in keyed[1:])]
     if not common:
-        raise _explain_nothing_common(records, split)
+        lines = []
+        for record in records:
+            data = _split_data(record, split)
+            root, count = one_line(data.get("root", "an unknown folder")), data.get("count", "its")
+            lines.append(f"  {one_line(record.run_dir)}: {count} images in {root}")
+        raise DataError(
+            f"no {SPLIT_NAMES[split]} image is in all {len(records)} runs:\n" + "\n".join(lines),
+            "only answers for the same images can be compared: train with the same data."
+            f"{split}, or compare what vtrain evaluate FOLDER -m RUN says of one folder",
+        )
     answers = [
         RunAnswers(record, tuple(each[key] for key in common), len(table) - len(common))
         for record, table, each in zip(records, tables, keyed, strict=True)
@@ -121,19 +130,6 @@ def _key_by_image(
             found.setdefault(key, row)  # the first one, should an image be listed twice
         keyed.append(found)
     return keyed
-
-
-def _explain_nothing_common(records: Sequence[RunRecord], split: Split) -> DataError:
-    lines = []
-    for record in records:
-        data = _split_data(record, split)
-        root = one_line(data.get("root", "an unknown folder"))
-        lines.append(f"  {one_line(record.run_dir)}: {data.get('count', 'its')} images in {root}")
-    return DataError(
-        f"no {SPLIT_NAMES[split]} image is in all {len(records)} runs:\n" + "\n".join(lines),
-        "only answers for the same images can be compared: train with the same data."
-        f"{split}, or compare what vtrain evaluate FOLDER -m RUN says of one folder",
-    )
 
 
 def _require_same_labels(baseline: RunAnswers, other: RunAnswers) -> None:

@@ -166,7 +166,12 @@ def _try_all(candidates: Sequence[Candidate], work: _Work) -> KeyboardInterrupt 
         place = f"{number}/{len(candidates)} {one_line(candidate.model)}"
         try:
             result = _try_one(candidate, work, place)
-            work.reporter.say(f"{place}: {_describe(result)}")
+            low, high = result.interval
+            work.reporter.say(
+                f"{place}: {100 * result.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f}), "
+                f"{result.images_per_second:,.0f} images/s, took {format_duration(result.seconds)}"
+                + (", features were stored" if result.stored else "")
+            )
         except KeyboardInterrupt as stop:
             rest = candidates[number - 1 :]
             work.left_out += [LeftOut(each.model, "stopped", "stopped before it") for each in rest]
@@ -175,34 +180,13 @@ def _try_all(candidates: Sequence[Candidate], work: _Work) -> KeyboardInterrupt 
             work.left_out.append(LeftOut(candidate.model, "budget", str(error)))
             work.reporter.say(f"{place}: left out: {error}")
         except (ModelError, ResourceError, DataError, RuntimeError) as error:
-            _note_failure(error, candidate, work, place)
+            # One that cannot be used must not cost what the others have come to.
+            known = explain_torch_error(error) if isinstance(error, RuntimeError) else error
+            if known is None or (isinstance(known, DataError) and not work.ready):
+                raise  # none that we know, or one that concerns all of them
+            work.left_out.append(LeftOut(candidate.model, "failed", known.message))
+            work.reporter.warn(f"{place}: {known.message}")
     return None
-
-
-def _note_failure(error: Exception, candidate: Candidate, work: _Work, place: str) -> None:
-    """One that cannot be used must not cost what the others have come to.
-
-    Raises: the error, where it concerns all of them, or is none that we know.
-    """
-    if isinstance(error, RuntimeError):
-        explained = explain_torch_error(error)
-        if explained is None:
-            raise error
-        error = explained
-    assert isinstance(error, VtrainError)
-    if isinstance(error, DataError) and not work.ready:
-        raise error
-    work.left_out.append(LeftOut(candidate.model, "failed", error.message))
-    work.reporter.warn(f"{place}: {error.message}")
-
-
-def _describe(result: ProbedBackbone) -> str:
-    low, high = result.interval
-    return (
-        f"{100 * result.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f}), "
-        f"{result.images_per_second:,.0f} images/s, took {format_duration(result.seconds)}"
-        + (", features were stored" if result.stored else "")
-    )
 
 
 def _try_one(candidate: Candidate, work: _Work, place: str) -> ProbedBackbone:

@@ -87,28 +87,19 @@ class SuspectReport:
 def find_suspects(
     run_dir: Path,
     *,
-    split: Literal["train", "val", "both"] = "train",
-    top: int | None = None,
+    split: Literal["train", "val", "both"],
+    top: int,
     device: torch.device,
-    precision: str = "auto",
-    batch_size: int = 32,
-    workers: int | Literal["auto"] = "auto",
+    precision: str,
+    batch_size: int,
+    workers: int | Literal["auto"],
     reporter: Reporter,
 ) -> SuspectReport:
     """Rank the labels of a run's training or validation images by how wrong they look.
 
     The images are those that the config in the run folder names, as they are now. Images of both
-    splits are asked in any case, the ranking has those of `split`. See `rank_suspects` for how.
-
-    Args:
-        run_dir: a run folder with a model.
-        split: whose labels are ranked.
-        top: how many are given, None for all.
-        device: where the features are computed.
-        precision: as for `load_model`.
-        batch_size: images per forward pass.
-        workers: processes that read images.
-        reporter: is told of what is going on, with bars.
+    splits are asked in any case, the ranking has the first `top` of those of `split`.
+    See `rank_suspects` for how.
 
     Raises:
         UsageError: it is no run folder.
@@ -259,7 +250,7 @@ def _list_suspects(
     ranking: SuspectRanking,
     positions: NDArray[np.int64],
     wanted: Sequence[str],
-    top: int | None,
+    top: int,
 ) -> Iterator[Suspect]:
     places = positions[ranking.order].tolist()
     rows = [
