@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from vtrain.errors import (
-    DataError,
-    DivergedError,
-    InterruptedRunError,
-    StoppedError,
-    UsageError,
-)
+from vtrain.errors import DataError, DivergedError, InterruptedRunError, StoppedError, UsageError
 from vtrain.system.text import one_line, quote_path
 
 if TYPE_CHECKING:

@@ -311,10 +311,7 @@ def _count_classes(
 
 
 def _find_notes(
-    runs: Sequence[ComparedRun],
-    differences: Sequence[RunDifference],
-    images: int,
-    split: Split,
+    runs: Sequence[ComparedRun], differences: Sequence[RunDifference], images: int, split: Split
 ) -> Iterator[str]:
     if any(each.verdict == "unclear" for each in differences):
         visible = smallest_visible_difference(images, runs[0].top1, level=LEVEL)
