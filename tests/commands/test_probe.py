@@ -13,6 +13,7 @@ from PIL import Image
 
 import vtrain.inference.cross_validation
 import vtrain.results.probe
+import vtrain.results.probe_speed
 from tests.helpers.program import Program, TerminalProgram, assert_refused, without_styles
 from tests.helpers.tiny import break_image, draw_labelled
 from vtrain.inference.cross_validation import CrossValidation, cross_validate
@@ -29,8 +30,8 @@ COLOURS = {"ant": (220, 40, 40), "bee": (40, 220, 40), "cow": (40, 40, 220)}
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Little time for measuring and fitting; weights and features of this test alone."""
-    monkeypatch.setattr(vtrain.results.probe, "MEASURE_SECONDS", 0.0)
-    monkeypatch.setattr(vtrain.results.probe, "ROUND_IMAGES", 8)
+    monkeypatch.setattr(vtrain.results.probe_speed, "MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(vtrain.results.probe_speed, "ROUND_IMAGES", 8)
     monkeypatch.setattr(vtrain.inference.cross_validation, "PENALTIES", (1.0, 0.01))
     monkeypatch.setenv("VTRAIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
@@ -300,4 +301,4 @@ def test_class_with_one_image_is_said(photos: Path, program: Program) -> None:
     assert done.code == 0
     found = json.loads(done.out)
     assert (found["images"], found["images_held_out"]) == (25, 24)
-    assert "warning: nothing can be held out of classes with a single image: lonely" in done.err
+    assert "warning: nothing can be held out of classes with a single image: 'lonely'" in done.err

@@ -138,13 +138,13 @@ def test_paired_interval_is_that_of_drawing_images() -> None:
     expected = np.percentile((b[chosen].mean(axis=1) - a[chosen].mean(axis=1)), [2.5, 97.5])
     found = paired_bootstrap(a, b)
     assert found.difference == pytest.approx(0.1)
-    assert (found.low, found.high) == pytest.approx(expected, abs=0.008)
+    assert found.interval == pytest.approx(expected, abs=0.008)
 
 
 def test_models_that_never_differ_may_still_differ_elsewhere() -> None:
     found = paired_bootstrap(*pair(50, 0, 0, 10))
-    assert (found.difference, found.low) == (0.0, -found.high)
-    assert (1 - found.high) ** 60 == pytest.approx(0.025)
+    assert (found.difference, found.interval[0]) == (0.0, -found.interval[1])
+    assert (1 - found.interval[1]) ** 60 == pytest.approx(0.025)
 
 
 def test_paired_macro_f1_is_that_of_drawing_images() -> None:
@@ -161,7 +161,7 @@ def test_paired_macro_f1_is_that_of_drawing_images() -> None:
     expected = np.percentile(drawn, [2.5, 97.5])
     found = paired_bootstrap_macro_f1(labels, a, b)
     assert found.difference == pytest.approx(score(np.arange(120)))
-    assert (found.low, found.high) == pytest.approx(expected, abs=0.025)
+    assert found.interval == pytest.approx(expected, abs=0.025)
 
 
 def test_mcnemar_equals_enumeration_of_all_coin_throws() -> None:

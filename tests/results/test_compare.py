@@ -8,14 +8,8 @@ import pytest
 
 from tests.helpers.made_runs import answer, answers, write_run
 from vtrain.errors import DataError, ModelError, UsageError
-from vtrain.results.compare import (
-    LEVEL,
-    Comparison,
-    compare,
-    comparison_json,
-    describe_difference,
-    format_points,
-)
+from vtrain.results.compare import LEVEL, Comparison, compare_runs, format_points
+from vtrain.system.json_csv import to_plain
 from vtrain.system.terminal import format_json
 
 TWO = ("ant", "bee")
@@ -33,21 +27,22 @@ def write_pair(right_a: str, right_b: str) -> list[Path]:
     ]
 
 
-def text_of(comparison: Comparison, index: int = 0) -> str:
-    return describe_difference(comparison.differences[index], comparison)
+def text_of(comparison: Comparison) -> str:
+    return comparison.differences[0].text
 
 
 # --- verdicts ------------------------------------------------------------------------------------
 
 
 def test_a_better_run() -> None:
-    found = compare(write_pair("x" * 60 + "." * 40, "x" * 90 + "." * 10))
+    found = compare_runs(write_pair("x" * 60 + "." * 40, "x" * 90 + "." * 10))
     difference = found.differences[0]
     assert (found.count, found.runs[0].top1, found.runs[1].top1) == (100, 0.6, 0.9)
     assert difference.verdict == "better"
     assert difference.p == pytest.approx(2.0**-29)
     assert difference.p_corrected == difference.p
-    assert (len(difference.gained), len(difference.lost)) == (30, 0)
+    assert len(difference.right_in_run_only) == 30
+    assert difference.right_in_baseline_only == ()
     assert text_of(found).startswith(
         "runs/b is better than runs/a: +30.0 points of top-1, 95 % interval +2"
     )
@@ -57,13 +52,13 @@ def test_a_better_run() -> None:
 
 
 def test_a_worse_run() -> None:
-    found = compare(write_pair("x" * 20, "x" * 10 + "." * 10))
+    found = compare_runs(write_pair("x" * 20, "x" * 10 + "." * 10))
     assert found.differences[0].verdict == "worse"
     assert text_of(found).startswith("runs/b is worse than runs/a: -50.0 points")
 
 
 def test_what_chance_explains_is_no_difference() -> None:
-    found = compare(write_pair("x" * 50 + "...." + "xx" + "." * 44, "x" * 54 + "." * 46))
+    found = compare_runs(write_pair("x" * 50 + "...." + "xx" + "." * 44, "x" * 54 + "." * 46))
     assert found.differences[0].verdict == "unclear"
     text = text_of(found)
     assert text.startswith("No difference between runs/b and runs/a can be shown: +2.0 points")
@@ -75,14 +70,14 @@ def test_what_chance_explains_is_no_difference() -> None:
 
 
 def test_identical_answers() -> None:
-    found = compare(write_pair("xx.x", "xx.x"))
+    found = compare_runs(write_pair("xx.x", "xx.x"))
     assert text_of(found).endswith("can be shown: both are right on the same images")
     assert found.differences[0].p == 1.0
 
 
 @pytest.mark.parametrize(("a", "b"), [("...", "xxx"), ("x", "."), ("..", ".."), ("xxx", "xxx")])
 def test_few_images(a: str, b: str) -> None:
-    found = compare(write_pair(a, b))
+    found = compare_runs(write_pair(a, b))
     assert found.differences[0].verdict == "unclear"
     if a != b:
         images = f"{len(a)} images" if len(a) > 1 else "1 image"
@@ -94,7 +89,7 @@ def test_few_images(a: str, b: str) -> None:
 def test_several_runs_are_corrected_by_holm() -> None:
     runs = write_pair("x" * 40 + "." * 20, "x" * 46 + "." * 14)
     runs.append(write_run(Path("runs/c"), answers(TWO, "x" * 60)))
-    found = compare(runs)
+    found = compare_runs(runs)
     assert [each.verdict for each in found.differences] == ["better", "better"]
     assert found.differences[0].p == pytest.approx(2 * 0.5**6)
     assert found.differences[0].p_corrected == found.differences[0].p  # the larger of two
@@ -106,7 +101,7 @@ def test_several_runs_are_corrected_by_holm() -> None:
 def test_scores_are_those_of_the_common_images() -> None:
     rows = answers(TWO, "x.xxx.")
     runs = [write_run(Path("a"), rows), write_run(Path("b"), rows[:4], digest="other")]
-    found = compare(runs)
+    found = compare_runs(runs)
     assert (found.count, found.runs[0].top1, found.runs[1].top1) == (4, 0.75, 0.75)
     assert [run.left_out for run in found.runs] == [2, 0]
     assert found.warnings[0].startswith("left out, because not all runs have them: 2 of a (val")
@@ -120,11 +115,11 @@ def test_changes_by_class_and_images_by_sureness() -> None:
         answer("2", "bee", "bee"),
     ]
     other = [answer("0", "ant", "ant"), answer("1", "ant", "ant"), answer("2", "bee", "ant")]
-    found = compare([write_run(Path("a"), rows), write_run(Path("b"), other)]).differences[0]
-    assert [(row.name, row.gained, row.lost) for row in found.classes] == [
+    found = compare_runs([write_run(Path("a"), rows), write_run(Path("b"), other)]).differences[0]
+    assert [(row.class_, row.gained, row.lost) for row in found.per_class] == [
         ("ant", 2, 0), ("bee", 0, 1)
     ]  # fmt: skip
-    assert [each.path.name for each in found.gained] == ["1", "0"]
+    assert [each.path.name for each in found.right_in_run_only] == ["1", "0"]
     assert found.macro_f1.difference == pytest.approx(0.4 - 0.25)
 
 
@@ -134,8 +129,10 @@ def test_changes_by_class_and_images_by_sureness() -> None:
 def test_settings_and_data_that_differ() -> None:
     runs = write_pair("x.", "xx")
     write_run(Path("runs/b"), answers(TWO, "xx"), seed=5, train_digest="other")
-    found = compare(runs)
-    assert [(each.key, each.values) for each in found.settings] == [("seed", (0, 5))]
+    found = compare_runs(runs)
+    assert [(each.key, each.values) for each in found.settings] == [
+        ("seed", {"runs/a": 0, "runs/b": 5})
+    ]
     assert found.warnings == (
         "trained on different images (runs/a: 9 images in images/train; runs/b: 9 images in "
         "images/train)",
@@ -148,10 +145,10 @@ def test_the_same_images_below_another_root() -> None:
     runs = [
         write_run(Path("a"), rows), write_run(Path("b"), moved, root="/mnt/images/val")
     ]  # fmt: skip
-    assert compare(runs).count == 4
+    assert compare_runs(runs).count == 4
     write_run(Path("b"), moved, root="/mnt/images/val", digest="others")
     with pytest.raises(DataError, match="no validation image is in all 2 runs") as caught:
-        compare(runs)
+        compare_runs(runs)
     assert "a: 4 images in images/val\n" in caught.value.message
     assert "b: 4 images in /mnt/images/val" in caught.value.message
 
@@ -163,7 +160,7 @@ def test_one_folder_named_in_two_ways() -> None:
         write_run(Path("a"), rows),
         write_run(Path("b"), whole[:3], root=str(Path.cwd() / "images/val"), digest="fewer"),
     ]
-    assert compare(runs).count == 3
+    assert compare_runs(runs).count == 3
 
 
 def test_models_with_different_classes() -> None:
@@ -171,9 +168,9 @@ def test_models_with_different_classes() -> None:
         write_run(Path("a"), answers(TWO, "xxxx")),
         write_run(Path("b"), answers(("ant", "bee"), "xx.."), classes=("ant", "cow")),
     ]
-    found = compare(runs)
+    found = compare_runs(runs)
     assert found.warnings == (
-        "b knows classes that a does not: cow", "a knows classes that b does not: bee"
+        "b knows classes that a does not: 'cow'", "a knows classes that b does not: 'bee'"
     )  # fmt: skip
 
 
@@ -182,13 +179,13 @@ def test_labels_must_agree() -> None:
     other = [replace(rows[0], label="bee", correct=False), *rows[1:]]
     runs = [write_run(Path("a"), rows), write_run(Path("b"), other)]
     with pytest.raises(DataError, match="1 of 4 common images have another label in b than in a"):
-        compare(runs)
+        compare_runs(runs)
 
 
 def test_an_image_listed_twice_counts_once() -> None:
     rows = answers(TWO, "x.x.")
     runs = [write_run(Path("a"), [*rows, rows[0]]), write_run(Path("b"), rows)]
-    found = compare(runs)
+    found = compare_runs(runs)
     assert found.count == 4
     assert found.runs[0].left_out == 1
 
@@ -206,12 +203,12 @@ def test_unusable_runs() -> None:
         ([a, Path("runs")], "runs is no run folder: it holds none of"),
     ):
         with pytest.raises(UsageError, match=message):
-            compare(runs)
+            compare_runs(runs)
     with pytest.raises(ModelError, match="trained without a test split"):
-        compare([a, b], split="test")
+        compare_runs([a, b], split="test")
     write_run(Path("c"), None, finished=False)
     with pytest.raises(ModelError, match=r"c holds no predictions-val\.csv: the run") as got:
-        compare([a, Path("c")])
+        compare_runs([a, Path("c")])
     command = "vtrain fit c/config.resolved.yaml run_dir=c --resume"
     assert got.value.hint == f"wait until it has, or go on with it: {command}"
 
@@ -221,7 +218,7 @@ def test_damaged_runs() -> None:
     (b / "metrics.jsonl").write_text("no json")
     (b / "data.json").write_text("[]")
     (b / "result.json").unlink()
-    found = compare([a, b])
+    found = compare_runs([a, b])
     assert found.count == 2
     assert found.runs[1].best_epoch is None
     assert any("has not finished" in each for each in found.warnings)
@@ -230,10 +227,10 @@ def test_damaged_runs() -> None:
     for content in ("", "path,label\n", "path,label,prediction,probability,correct\nx,y,z,?,1\n"):
         (b / "predictions-val.csv").write_text(content)
         with pytest.raises(ModelError, match=r"runs/b/predictions-val\.csv"):
-            compare([a, b])
+            compare_runs([a, b])
     (b / "predictions-val.csv").write_text("path,label,prediction,probability,correct\nval/x.pn")
     with pytest.raises(ModelError, match=r"damaged: 0\.correct is ''"):
-        compare([a, b])
+        compare_runs([a, b])
 
 
 def test_test_split() -> None:
@@ -242,9 +239,9 @@ def test_test_split() -> None:
     for run_dir in runs:
         write_run(run_dir, rows)
         write_run(run_dir, rows, split="test")
-    assert compare(runs, split="test").split == "test"
-    assert any("--split test" in each for each in compare(runs).notes)
-    assert not any("--split test" in each for each in compare(runs, split="test").notes)
+    assert compare_runs(runs, split="test").split == "test"
+    assert any("--split test" in each for each in compare_runs(runs).notes)
+    assert not any("--split test" in each for each in compare_runs(runs, split="test").notes)
 
 
 # --- as text and JSON ----------------------------------------------------------------------------
@@ -252,9 +249,9 @@ def test_test_split() -> None:
 
 def test_json_holds_everything_and_is_valid() -> None:
     runs = write_pair("x.x.", "xxx.")
-    found = comparison_json(compare(runs))
+    found = to_plain(compare_runs(runs))
     assert json.loads(format_json(found)) == found
-    assert (found["schema"], found["level"], found["baseline"]) == (1, LEVEL, "runs/a")
+    assert (found["level"], found["baseline"]) == (LEVEL, "runs/a")
     difference = found["differences"][0]
     assert [each["path"] for each in difference["right_in_run_only"]] == [
         str(Path("images/val/bee/001.jpg"))
@@ -266,7 +263,7 @@ def test_json_holds_everything_and_is_valid() -> None:
 
 def test_the_same_answers_give_the_same_figures() -> None:
     runs = write_pair("x.x.xx.xxx", "xxx.x.x..x")
-    assert comparison_json(compare(runs)) == comparison_json(compare(runs))
+    assert to_plain(compare_runs(runs)) == to_plain(compare_runs(runs))
 
 
 def test_points() -> None:

@@ -1,15 +1,12 @@
 """`vtrain backbones`: the zoo."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from vtrain.commands.options import Json, complete_backbones
 from vtrain.errors import UsageError
 from vtrain.system.terminal import Console, print_json, print_line, print_table
-
-if TYPE_CHECKING:
-    from vtrain.models.backbone_spec import BackboneSpec
 
 
 def backbones(
@@ -82,7 +79,20 @@ def _show_backbone(name: str, image_size: int | None, as_json: bool) -> None:
         plain = {"stages": to_plain(stages), "facts": list(facts)}
         print_json({"schema": 1, **to_plain(spec), **plain})
         return
-    for line in (*_describe_backbone(spec), *facts):
+    print_line(f"{spec.name}: {spec.note}")
+    print_line(
+        f"{spec.params / 1e6:.1f} M parameters, {spec.gflops:.2f} G multiply-adds at "
+        f"{spec.image_size} px, with a head of 1,000 classes"
+    )
+    if spec.weights:
+        others = ", ".join(each for each in spec.weights if each != spec.default_weights)
+        print_line(
+            f"weights: {spec.default_weights} (default, {spec.file_size_mb:.0f} MB, "
+            f"ImageNet top-1 {spec.top1:.1f} %){f'; also {others}' if others else ''}"
+        )
+    if spec.options:
+        print_line(f"model.options: {', '.join(spec.options)}")
+    for line in facts:
         print_line(line)
     print_table(
         ("stage", "output", "parameters", "multiply-adds"),
@@ -97,21 +107,3 @@ def _show_backbone(name: str, image_size: int | None, as_json: bool) -> None:
         ],
         right=(1, 2, 3),
     )
-
-
-def _describe_backbone(spec: "BackboneSpec") -> list[str]:
-    lines = [
-        f"{spec.name}: {spec.note}",
-        f"{spec.params / 1e6:.1f} M parameters, {spec.gflops:.2f} G multiply-adds at "
-        f"{spec.image_size} px, with a head of 1,000 classes",
-    ]
-    if spec.weights:
-        others = [each for each in spec.weights if each != spec.default_weights]
-        more = f"; also {', '.join(others)}" if others else ""
-        lines.append(
-            f"weights: {spec.default_weights} (default, {spec.file_size_mb:.0f} MB, "
-            f"ImageNet top-1 {spec.top1:.1f} %){more}"
-        )
-    if spec.options:
-        lines.append(f"model.options: {', '.join(spec.options)}")
-    return lines

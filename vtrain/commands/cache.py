@@ -1,7 +1,6 @@
 """`vtrain cache`: stored features and scans."""
 
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -44,29 +43,25 @@ def cache(
     root = find_cache_folder()
     entries = clear_cache(root, unused_days=unused_days) if clear else list_cache(root)
     if as_json:
-        listed = [to_plain(entry) for entry in entries]
-        print_json({"schema": 1, "folder": str(root), "removed": clear, "entries": listed})
+        plain = {"folder": str(root), "removed": clear, "entries": to_plain(list(entries))}
+        print_json({"schema": 1, **plain})
         return
-    _show_entries(entries)
+    if entries:
+        print_table(
+            ("kind", "backbone", "layer", "precision", "augment", "size", "last used", "folder"),
+            [_build_row(entry) for entry in entries],
+            right=(5,),
+        )
     total = format_bytes(sum(entry.size for entry in entries))
     console.say(f"{'removed' if clear else 'in'} {root}: {total}")
 
 
-def _show_entries(entries: Sequence["CacheEntry"]) -> None:
-    if not entries:
-        return
-    print_table(
-        ("kind", "backbone", "layer", "precision", "augment", "size", "last used", "folder"),
-        [
-            (
-                entry.kind,
-                *(str(entry.facts.get(name, "-")) for name in ("backbone", "layer", "precision")),
-                str(entry.facts.get("view", {}).get("augment", "-")),
-                format_bytes(entry.size),
-                time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used)),
-                entry.folder.name,
-            )
-            for entry in entries
-        ],
-        right=(5,),
+def _build_row(entry: "CacheEntry") -> tuple[str, ...]:
+    return (
+        entry.kind,
+        *(str(entry.facts.get(name, "-")) for name in ("backbone", "layer", "precision")),
+        str(entry.facts.get("view", {}).get("augment", "-")),
+        format_bytes(entry.size),
+        time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.last_used)),
+        entry.folder.name,
     )

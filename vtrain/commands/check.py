@@ -1,12 +1,13 @@
 """`vtrain check`: what is wrong with a data set."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vtrain.commands.options import Device, Json, Model, Overrides, Page, Workers, choose_workers
-from vtrain.commands.outcomes import require_page_name
+from vtrain.commands.outcomes import require_page_name, require_place
 from vtrain.errors import DataError, UsageError
 from vtrain.system.terminal import Console, print_json, print_line, print_table
 from vtrain.system.text import one_line, quote_path
@@ -57,18 +58,24 @@ def check(
     vtrain check flowers.yaml data.exclude=exclude.txt
     vtrain check photos/ --embeddings -m resnet50
     """
-    from vtrain.results.check import check as run_check
-    from vtrain.results.check import check_json, open_source, require_list_path
-    from vtrain.results.check import write_list as write_exclude_list
+    from vtrain.results.check import (
+        check_images,
+        check_json,
+        open_source,
+        require_list_path,
+        write_exclude_list,
+    )
 
     require_page_name(output)
+    if write_list is not None:
+        require_place(write_list, "--write-list")
     if model is not None and not embeddings:
         raise UsageError("--model is for --embeddings", "add --embeddings, or leave it out")
     embed = _build_embed(model, device, workers, console) if embeddings else None
     opened = open_source(source, overrides or [], image_size=image_size, reporter=console)
     if write_list is not None:
         require_list_path(write_list, opened)
-    result = run_check(opened, workers=choose_workers(workers), embed=embed, reporter=console)
+    result = check_images(opened, workers=choose_workers(workers), embed=embed, reporter=console)
     # The files first: who reads the table may close the pipe, which ends the command.
     written = []
     if write_list is not None:
@@ -97,19 +104,17 @@ def _build_embed(model: str | None, device: str, workers: int | None, console: C
     from vtrain.system.machine import find_device
 
     loaded = load_model(model, device=find_device(device), precision="auto", reporter=console)
-    return lambda paths: compute_features(
-        paths,
-        loaded,
-        workers=choose_workers(workers),
-        reporter=console,
+    return partial(
+        compute_features, model=loaded, workers=choose_workers(workers), reporter=console
     )
 
 
 def _show_check(result: "CheckResult") -> None:
     data = result.data
     for name, images in data.splits.items():
+        kind = "images" if name == "images" else f"{name} images"
         classes = f" of {len(images.classes)} classes" if data.labelled else ""
-        print_line(f"{one_line(images.root)}: {len(images):,} {_name_images(name)}{classes}")
+        print_line(f"{one_line(images.root)}: {len(images):,} {kind}{classes}")
     known = f", {data.inspection.known:,} known and unchanged" if data.inspection.known else ""
     print_line(f"{data.inspection.read:,} images read{known}; input {data.image_size} px")
     if not result.findings:
@@ -128,15 +133,11 @@ def _show_check(result: "CheckResult") -> None:
             _show_examples(finding)
 
 
-def _name_images(name: str) -> str:
-    return "images" if name == "images" else f"{name} images"
-
-
 def _show_examples(finding: "Finding") -> None:
     """The first images of an error, one a line, groups on one line."""
     if finding.groups:
         lines = [
-            " = ".join(one_line(each.path) for each in group.members) + f"  ({group.same})"
+            " = ".join(one_line(each.path) for each in group.images) + f"  ({group.same})"
             for group in finding.groups
         ]
     else:

@@ -56,13 +56,8 @@ def show_config(
 
     loaded = load_settings(config, overrides or [])
     if as_json:
-        print_json(
-            {
-                "schema": 1,
-                "config": loaded.config.model_dump(mode="json"),
-                "origins": loaded.origins,
-            }
-        )
+        config_json = loaded.config.model_dump(mode="json")
+        print_json({"schema": 1, "config": config_json, "origins": loaded.origins})
     else:
         print_text(dump_config(loaded.config, loaded.origins).rstrip("\n"))
 

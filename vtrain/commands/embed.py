@@ -1,17 +1,13 @@
 """`vtrain embed`: one feature vector for each image."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from vtrain.commands.options import Compute, Json, Model, choose_workers
-from vtrain.commands.outcomes import require_all_readable
-from vtrain.commands.processes import reported_once
+from vtrain.commands.outcomes import reported_once, require_all_readable
 from vtrain.system.terminal import Console, print_json, print_line
-
-if TYPE_CHECKING:
-    from vtrain.results.embed import EmbedResult
 
 
 def embed(
@@ -54,6 +50,7 @@ def embed(
     """
     from vtrain.results.embed import embed as run_embed
     from vtrain.runs.load_model import load_model
+    from vtrain.system.json_csv import to_plain
     from vtrain.system.machine import find_device
     from vtrain.system.processes import read_processes
 
@@ -76,18 +73,11 @@ def embed(
             processes=processes,
             reporter=console,
         )
-    if processes.is_main:
-        _show_embed(result, as_json=as_json)
-
-
-def _show_embed(result: "EmbedResult", *, as_json: bool) -> None:
-    from dataclasses import replace
-
-    from vtrain.system.json_csv import to_plain
-
+    if not processes.is_main:
+        return
     if as_json:
-        plain = to_plain(replace(result, failures=tuple(result.failures)))
-        print_json({"schema": 1, **plain})
+        failures = [to_plain(each) for each in result.failures]
+        print_json({"schema": 1, **to_plain(result), "failures": failures})
     else:
         shape = "x".join(str(size) for size in (result.count, *result.dim))
         print_line(f"{result.output}: {shape} float32, paths in {result.index}")

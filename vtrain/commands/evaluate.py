@@ -10,7 +10,6 @@ from vtrain.commands.outcomes import require_all_readable
 from vtrain.system.terminal import Console, print_json, print_line, print_table
 
 if TYPE_CHECKING:
-    from vtrain.inference.metrics import ClassMetrics
     from vtrain.runs.evaluation_files import EvaluationResult
 
 
@@ -66,20 +65,23 @@ def _show_evaluation(result: "EvaluationResult", console: Console) -> None:
         )
     print_table(
         ("class", "precision", "95 %", "recall", "95 %", "F1", "images"),
-        [_build_class_row(row) for row in result.per_class if row.support],
+        [
+            (
+                row.name,
+                f"{row.precision:.3f}",
+                _interval(row.precision_interval),
+                f"{row.recall:.3f}",
+                _interval(row.recall_interval),
+                f"{row.f1:.3f}",
+                str(row.support),
+            )
+            for row in result.per_class
+            if row.support
+        ],
         right=(1, 2, 3, 4, 5, 6),
     )
     for warning in result.warnings:
         console.warn(warning)
-
-
-def _build_class_row(row: "ClassMetrics") -> tuple[str, ...]:
-    precision, recall = (
-        _interval(row.precision_interval),
-        _interval(row.recall_interval),
-    )
-    figures = (f"{row.precision:.3f}", precision, f"{row.recall:.3f}", recall, f"{row.f1:.3f}")
-    return (row.name, *figures, str(row.support))
 
 
 def _interval(interval: tuple[float, float] | None) -> str:

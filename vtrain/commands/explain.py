@@ -64,7 +64,11 @@ def explain(
     """
     from vtrain.models.saliency import find_map_stage, name_method
     from vtrain.results.explain import explain_images
-    from vtrain.results.explanation_files import require_empty_folder, write_explanations
+    from vtrain.results.explanation_files import (
+        explanation_json,
+        require_empty_folder,
+        write_explanations,
+    )
     from vtrain.results.predict import FoundInputs
     from vtrain.runs.load_model import load_model
     from vtrain.system.machine import find_device
@@ -76,12 +80,7 @@ def explain(
     spec = loaded.classifier.spec
     chosen = find_map_stage(spec, stage).name
     explanations = explain_images(
-        inputs,
-        loaded,
-        class_name=class_name,
-        stage=chosen,
-        batch_size=batch_size,
-        reporter=console,
+        inputs, loaded, class_name=class_name, stage=chosen, batch_size=batch_size, reporter=console
     )
     about = {
         "model": loaded.source,
@@ -92,7 +91,10 @@ def explain(
     with console.progress(0, "explaining", data=True) as bar:
 
         def show(written: "WrittenExplanation") -> None:
-            _show_explanation(written, as_json=as_json)
+            if as_json:
+                print_json(explanation_json(written), indent=False)
+            else:
+                print_line(_format_explanation(written))
             bar.total = inputs.known
             bar.update(1)
 
@@ -101,16 +103,7 @@ def explain(
     require_all_answered(done.failed, done.count)
 
 
-def _show_explanation(written: "WrittenExplanation", *, as_json: bool) -> None:
-    from vtrain.results.explanation_files import explanation_json
-
-    if as_json:
-        print_json(explanation_json(written), indent=False)
-    else:
-        print_line(format_explanation(written))
-
-
-def format_explanation(written: "WrittenExplanation") -> str:
+def _format_explanation(written: "WrittenExplanation") -> str:
     """One line for people: `path: class 97.1 %, overlay`, or `path: error: reason`."""
     each = written.explanation
     if each.error is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vtrain.commands.options import Config, Overrides
-from vtrain.commands.processes import reported_once
+from vtrain.commands.outcomes import reported_once
 from vtrain.commands.usage_errors import RESUME_AUTO
 from vtrain.errors import UsageError, VtrainError
 from vtrain.runs.folder import LOG_NAME

@@ -78,21 +78,17 @@ def neighbors(
         precision=precision,
         reporter=console,
     )
-    _show_query(result, console)
+    if result.row is not None:
+        console.say(f"query: row {result.row}, {one_line(result.query)}")
+    if result.left_out:
+        rows = result.count + result.left_out
+        console.say(f"{result.left_out:,} of {rows:,} rows hold no features and are left out")
     if output is not None:
         from vtrain.pages.neighbors import write_neighbors_page
 
         write_neighbors_page(output, result)
         console.say(f"page: {quote_path(output)}")
     _show_neighbors(result, as_json=as_json, as_csv=as_csv)
-
-
-def _show_query(result: "NeighborResult", console: Console) -> None:
-    if result.row is not None:
-        console.say(f"query: row {result.row}, {one_line(result.query)}")
-    if result.left_out:
-        rows = result.count + result.left_out
-        console.say(f"{result.left_out:,} of {rows:,} rows hold no features and are left out")
 
 
 def _show_neighbors(result: "NeighborResult", *, as_json: bool, as_csv: bool) -> None:

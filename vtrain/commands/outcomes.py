@@ -1,14 +1,18 @@
-"""How commands end: what to type next, and which inputs could not be used."""
+"""What commands refuse before any work, and how they end."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vtrain.errors import DataError, UsageError
+import typer
+
+from vtrain.errors import DataError, DivergedError, InterruptedRunError, StoppedError, UsageError
 from vtrain.system.text import one_line, quote_path
 
 if TYPE_CHECKING:
     from vtrain.data.image_sets import SkippedFile
+    from vtrain.system.processes import Processes
 
 NAMED_AT_MOST = 20  # unreadable inputs that an error names
 
@@ -19,21 +23,26 @@ def require_one_form(*, as_json: bool, as_csv: bool) -> None:
         raise UsageError("--json and --csv were both given", "choose one of them")
 
 
+def require_place(path: Path, name: str) -> None:
+    """Before any work: a file goes to a folder that is there; `name` is what the file is called."""
+    shown = f"{name} {one_line(path)}"
+    if path.is_dir():
+        raise UsageError(f"{shown} is a folder, expected a file")
+    if not path.parent.is_dir():
+        raise UsageError(
+            f"{shown}: its folder {one_line(path.parent)} does not exist",
+            f"create it with: mkdir -p {quote_path(path.parent)}",
+        )
+
+
 def require_page_name(path: Path | None) -> None:
     """Before any work: a page, where one is asked for, goes to an .html file in a folder."""
     if path is None:
         return
-    shown = one_line(path)
-    if path.is_dir():
-        raise UsageError(f"page {shown} is a folder, expected a file")
+    require_place(path, "page")
     if path.suffix.lower() not in (".html", ".htm"):
         better = quote_path(path.with_suffix(".html"))
-        raise UsageError(f"page {shown} does not end with .html", f"write to {better}")
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"page {shown}: its folder does not exist",
-            f"create it with: mkdir -p {quote_path(path.parent)}",
-        )
+        raise UsageError(f"page {one_line(path)} does not end with .html", f"write to {better}")
 
 
 def require_all_readable(failures: Sequence["SkippedFile"], total: int) -> None:
@@ -53,3 +62,18 @@ def require_all_answered(failed: int, count: int) -> None:
     """Exit 3 where an input could not be used; every other one has been answered."""
     if failed:
         raise DataError(f"{failed} of {count} inputs could not be used", "their lines say why")
+
+
+@contextmanager
+def reported_once(processes: "Processes") -> Iterator[None]:
+    """Leave it to rank 0, and to a process that failed alone, to report what went wrong."""
+    from vtrain.system.processes import PeerFailedError
+
+    common = (PeerFailedError, StoppedError, InterruptedRunError, DivergedError)
+
+    try:
+        yield
+    except common as error:
+        if processes.is_main:
+            raise
+        raise typer.Exit(int(error.exit_code)) from None

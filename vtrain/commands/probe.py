@@ -1,7 +1,6 @@
 """`vtrain probe`: backbones ranked on the user's own images."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,19 +9,11 @@ import typer
 from vtrain.commands.options import Compute, Json, Page, choose_workers, complete_backbones
 from vtrain.commands.outcomes import require_page_name
 from vtrain.errors import ModelError, UsageError
-from vtrain.system.terminal import (
-    GAP,
-    Console,
-    data_stream,
-    find_width,
-    print_json,
-    print_table,
-    print_text,
-)
+from vtrain.system.terminal import Console, data_stream, print_json, print_table, print_text
 from vtrain.system.text import format_duration, one_line, quote_path
 
 if TYPE_CHECKING:
-    from vtrain.results.probe import ProbeResult
+    from vtrain.results.probe_result import ProbeResult
 
 UNITS = {"": 60.0, "s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
@@ -80,9 +71,8 @@ def probe(
     candidates = choose_candidates(backbones or [])
     seconds = None if budget is None else _read_budget(budget)
     require_page_name(output)
-    from vtrain.results.probe import ProbeSettings
-    from vtrain.results.probe import probe as run_probe
-    from vtrain.results.probe_table import probe_json
+    from vtrain.results.probe import ProbeSettings, rank_backbones
+    from vtrain.system.json_csv import to_plain
     from vtrain.system.machine import find_device
 
     settings = ProbeSettings(
@@ -94,9 +84,10 @@ def probe(
         workers=choose_workers(compute.workers),
         download=download,
     )
-    result = run_probe(folder, candidates, settings, reporter=console)
+    result, stop = rank_backbones(folder, candidates, settings, reporter=console)
     if as_json:
-        print_json(probe_json(result))
+        failures = [{"path": str(each.path), "error": each.reason} for each in result.failures]
+        print_json({"schema": 1, **to_plain(result), "failures": failures})
     else:
         _show_probe(result, console)
     if output is not None:
@@ -104,7 +95,7 @@ def probe(
 
         write_probe_page(output, result)
         console.say(f"page: {quote_path(output)}")
-    _require_complete(result)
+    _require_complete(result, stop)
 
 
 def _read_budget(text: str) -> float:
@@ -117,82 +108,56 @@ def _read_budget(text: str) -> float:
 
 
 def _show_probe(result: "ProbeResult", console: Console) -> None:
-    from vtrain.results.probe_table import (
+    from vtrain.commands.terminal_plot import draw_plot
+    from vtrain.results.probe_result import (
         COLUMNS,
         LEAST,
         LEGEND,
         RIGHT,
         describe_sample,
+        label_backbones,
         next_command,
-        recommend,
         table_rows,
     )
 
-    _print_fitting_table(COLUMNS, table_rows(result), right=RIGHT, least=LEAST)
+    print_table(COLUMNS, table_rows(result), right=RIGHT, least=LEAST)
     if len(result.backbones) > 1:
-        print_text(f"\n{_draw_plot(result)}")
+        points = {}
+        for name, each in zip(label_backbones(result.backbones), result.backbones, strict=True):
+            label = f"{name} (front)" if each.pareto else name
+            points[label] = ([each.images_per_second], [100 * each.accuracy])
+        title, x_title = "linear probe, %", "images/s"
+        plot = draw_plot(points, data_stream(), title=title, x_title=x_title, log_x=True)
+        print_text(f"\n{plot}")
     console.say(describe_sample(result))
     if len(result.backbones) > 1:
         for line in LEGEND:
             console.say(line)
     console.say(f"took {format_duration(result.seconds)}")
-    print_text(f"recommended: {recommend(result)}")
+    print_text(f"recommended: {result.recommendation}")
     if command := next_command(result):
         print_text(f"next: {command}")
 
 
-def _print_fitting_table(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    right: Sequence[int],
-    least: Sequence[int],
-) -> None:
-    """A table without the columns for which a terminal has no room, the least important first."""
-    width = find_width(data_stream())
-    widths = [max(map(len, cells)) for cells in zip(columns, *rows, strict=True)]
-    kept = list(range(len(columns)))
-    for column in least:
-        if width is None or sum(widths[each] + GAP for each in kept) <= width:
-            break
-        kept.remove(column)
-    print_table(
-        [columns[each] for each in kept],
-        [[row[each] for each in kept] for row in rows],
-        right=[place for place, each in enumerate(kept) if each in right],
-    )
-
-
-def _draw_plot(result: "ProbeResult") -> str:
-    from vtrain.commands.terminal_plot import draw_plot
-    from vtrain.results.probe_table import label_backbones
-
-    points = {}
-    for name, each in zip(label_backbones(result), result.backbones, strict=True):
-        label = f"{name} (front)" if each.pareto else name
-        points[label] = ([each.images_per_second], [100 * each.accuracy])
-    return draw_plot(points, data_stream(), title="linear probe, %", x_title="images/s", log_x=True)
-
-
-def _require_complete(result: "ProbeResult") -> None:
+def _require_complete(result: "ProbeResult", stop: KeyboardInterrupt | None) -> None:
     """End as a signal, or a backbone that was named and failed, has it.
 
     Raises:
         InterruptedRunError, StoppedError: a signal came.
         ModelError: a backbone failed.
     """
-    if result.stop is not None:
+    if stop is not None:
         from vtrain.system.signals import build_stop_error
 
         left = sum(each.kind == "stopped" for each in result.left_out)
         raise build_stop_error(
-            result.stop,
+            stop,
             f"stopped with {left} of the backbones left",
             "run the same command again: features that were computed are kept",
         )
     failed = [each for each in result.left_out if each.kind == "failed"]
     if failed:
-        lines = [f"  {one_line(each.candidate.model)}: {each.reason}" for each in failed]
+        lines = [f"  {one_line(each.model)}: {each.reason}" for each in failed]
         raise ModelError(
             f"{len(failed)} of the backbones could not be probed:\n" + "\n".join(lines),
             "the result is that of the others: repair these, or leave them out",

@@ -53,7 +53,19 @@ def suspects(
         workers=choose_workers(compute.workers),
         reporter=console,
     )
-    _show_notes(report, console)
+    for note in report.notes:
+        console.warn(note)
+    for each in report.failures:
+        console.warn(f"left out {one_line(each.path)}: {each.reason}")
+    if report.judged < report.count:
+        console.say(
+            f"{report.count - report.judged} of {report.count} images cannot be judged: "
+            "unreadable, or the only one of their class"
+        )
+    console.say(
+        f"the {len(report.suspects)} most suspect of {report.judged} labels "
+        f"({' and '.join(report.splits)}): a ranking to look through, no verdict"
+    )
     if output is not None:
         from vtrain.pages.suspects import write_suspects_page
 
@@ -62,32 +74,18 @@ def suspects(
     _show_suspects(report, as_json=as_json, as_csv=as_csv)
 
 
-def _show_notes(report: "SuspectReport", console: Console) -> None:
-    for note in report.notes:
-        console.warn(note)
-    for each in report.failures:
-        console.warn(f"left out {one_line(each.path)}: {each.reason}")
-    alone = report.count - report.judged
-    if alone:
-        console.say(
-            f"{alone} of {report.count} images cannot be judged: unreadable, or the only one of "
-            "their class"
-        )
-    console.say(
-        f"the {len(report.suspects)} most suspect of {report.judged} labels "
-        f"({' and '.join(report.splits)}): a ranking to look through, no verdict"
-    )
-
-
 def _show_suspects(report: "SuspectReport", *, as_json: bool, as_csv: bool) -> None:
-    from vtrain.results.suspects import CSV_HEADER, suspect_row, suspects_json
+    from vtrain.results.suspects import CSV_HEADER
+    from vtrain.system.json_csv import to_plain
 
     if as_json:
-        print_json(suspects_json(report))
+        print_json({"schema": 1, **to_plain(report)})
     elif as_csv:
         print_csv_row(CSV_HEADER)
         for each in report.suspects:
-            print_csv_row(suspect_row(each))
+            # Its fields in their order, but for the last: the images against it.
+            cells = list(to_plain(each).values())[: len(CSV_HEADER)]
+            print_csv_row(f"{cell:.4f}" if isinstance(cell, float) else cell for cell in cells)
     else:
         print_table(
             ("score", "label", "p", "suggested", "p", "like it", "path"),

@@ -114,9 +114,12 @@ def _explain_usage(error: typer.TyperException, arguments: Sequence[str]) -> Usa
         .replace(" Value error,", "")
     )
     message = message[:1].lower() + message[1:].replace(". Did you mean", ", did you mean")
-    near = _find_near_option(error)
-    if near is not None:
-        message += f", did you mean {near}?"
+    # Typer compares with the dashes, by which --lr is near to --help.
+    possible = [each.lstrip("-") for each in getattr(error, "possibilities", None) or ()]
+    typed = getattr(error, "option_name", "").lstrip("-")
+    near = difflib.get_close_matches(typed, possible, n=1)
+    if near:
+        message += f", did you mean --{near[0]}?"
     if context is None or context.parent is None:
         first = arguments[0] if arguments else ""
         # An option without its value comes without a context.
@@ -124,14 +127,6 @@ def _explain_usage(error: typer.TyperException, arguments: Sequence[str]) -> Usa
         return UsageError(message, f"try: vtrain {other}")
     usage = " ".join(context.get_usage().removeprefix("Usage: ").split())
     hint = f"{usage}; more with -h"
-    if "KEY=VALUE" in usage and message.startswith("no such option") and near is None:
+    if "KEY=VALUE" in usage and message.startswith("no such option") and not near:
         hint = f"settings have no dashes, such as train.epochs=5: {hint}"
     return UsageError(message, hint)
-
-
-def _find_near_option(error: typer.TyperException) -> str | None:
-    possible = getattr(error, "possibilities", None) or ()
-    # Typer compares with the dashes, by which --lr is near to --help.
-    typed = getattr(error, "option_name", "").lstrip("-")
-    near = difflib.get_close_matches(typed, [each.lstrip("-") for each in possible], n=1)
-    return f"--{near[0]}" if near else None

@@ -51,9 +51,7 @@ class PairedDifference:
     """What model B has more than model A on the same images (-1 to 1), and its interval."""
 
     difference: float
-    low: float
-    high: float
-    level: float
+    interval: Interval
 
 
 def wilson_interval(hits: int, count: int, *, level: float = 0.95) -> Interval:
@@ -132,11 +130,10 @@ def paired_bootstrap(
     difference = (only_b - only_a) / len(a)
     if not only_a and not only_b:
         limit = 1 - ((1 - level) / 2) ** (1 / len(a))
-        return PairedDifference(0.0, -limit, limit, level)
+        return PairedDifference(0.0, (-limit, limit))
     cells = np.array([only_a, only_b, len(a) - only_a - only_b], dtype=np.int64)
     drawn = np.concatenate(list(_draw(cells, samples, seed, width=3)))
-    low, high = _percentiles((drawn[:, 1] - drawn[:, 0]) / len(a), level)
-    return PairedDifference(difference, low, high, level)
+    return PairedDifference(difference, _percentiles((drawn[:, 1] - drawn[:, 0]) / len(a), level))
 
 
 def paired_bootstrap_macro_f1(
@@ -167,8 +164,8 @@ def paired_bootstrap_macro_f1(
 
     width = len(counts) + 3 * scores[0].num_classes
     drawn = [differences(block) for block in _draw(counts, samples, seed, width=width)]
-    low, high = _percentiles(np.concatenate(drawn), level)
-    return PairedDifference(float(differences(counts[None])[0]), low, high, level)
+    interval = _percentiles(np.concatenate(drawn), level)
+    return PairedDifference(float(differences(counts[None])[0]), interval)
 
 
 def mcnemar(correct_a: ArrayLike, correct_b: ArrayLike) -> tuple[int, int, float]:

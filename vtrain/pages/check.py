@@ -88,15 +88,17 @@ def _build_finding(finding: Finding) -> dict[str, object]:
 
 
 def _build_group(group: FoundGroup) -> dict[str, object]:
-    shown = group.members[:MOST_MEMBERS]
-    places = [each.split if each.label is None else f"{each.split}, {each.label}" for each in shown]
+    shown = group.images[:MOST_MEMBERS]
+    places = [
+        each.split if each.class_ is None else f"{each.split}, {each.class_}" for each in shown
+    ]
     return {
         "how": _HOW[group.same],
         "pictures": [
             _build_picture(each.path, (place, each.path.name))
             for each, place in zip(shown, places, strict=True)
         ],
-        "left_out": len(group.members) - len(shown),
+        "left_out": len(group.images) - len(shown),
     }
 
 

@@ -24,15 +24,14 @@ from vtrain.pages.svg import (
 from vtrain.pages.thumbnails import Gallery, Picture, Thumbnail, make_thumbnail
 from vtrain.results.compare import (
     LEVEL,
-    SPLIT_NAMES,
     ClassChange,
     ComparedRun,
     Comparison,
     Disagreement,
     RunDifference,
-    describe_difference,
     format_points,
 )
+from vtrain.results.compared_runs import SPLIT_NAMES
 from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.text import format_bytes, format_duration, format_percent, one_line
 
@@ -83,7 +82,7 @@ def _table_runs(runs: Sequence[ComparedRun]) -> Table:
 
     rows = tuple(
         (
-            one_line(run.run_dir),
+            one_line(run.run),
             format_percent(run.top1),
             interval(run.top1_interval),
             format_percent(run.macro_f1),
@@ -105,16 +104,16 @@ def _table_runs(runs: Sequence[ComparedRun]) -> Table:
 def _draw_charts(comparison: Comparison) -> list[Markup]:
     charts = [
         draw_differences(
-            f"Difference to {one_line(comparison.baseline.run_dir)}",
+            f"Difference to {one_line(comparison.baseline)}",
             comparison.differences,
         )
     ]
-    curves = [run for run in comparison.runs if run.curve]
+    curves = [run for run in comparison.runs if run.val_top1_by_epoch]
     if curves:
         charts.append(
             line_chart(
                 "Top-1 on the validation images",
-                [Series(str(run.run_dir), list(enumerate(run.curve, 1))) for run in curves],
+                [Series(str(run.run), list(enumerate(run.val_top1_by_epoch, 1))) for run in curves],
                 format_y=format_share,
             )
         )
@@ -124,7 +123,7 @@ def _draw_charts(comparison: Comparison) -> list[Markup]:
 def draw_differences(title: str, differences: Sequence[RunDifference]) -> Markup:
     """Intervals of differences to the baseline one below the other, and a line at zero."""
     frame = Frame(left=10, right=WIDTH - 10, top=6, bottom=6 + ROW * len(differences))
-    limits = [0.0, *(100 * end for each in differences for end in (each.top1.low, each.top1.high))]
+    limits = [0.0, *(100 * end for each in differences for end in each.top1.interval)]
     room = 0.06 * (max(limits) - min(limits)) or 1.0
     x = Scale(min(limits) - room, max(limits) + room, frame.left, frame.right)
     ticks = find_ticks(x.low, x.high, 6)
@@ -136,15 +135,13 @@ def draw_differences(title: str, differences: Sequence[RunDifference]) -> Markup
     texts = []
     for index, each in enumerate(differences):
         top = frame.top + ROW * index
-        name = shorten(each.run_dir, LONGEST_NAME)
-        parts.append(draw_text(frame.left, top + 13, name, kind="over", full=str(each.run_dir)))
-        value, low, high = (
-            100 * share for share in (each.top1.difference, each.top1.low, each.top1.high)
-        )
+        name = shorten(each.run, LONGEST_NAME)
+        parts.append(draw_text(frame.left, top + 13, name, kind="over", full=str(each.run)))
+        value, low, high = (100 * share for share in (each.top1.difference, *each.top1.interval))
         parts.append(draw_whisker(x(low), x(high), top + 24, 4))
         kind = "quiet" if each.verdict == "unclear" else "right" if value > 0 else "wrong"
         parts.append(draw_path([(x(value), top + 24)], f"dots {kind}"))
-        texts.append(f"{shorten(each.run_dir, 60)}: {value:+.1f}, {low:+.1f} to {high:+.1f}")
+        texts.append(f"{shorten(each.run, 60)}: {value:+.1f}, {low:+.1f} to {high:+.1f}")
     note = "In colour: more than chance explains."
     height = frame.bottom + 36
     return build_figure(parts, title=title, text="; ".join(texts), height=height, note=note)
@@ -155,9 +152,12 @@ def _table_settings(comparison: Comparison) -> Table | None:
         return None
     return Table(
         "Settings that are not the same in all runs",
-        ("setting", *(one_line(run.run_dir) for run in comparison.runs)),
+        ("setting", *(one_line(run.run) for run in comparison.runs)),
         tuple(
-            (each.key, *("–" if value is None else one_line(value) for value in each.values))
+            (
+                each.key,
+                *("–" if value is None else one_line(value) for value in each.values.values()),
+            )
             for each in comparison.settings
         ),
     )
@@ -168,7 +168,7 @@ def _build_sections(comparison: Comparison, reporter: Reporter) -> list[Section]
     shown = [
         image.path
         for each in comparison.differences
-        for image in (*each.gained[:most], *each.lost[:most])
+        for image in (*each.right_in_run_only[:most], *each.right_in_baseline_only[:most])
     ]
     thumbnails: dict[Path, Thumbnail | None] = {}
     with reporter.progress(len(shown), "reading images") as bar:
@@ -181,8 +181,8 @@ def _build_sections(comparison: Comparison, reporter: Reporter) -> list[Section]
 def _build_section(
     difference: RunDifference, comparison: Comparison, thumbnails: Mapping[Path, Thumbnail | None]
 ) -> Section:
-    run, baseline = one_line(difference.run_dir), one_line(comparison.baseline.run_dir)
-    changed = [each for each in difference.classes if each.gained or each.lost]
+    run, baseline = one_line(difference.run), one_line(comparison.baseline)
+    changed = [each for each in difference.per_class if each.gained or each.lost]
     shown = changed
     if len(changed) > MOST_CLASSES:
         half = MOST_CLASSES // 2
@@ -190,12 +190,15 @@ def _build_section(
     return Section(
         title=f"{run} against {baseline}",
         verdict=difference.verdict,
-        text=one_line(describe_difference(difference, comparison)),
+        text=one_line(difference.text),
         classes=_table_classes(shown, baseline, run) if shown else None,
         classes_left_out=len(changed) - len(shown),
         galleries=tuple(
             _build_gallery(f"Right in {name} only: {len(images)}", images, thumbnails)
-            for name, images in ((run, difference.gained), (baseline, difference.lost))
+            for name, images in (
+                (run, difference.right_in_run_only),
+                (baseline, difference.right_in_baseline_only),
+            )
             if images
         ),
     )
@@ -214,11 +217,11 @@ def _build_gallery(
 def _table_classes(changes: Sequence[ClassChange], baseline: str, run: str) -> Table:
     rows = tuple(
         (
-            one_line(each.name),
+            one_line(each.class_),
             str(each.count),
-            format_percent(each.baseline / each.count),
-            format_percent(each.other / each.count),
-            f"{format_points(each.other / each.count - each.baseline / each.count)}",
+            format_percent(each.right_in_baseline / each.count),
+            format_percent(each.right_in_run / each.count),
+            format_points(each.right_in_run / each.count - each.right_in_baseline / each.count),
             str(each.gained),
             str(each.lost),
         )
@@ -229,13 +232,10 @@ def _table_classes(changes: Sequence[ClassChange], baseline: str, run: str) -> T
 
 
 def _build_picture(image: Disagreement, thumbnail: Thumbnail | None) -> Picture:
-    wrong, right = image.baseline, image.other
-    if image.baseline.correct:
-        wrong, right = right, wrong
     label = one_line(image.label)
     lines = (
         one_line(image.path.name),
-        f"{label} {right.probability:.2f}",
-        f"taken for {one_line(wrong.prediction)} {wrong.probability:.2f}",
+        f"{label} {image.right.probability:.2f}",
+        f"taken for {one_line(image.wrong.class_)} {image.wrong.probability:.2f}",
     )
     return Picture(thumbnail, f"{label}: {one_line(image.path)}", lines)

@@ -2,17 +2,18 @@
 
 from pathlib import Path
 
+from vtrain.models.zoo import find_backbone
 from vtrain.pages.charts import ParetoPoint, pareto_chart
 from vtrain.pages.page import write_page
-from vtrain.results.probe import ProbedBackbone, ProbeResult
-from vtrain.results.probe_table import (
+from vtrain.results.probe_result import (
     COLUMNS,
     LEGEND,
     RIGHT,
+    ProbedBackbone,
+    ProbeResult,
     describe_sample,
     label_backbones,
     next_command,
-    recommend,
     table_rows,
 )
 from vtrain.system.text import format_duration, one_line
@@ -30,7 +31,7 @@ def write_probe_page(path: Path, result: ProbeResult) -> None:
         ResourceError: no space left; an earlier file is intact.
         UsageError: the path cannot be written.
     """
-    named = list(zip(label_backbones(result), result.backbones, strict=True))
+    named = list(zip(label_backbones(result.backbones), result.backbones, strict=True))
     points = [
         ParetoPoint(one_line(name), each.images_per_second, each.accuracy, each.interval)
         for name, each in named
@@ -39,8 +40,6 @@ def write_probe_page(path: Path, result: ProbeResult) -> None:
         path,
         "probe.html.j2",
         result=result,
-        best=result.recommended or result.backbones[0],
-        recommendation=recommend(result),
         command=next_command(result),
         sample=describe_sample(result),
         chart=pareto_chart(
@@ -65,5 +64,5 @@ def _details(probed: ProbedBackbone) -> tuple[str, ...]:
         str(probed.feature_dim),
         probed.precision,
         format_duration(probed.seconds) + (", features stored" if probed.stored else ""),
-        probed.candidate.spec.note,
+        find_backbone(probed.backbone).note,
     )

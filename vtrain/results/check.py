@@ -5,19 +5,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from shlex import quote
 from typing import Any, Literal
 
 import numpy as np
 
-from vtrain.config.keys import FitConfig
 from vtrain.data.duplicates import Group, find_similar_pairs, group_images, join_pairs
 from vtrain.data.exclusion import Exclusion, write_exclusion
 from vtrain.data.folders import find_splits, is_source, scan_images, scan_labelled
 from vtrain.data.image_checks import Inspection, hash_all_pixels, inspect_images
 from vtrain.data.image_names import HIDDEN_PREFIXES
 from vtrain.data.image_sets import LabelledImages
-from vtrain.data.splits import describe_unmatched, scan_splits
+from vtrain.data.splits import scan_splits
 from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError, UsageError
 from vtrain.models.weights import describe_weights
@@ -33,9 +31,9 @@ from vtrain.results.check_findings import (
     find_exclusion_remarks,
     find_odd_files,
     find_odd_sizes,
-    find_scan_remarks,
     find_similar,
     find_unreadable,
+    find_unused,
 )
 from vtrain.results.features import Features
 from vtrain.runs.settings import load_settings
@@ -88,13 +86,10 @@ def open_source(
     image_size: int | None = None,
     reporter: Reporter,
 ) -> Source:
-    """Scan what a config or a folder names; no image is opened.
+    """Scan what a config, or a folder (with or without splits or classes), tar or list names.
 
-    Args:
-        path: a config, or a folder (with or without splits or classes), tar or list.
-        overrides: settings that replace those of a config.
-        image_size: of the model's input in pixels, for a folder.
-        reporter: is told if nothing can be kept.
+    No image is opened. `image_size` is that of the model's input in pixels, for a folder;
+    `overrides` replace settings of a config.
 
     Raises:
         ConfigError, DataError, UsageError: it cannot be used.
@@ -105,7 +100,18 @@ def open_source(
                 "--image-size is for a folder; a config says it itself",
                 f"use data.image_size={image_size}",
             )
-        return _open_config(path, load_settings(path, overrides).config)
+        config = load_settings(path, overrides).config
+        source = describe_weights(config.model.weights, find_backbone(config.model.backbone))
+        # What scanning would say is among the findings.
+        scanned = scan_splits(config.data, seed=config.seed, reporter=SILENT)
+        return Source(
+            path,
+            scanned.named(),
+            labelled=True,
+            image_size=config.data.image_size or source.preprocessing.crop,
+            skips_bad=config.data.on_bad_image == "skip",
+            exclusion=scanned.exclusion,
+        )
     if overrides:
         raise UsageError(
             f"settings such as {overrides[0]} need a config, and {one_line(path)} is none",
@@ -123,21 +129,6 @@ def open_source(
     return Source(path, found, labelled=True, image_size=size)
 
 
-def _open_config(path: Path, config: FitConfig) -> Source:
-    spec = find_backbone(config.model.backbone)
-    preprocessing = describe_weights(config.model.weights, spec).preprocessing
-    # What scanning would say is among the findings.
-    splits = scan_splits(config.data, seed=config.seed, reporter=SILENT)
-    return Source(
-        path,
-        splits.named(),
-        labelled=True,
-        image_size=config.data.image_size or preprocessing.crop,
-        skips_bad=config.data.on_bad_image == "skip",
-        exclusion=splits.exclusion,
-    )
-
-
 def _open_folder(path: Path, image_size: int, reporter: Reporter) -> Source:
     """Labelled images, or images alone where there are no classes."""
     try:
@@ -145,7 +136,8 @@ def _open_folder(path: Path, image_size: int, reporter: Reporter) -> Source:
     except DataError as error:
         if not path.exists() or not is_source(path):
             raise
-        folders = _class_folders(path)
+        names = [each.name for each in path.iterdir() if each.is_dir()] if path.is_dir() else []
+        folders = sorted(name for name in names if not name.startswith(HIDDEN_PREFIXES))
         if len(folders) > 1:  # some are empty
             images = scan_labelled(path, classes=folders, name="folder", reporter=reporter)
         else:
@@ -158,35 +150,23 @@ def _open_folder(path: Path, image_size: int, reporter: Reporter) -> Source:
     return Source(path, {ALL: images}, labelled=True, image_size=image_size)
 
 
-def _class_folders(path: Path) -> list[str]:
-    if not path.is_dir():
-        return []
-    names = [each.name for each in path.iterdir() if each.is_dir()]
-    return sorted(name for name in names if not name.startswith(HIDDEN_PREFIXES))
-
-
-def check(
+def check_images(
     source: Source,
     *,
     workers: Workers = "auto",
     embed: Embed | None = None,
     reporter: Reporter = SILENT,
 ) -> CheckResult:
-    """Read every image of a source once, unless it is known, and tell what is wrong with them.
+    """Read every image of a source once, unless it is known, and find what is wrong with them.
 
-    Args:
-        source: from `open_source`.
-        workers: processes that read images.
-        embed: gives features of images, by which similar ones are sought as well.
-        reporter: shows how far it is, and is told if nothing can be kept.
+    `embed` gives features of images, by which similar ones are sought as well.
     """
-    data = _inspect(source, partial(resolve_workers, workers), reporter)
-    groups = find_groups(data, partial(resolve_workers, workers))
+    choose_workers = partial(resolve_workers, workers)
+    data = _inspect(source, choose_workers, reporter)
+    groups = _find_groups(data, choose_workers)
     paths = [path for images in source.splits.values() for path in images.paths]
-    unmatched = ""
-    if source.exclusion is not None and source.exclusion.unmatched:
-        unmatched = describe_unmatched(source.exclusion)
-    skipped = _unique_skipped(source)
+    # Splits of one folder have the same files that are not used.
+    skipped = {each.path: each for images in source.splits.values() for each in images.skipped}
     findings = chain(
         find_unreadable(data.inspection.bad, len(data), skipped=source.skips_bad),
         find_duplicates(data, groups),
@@ -194,24 +174,15 @@ def check(
         find_class_troubles(data),
         find_odd_sizes(data),
         find_odd_files(data, paths),
-        find_scan_remarks(skipped),
-        find_exclusion_remarks(source.exclusion, unmatched),
+        find_unused(list(skipped.values())),
+        find_exclusion_remarks(source.exclusion),
     )
-    return CheckResult(source.path, data, sort_findings(findings), _list_exclusions(data, groups))
-
-
-def sort_findings(findings: Any) -> tuple[Finding, ...]:
-    """The worst first, then in the order of the table of kinds."""
     kinds = list(KINDS)
-    return tuple(
-        sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), kinds.index(f.kind)))
+    # The worst first, then in the order of the table of kinds.
+    ordered = sorted(
+        findings, key=lambda each: (SEVERITIES.index(each.severity), kinds.index(each.kind))
     )
-
-
-def _unique_skipped(source: Source) -> list[Any]:
-    """Files that are not used; splits of one folder have the same ones."""
-    seen = {str(e.path): e for images in source.splits.values() for e in images.skipped}
-    return list(seen.values())
+    return CheckResult(source.path, data, tuple(ordered), _list_exclusions(data, groups))
 
 
 def _inspect(
@@ -244,7 +215,7 @@ def _inspect(
     return DataSet(source.splits, source.labelled, whole, source.image_size)
 
 
-def find_groups(data: DataSet, choose_workers: Callable[[int], int]) -> list[Group]:
+def _find_groups(data: DataSet, choose_workers: Callable[[int], int]) -> list[Group]:
     """Groups of the same readable images, by their positions in the data set."""
     positions = np.flatnonzero(data.inspection.readable)
     facts = data.inspection.facts[positions]
@@ -275,22 +246,23 @@ def _find_similar(data: DataSet, groups: Sequence[Group], embed: Embed) -> Itera
     yield from find_similar(data, found)
 
 
-_SECTIONS = {
-    "conflicting_labels": "under two classes: all of them",
-    "leaked": "in more than one split: the copies that are left out",
-    "duplicates": "there more than once: all but one of each",
-}
+# What is left out, by the kind of finding; images that are nearly the same have exact copies.
+_SECTIONS = (
+    ("conflicting_labels", "under two classes: all of them"),
+    ("leaked", "in more than one split: the copies that are left out"),
+    ("duplicates", "there more than once: all but one of each"),
+    ("near_duplicates", "there more than once: all but one of each"),
+)
 
 
 def _list_exclusions(
     data: DataSet, groups: Sequence[Group]
 ) -> tuple[tuple[str, tuple[Path, ...]], ...]:
     chosen = choose_exclusions(data, groups)
-    sections = [("cannot be read", tuple(each.path for each in data.inspection.bad))]
-    for kind, title in _SECTIONS.items():
-        sections.append((title, tuple(map(data.path, chosen.get(kind, ())))))
-    copies = chosen.get("near_duplicates", ())  # exact ones among images that are nearly the same
-    sections.append((_SECTIONS["duplicates"], tuple(map(data.path, copies))))
+    sections = [
+        ("cannot be read", tuple(each.path for each in data.inspection.bad)),
+        *((title, tuple(map(data.path, chosen.get(kind, ())))) for kind, title in _SECTIONS),
+    ]
     return tuple((title, paths) for title, paths in sections if paths)
 
 
@@ -298,16 +270,9 @@ def require_list_path(path: Path, source: Source) -> None:
     """Before any work: a list replaces no other file, and none that is in use.
 
     Raises:
-        UsageError: it would replace a file that `write_list` did not write, or the list that says
-            which images were left out of this very check; or its folder does not exist.
+        UsageError: it would replace a file that `write_exclude_list` did not write, or the list
+            that says which images were left out of this very check.
     """
-    if not path.parent.is_dir():
-        raise UsageError(
-            f"--write-list {one_line(path)}: its folder {one_line(path.parent)} does not exist",
-            f"create it with: mkdir -p {one_line(quote(str(path.parent)))}",
-        )
-    if path.is_dir():
-        raise UsageError(f"--write-list {one_line(path)} is a folder, expected a file")
     if not path.is_file():
         return
     if source.exclusion is not None and path.samefile(source.exclusion.path):
@@ -326,7 +291,7 @@ def require_list_path(path: Path, source: Source) -> None:
         )
 
 
-def write_list(path: Path, result: CheckResult) -> int:
+def write_exclude_list(path: Path, result: CheckResult) -> int:
     """Write what `data.exclude` takes; the number of images in it.
 
     Raises:
@@ -339,39 +304,23 @@ def write_list(path: Path, result: CheckResult) -> int:
 def check_json(result: CheckResult) -> dict[str, Any]:
     """What `vtrain check --json` prints."""
     data = result.data
+    splits = {}
+    for name, images in data.splits.items():
+        counts = data.class_counts(name)
+        splits[name] = {
+            "root": str(images.root),
+            "count": len(images),
+            "readable": sum(counts),
+            "per_class": dict(zip(images.classes, counts, strict=True)) if data.labelled else None,
+        }
     return {
         "schema": 1,
         "source": str(result.source),
         "image_size": data.image_size,
-        "splits": {name: _describe_split(data, name) for name in data.splits},
+        "splits": splits,
         "counts": {severity: result.count(severity) for severity in SEVERITIES},
         "read": data.inspection.read,
         "known": data.inspection.known,
-        "findings": [_describe_finding(each) for each in result.findings],
+        "findings": to_plain(result.findings),
         "exclude": [str(path) for _, paths in result.exclude for path in paths],
     }
-
-
-def _describe_split(data: DataSet, name: str) -> dict[str, Any]:
-    images = data.splits[name]
-    counts = data.class_counts(name)
-    return {
-        "root": str(images.root),
-        "count": len(images),
-        "readable": sum(counts),
-        "per_class": dict(zip(images.classes, counts, strict=True)) if data.labelled else None,
-    }
-
-
-def _describe_finding(finding: Finding) -> dict[str, Any]:
-    groups = [
-        {
-            "same": group.same,
-            "images": [
-                {"path": str(each.path), "split": each.split, "class": each.label}
-                for each in group.members
-            ],
-        }
-        for group in finding.groups
-    ]
-    return {**to_plain(finding), "groups": groups}

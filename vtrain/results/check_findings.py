@@ -1,6 +1,6 @@
 """What can be wrong with a data set: each kind of finding, how bad it is, and what to do then."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from vtrain.data.duplicates import Group
 from vtrain.data.exclusion import Exclusion
 from vtrain.data.image_checks import Inspection, Trait, find_wrong_suffixes, format_name
 from vtrain.data.image_sets import LabelledImages, SkippedFile
+from vtrain.data.splits import describe_unmatched
 from vtrain.system.text import enumerate_names, one_line
 
 Severity = Literal["error", "warning", "note"]
@@ -76,20 +77,25 @@ _TRAITS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class FoundImage:
     """An image of a group: its split, and its class where there are classes."""
 
     path: Path
     split: str
-    label: str | None
+    class_: str | None
+
+    @property
+    def place(self) -> tuple[str, str | None]:
+        """Its split and class."""
+        return self.split, self.class_
 
 
 @dataclass(frozen=True, slots=True)
 class FoundGroup:
     """Images that are the same; `same` says how: bytes, pixels, near, or features."""
 
-    members: tuple[Member, ...]
     same: str
+    images: tuple[FoundImage, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +152,11 @@ class DataSet:
         _, images, index = self.locate(position)
         return images.paths[index]
 
-    def member(self, position: int) -> Member:
-        """An image as a member of a group."""
+    def describe_image(self, position: int) -> FoundImage:
+        """An image as one of a group."""
         name, images, index = self.locate(position)
         label = images.classes[images.labels[index]] if self.labelled else None
-        return Member(images.paths[index], name, label)
+        return FoundImage(images.paths[index], name, label)
 
     def class_counts(self, split: str) -> list[int]:
         """Readable images of each class of a split."""
@@ -185,80 +191,76 @@ def find_unreadable(bad: Sequence[SkippedFile], total: int, *, skipped: bool) ->
     """Damaged files; `skipped` if training leaves them out by itself."""
     if not bad:
         return
-    first = f"{one_line(bad[0].path)} {bad[0].reason}"
-    noun = "image" if total == 1 else "images"
-    found = build(
-        "unreadable",
-        len(bad),
-        f"{len(bad):,} of {total:,} {noun} cannot be read, such as {first}",
-        paths=tuple(each.path for each in bad),
-        reasons=tuple(each.reason for each in bad),
-    )
-    if not skipped:
-        yield found
-        return
-    advice = "repair them: training leaves them out (data.on_bad_image: skip)"
-    yield replace(found, severity="warning", advice=advice)
+    of = f"of {total:,} {'image' if total == 1 else 'images'}"
+    message = f"{len(bad):,} {of} cannot be read, such as {one_line(bad[0].path)} {bad[0].reason}"
+    found = _build_listed("unreadable", bad, message)
+    if skipped:
+        advice = "repair them: training leaves them out (data.on_bad_image: skip)"
+        found = replace(found, severity="warning", advice=advice)
+    yield found
+
+
+def find_unused(skipped: Sequence[SkippedFile]) -> Iterator[Finding]:
+    """Files that no command takes for images."""
+    if skipped:
+        files = plural(len(skipped), "file", "is", "are")
+        example = f"{one_line(skipped[0].path)} {skipped[0].reason}"
+        yield _build_listed("unused_files", skipped, f"{files} not used, such as {example}")
+
+
+def _build_listed(kind: str, files: Sequence[SkippedFile], message: str) -> Finding:
+    paths, reasons = tuple(each.path for each in files), tuple(each.reason for each in files)
+    return build(kind, len(files), message, paths=paths, reasons=reasons)
 
 
 def find_duplicates(data: DataSet, groups: Iterable[Group]) -> Iterator[Finding]:
     """Groups of the same images: the worst thing that can be said of each."""
     by_kind: dict[str, list[FoundGroup]] = {}
     for group in groups:
-        members = tuple(map(data.member, group.members))
-        by_kind.setdefault(classify(members, group.kind), []).append(
-            FoundGroup(members, group.kind)
-        )
+        found = FoundGroup(group.kind, tuple(map(data.describe_image, group.members)))
+        by_kind.setdefault(classify(found), []).append(found)
     for kind, text in (
         ("conflicting_labels", "that are the same, or nearly so, are in different classes"),
         ("leaked", "that are the same, or nearly so, are in different splits"),
         ("duplicates", "of one split are there more than once"),
         ("near_duplicates", "of one split are nearly the same"),
     ):
-        found = by_kind.get(kind, [])
-        paths = tuple(each.path for group in found for each in group.members)
-        if found:
-            example = _name_pair(found[0], with_class=kind == "conflicting_labels")
-            message = (
-                f"{len(paths):,} images {text} ({plural(len(found), 'group')}), such as {example}"
-            )
-            yield build(kind, len(paths), message, paths=paths, groups=tuple(found))
+        if kind in by_kind:
+            yield _build_grouped(kind, by_kind[kind], text)
 
 
 def find_similar(data: DataSet, groups: Iterable[Sequence[int]]) -> Iterator[Finding]:
     """Groups of images, by their positions, whose features are alike."""
-    found = [FoundGroup(tuple(map(data.member, group)), "features") for group in groups]
-    if not found:
-        return
-    paths = tuple(each.path for group in found for each in group.members)
-    across = sum(len({(each.split, each.label) for each in group.members}) > 1 for group in found)
-    message = (
-        f"{len(paths):,} images look alike to the model ({plural(len(found), 'group')}, {across:,} "
-        f"of them across splits or classes), such as {_name_pair(found[0], with_class=False)}"
-    )
-    yield build("similar", len(paths), message, paths=paths, groups=tuple(found))
+    found = [FoundGroup("features", tuple(map(data.describe_image, group))) for group in groups]
+    if found:
+        across = sum(len({each.place for each in group.images}) > 1 for group in found)
+        note = f", {across:,} of them across splits or classes"
+        yield _build_grouped("similar", found, "look alike to the model", note)
 
 
-def classify(members: Sequence[Member], same: str) -> str:
-    """The kind of finding that a group of the same images is."""
-    if len({each.label for each in members}) > 1:
-        return "conflicting_labels"
-    if len({each.split for each in members}) > 1:
-        return "leaked"
-    return "near_duplicates" if same == "near" else "duplicates"
-
-
-def _name_pair(group: FoundGroup, *, with_class: bool) -> str:
-    """The first member of a group, and the first that differs from it in split or class."""
-    first = group.members[0]
-    others = group.members[1:]
-    differs = [m for m in others if (m.split, m.label) != (first.split, first.label)]
-    second = (differs or others)[0]
-    names = [
-        one_line(each.path) + (f" ({one_line(each.label)})" if with_class else "")
+def _build_grouped(kind: str, groups: Sequence[FoundGroup], text: str, note: str = "") -> Finding:
+    """A finding of groups; its example are two images of the first, in different places if any."""
+    paths = tuple(each.path for group in groups for each in group.images)
+    first, *others = groups[0].images
+    second = next((each for each in others if each.place != first.place), others[0])
+    example = " and ".join(
+        one_line(each.path)
+        + (f" ({one_line(each.class_)})" if kind == "conflicting_labels" else "")
         for each in (first, second)
-    ]
-    return " and ".join(names)
+    )
+    message = (
+        f"{len(paths):,} images {text} ({plural(len(groups), 'group')}{note}), such as {example}"
+    )
+    return build(kind, len(paths), message, paths=paths, groups=tuple(groups))
+
+
+def classify(group: FoundGroup) -> str:
+    """The kind of finding that a group of the same images is."""
+    if len({each.class_ for each in group.images}) > 1:
+        return "conflicting_labels"
+    if len({each.split for each in group.images}) > 1:
+        return "leaked"
+    return "near_duplicates" if group.same == "near" else "duplicates"
 
 
 def find_odd_files(data: DataSet, paths: Sequence[Path]) -> Iterator[Finding]:
@@ -315,26 +317,25 @@ def find_class_troubles(data: DataSet) -> Iterator[Finding]:
     names = next(iter(data.splits.values())).classes
     first, *others = data.split_names
     counts = dict(zip(names, data.class_counts(first), strict=True))
-    yield from _name_classes(
-        "empty_class",
-        [name for name, count in counts.items() if not count],
-        lambda n: f"{plural(n, 'class', 'has', 'have')} no readable image in {first}",
-    )
-    few = [name for name, count in counts.items() if 0 < count < FEW_IMAGES]
-    yield from _name_classes(
-        "few_images",
-        few,
-        lambda n: f"{plural(n, 'class', 'has', 'have')} fewer than {FEW_IMAGES} images in {first}",
-    )
-    for split in others:
-        there = dict(zip(names, data.class_counts(split), strict=True))
-        missing = [name for name, count in there.items() if not count]
-        yield from _name_classes(
-            "missing_class",
-            missing,
-            lambda n, split=split: f"{plural(n, 'class', 'has', 'have')} no image in {split}",  # type: ignore[misc]
-        )
     filled = {name: count for name, count in counts.items() if count}
+    few = [name for name, count in filled.items() if count < FEW_IMAGES]
+    troubles = [
+        (
+            "empty_class",
+            [name for name in names if name not in filled],
+            f"no readable image in {first}",
+        ),
+        ("few_images", few, f"fewer than {FEW_IMAGES} images in {first}"),
+    ]
+    for split in others:
+        there = zip(names, data.class_counts(split), strict=True)
+        missing = [name for name, count in there if not count]
+        troubles.append(("missing_class", missing, f"no image in {split}"))
+    for kind, found, text in troubles:
+        if found:
+            classes = plural(len(found), "class", "has", "have")
+            message = f"{classes} {text}: {enumerate_names(found)}"
+            yield build(kind, len(found), message, classes=tuple(found))
     if filled and max(filled.values()) >= IMBALANCE * min(filled.values()):
         low, high = min(filled, key=filled.__getitem__), max(filled, key=filled.__getitem__)
         message = (
@@ -344,38 +345,17 @@ def find_class_troubles(data: DataSet) -> Iterator[Finding]:
         yield build("imbalance", 1, message, classes=(high, low))
 
 
-def _name_classes(
-    kind: str, names: Sequence[str], describe: Callable[[int], str]
-) -> Iterator[Finding]:
-    if names:
-        message = f"{describe(len(names))}: {enumerate_names(names)}"
-        yield build(kind, len(names), message, classes=tuple(names))
-
-
-def find_scan_remarks(skipped: Sequence[SkippedFile]) -> Iterator[Finding]:
-    """Files that no command takes for images."""
-    if skipped:
-        first = f"{one_line(skipped[0].path)} {skipped[0].reason}"
-        yield build(
-            "unused_files",
-            len(skipped),
-            f"{plural(len(skipped), 'file', 'is', 'are')} not used, such as {first}",
-            paths=tuple(each.path for each in skipped),
-            reasons=tuple(each.reason for each in skipped),
-        )
-
-
-def find_exclusion_remarks(exclusion: Exclusion | None, unmatched: str) -> Iterator[Finding]:
-    """What `data.exclude` did; `unmatched` describes the entries that match nothing."""
+def find_exclusion_remarks(exclusion: Exclusion | None) -> Iterator[Finding]:
+    """What `data.exclude` did."""
     if exclusion is None:
         return
     if exclusion.unmatched:
         paths = tuple(map(Path, exclusion.unmatched))
-        yield build("unmatched_exclusion", len(paths), unmatched, paths=paths)
+        message = describe_unmatched(exclusion)
+        yield build("unmatched_exclusion", len(paths), message, paths=paths)
     counts = ", ".join(f"{count:,} {name}" for name, count in exclusion.counts.items())
-    total = sum(exclusion.counts.values())
     message = f"{one_line(exclusion.path)} leaves out {counts} images"
-    yield build("excluded", total, message)
+    yield build("excluded", sum(exclusion.counts.values()), message)
 
 
 def choose_exclusions(data: DataSet, groups: Iterable[Group]) -> dict[str, list[int]]:
@@ -386,18 +366,14 @@ def choose_exclusions(data: DataSet, groups: Iterable[Group]) -> dict[str, list[
     """
     chosen: dict[str, list[int]] = {}
     for group in groups:
-        members = list(map(data.member, group.members))
-        kind = classify(members, group.kind)
-        kept_split = min((each.split for each in members), key=_rank)
+        images = tuple(map(data.describe_image, group.members))
+        kind = classify(FoundGroup(group.kind, images))
+        splits = {each.split for each in images}
+        kept_split = next((name for name in KEPT_FIRST if name in splits), images[0].split)
         seen: set[int] = set()
-        for position, member, same in zip(group.members, members, group.same, strict=True):
-            stays = member.split == kept_split and same not in seen
-            if kind == "conflicting_labels" or not stays:
+        for position, image, same in zip(group.members, images, group.same, strict=True):
+            if kind == "conflicting_labels" or image.split != kept_split or same in seen:
                 chosen.setdefault(kind, []).append(position)
             else:
                 seen.add(same)
     return chosen
-
-
-def _rank(split: str) -> int:
-    return KEPT_FIRST.index(split) if split in KEPT_FIRST else len(KEPT_FIRST)

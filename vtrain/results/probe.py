@@ -10,12 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtrain.data.batches import Batch
 from vtrain.data.folders import describe_skipped, find_splits, scan_labelled
 from vtrain.data.image_sets import LabelledImages, SkippedFile
-from vtrain.data.loaders import build_eval_loader
 from vtrain.data.splits import sample_stratified
-from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, ModelError, ResourceError, UsageError, VtrainError
 from vtrain.inference.cross_validation import (
     CrossValidation,
@@ -24,118 +21,33 @@ from vtrain.inference.cross_validation import (
     one_thread,
     standard_error,
 )
-from vtrain.inference.forward import NOT_FINITE, compute_outputs, find_model_device
+from vtrain.inference.forward import NOT_FINITE
 from vtrain.inference.statistics import holm, mcnemar, wilson_interval
-from vtrain.inference.streams import choose_streams, compute_in_order
 from vtrain.models.weights import find_weights_kind, has_pretrained_weights
 from vtrain.results.features import compute_features
 from vtrain.results.probe_candidates import Candidate
+from vtrain.results.probe_result import LeftOut, ProbedBackbone, ProbeResult, recommend
+from vtrain.results.probe_speed import measure_rate
 from vtrain.runs.load_model import LoadedModel, load_model
 from vtrain.system.machine import explain_torch_error
 from vtrain.system.reporter import Forwarding, Progress, Reporter
-from vtrain.system.text import format_bytes, format_duration, one_line
+from vtrain.system.text import enumerate_names, format_bytes, format_duration, one_line
 
-IMAGES = 1000
-SEED = 0
-WARM_UP_IMAGES = 8
-ROUND_IMAGES = 32  # in each batch of a timed round
-MEASURE_SECONDS = 0.7
-MIN_ROUNDS = 2
-MAX_ROUND_SECONDS = 3.0
 SIGNIFICANT = 0.05  # chance below which a difference counts, with all comparisons together
 NAMED_AT_MOST = 3  # unreadable images that are said one by one
 
 
 @dataclass(frozen=True, slots=True)
-class ProbedBackbone:
-    """What a backbone came to. Accuracies are shares, 0 to 1, over all images asked about.
-
-    `interval` and `knn_interval` are 95 %; `images_per_second` is that of forward passes on decoded
-    images on this machine; `gflops` are multiply-adds in billions at `image_size` pixels, `params`
-    counts the published head as well. `pareto`: none of the others is faster and as accurate;
-    `within_noise`: not told apart from the most accurate one.
-    """
-
-    candidate: Candidate
-    accuracy: float
-    standard_error: float
-    interval: tuple[float, float]
-    fold_accuracies: tuple[float, ...]
-    penalties: tuple[float, ...]
-    knn_accuracy: float
-    knn_interval: tuple[float, float]
-    params: int
-    gflops: float
-    image_size: int
-    feature_dim: int
-    images_per_second: float
-    precision: str
-    seconds: float
-    stored: bool
-    pareto: bool = False
-    within_noise: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A backbone that was not tried, or not to the end, and why.
-
-    `kind`: `no weights` here, `budget`, `stopped` by a signal, or `failed`.
-    """
-
-    candidate: Candidate
-    kind: Literal["no weights", "budget", "stopped", "failed"]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
-    """Backbones by falling accuracy, on `count` images of which `asked` were held out once each.
-
-    `split` is the subfolder that was used where the folder holds splits; `majority` the share of
-    the most frequent class among those asked about: what always naming that class would get.
-    `stop` is the signal that ended it early.
-    """
-
-    folder: Path
-    split: Path | None
-    classes: tuple[str, ...]
-    total: int
-    count: int
-    asked: int
-    folds: int
-    majority: float
-    backbones: tuple[ProbedBackbone, ...]
-    left_out: tuple[LeftOut, ...]
-    failures: tuple[SkippedFile, ...]
-    device: str
-    seconds: float
-    stop: KeyboardInterrupt | None = None
-
-    @property
-    def recommended(self) -> ProbedBackbone | None:
-        """The fastest of those that are not told apart from the most accurate one.
-
-        None where that one is no better than naming the most frequent class.
-        """
-        if self.backbones[0].interval[0] <= self.majority:
-            return None
-        best = [each for each in self.backbones if each.within_noise]
-        return max(best, key=lambda each: each.images_per_second)
-
-
-@dataclass(frozen=True, slots=True)
 class ProbeSettings:
-    """How the backbones are run; `budget` in seconds, None without limit."""
+    """How the backbones are run, on how many `images`; `budget` in seconds, None without limit."""
 
     device: torch.device
-    images: int = IMAGES
-    budget: float | None = None
-    precision: str = "auto"
-    batch_size: int = 32
-    workers: int | Literal["auto"] = "auto"
-    download: bool = False
-    seed: int = SEED
+    images: int
+    budget: float | None
+    precision: str
+    batch_size: int
+    workers: int | Literal["auto"]
+    download: bool
 
 
 class _OverBudgetError(Exception):
@@ -158,32 +70,29 @@ class _Work:
     probe_seconds: float = 0.0  # what cross-validation took last
     ready: bool = False
 
-    @property
-    def seconds_left(self) -> float:
-        budget = self.settings.budget
-        return float("inf") if budget is None else budget - (time.perf_counter() - self.started)
-
     def require_time(self, seconds: float) -> None:
         """Stop what would take longer than is left.
 
         Raises:
             _OverBudgetError: the time is not there.
         """
-        left = self.seconds_left
+        if self.settings.budget is None:
+            return
+        left = self.settings.budget - (time.perf_counter() - self.started)
         if seconds > left:
             has = f"{format_duration(left)} are left" if left > 0 else "no time is left"
             raise _OverBudgetError(f"would take about {format_duration(seconds)}, {has}")
 
 
-def probe(
+def rank_backbones(
     folder: Path, candidates: Sequence[Candidate], settings: ProbeSettings, *, reporter: Reporter
-) -> ProbeResult:
+) -> tuple[ProbeResult, KeyboardInterrupt | None]:
     """Rank backbones on a labelled folder, or on the training split of one that holds splits.
 
     Each one's penultimate features of the same sample of images, which are kept in the feature
     cache, go through a linear probe and nearest neighbours, both cross-validated. Backbones are
-    tried from cheap to costly; what would exceed the budget is left out. A signal ends it with
-    what is there (see `ProbeResult.stop`), unless nothing is.
+    tried from cheap to costly; what would exceed the budget is left out. A signal, which is given
+    beside the result, ends it with what is there, unless nothing is.
 
     Raises:
         DataError: not a labelled folder, or too few readable images.
@@ -193,31 +102,20 @@ def probe(
     """
     started = time.perf_counter()
     split, found = _scan(folder, reporter)
-    sample = sample_stratified(found, settings.images, seed=settings.seed)
+    sample = sample_stratified(found, settings.images, seed=0)
     work = _Work(sample, settings, reporter, started)
     chosen = _require_weights(candidates, work)
-    _say_start(work, split or folder, len(found), len(chosen))
+    count = f"{len(sample):,} images"
+    if len(sample) < len(found):
+        count = f"a sample of {len(sample):,} of {len(found):,} images"
+    reporter.say(
+        f"{len(chosen)} backbone{'' if len(chosen) == 1 else 's'} on {count} of "
+        f"{one_line(split or folder)} ({len(found.classes)} classes)"
+    )
     stop = _try_all(chosen, work)
     if not work.done:
         raise stop or _explain_nothing(work)
-    asked = work.done[0][1].asked
-    labels = torch.tensor(work.images.labels, dtype=torch.int64)
-    return ProbeResult(
-        folder=folder,
-        split=split,
-        classes=found.classes,
-        total=len(found),
-        count=len(work.images),
-        asked=len(asked),
-        folds=int(work.folds.max()) + 1,
-        majority=float(labels[asked].bincount().max()) / len(asked),
-        backbones=_rank(work.done),
-        left_out=tuple(work.left_out),
-        failures=tuple(work.failures),
-        device=str(settings.device),
-        seconds=time.perf_counter() - started,
-        stop=stop,
-    )
+    return _build_result(folder, split, found, work, complete=stop is None), stop
 
 
 def _scan(folder: Path, reporter: Reporter) -> tuple[Path | None, LabelledImages]:
@@ -239,7 +137,7 @@ def _require_weights(candidates: Sequence[Candidate], work: _Work) -> list[Candi
         ModelError: weights that were named are not there, or none are.
         UsageError: no published weights of that name.
     """
-    found = []
+    found, missing = [], []
     for each in sorted(candidates, key=lambda each: each.spec.gflops):
         if each.named or work.settings.download:
             find_weights_kind(each.weights, each.spec)
@@ -247,8 +145,9 @@ def _require_weights(candidates: Sequence[Candidate], work: _Work) -> list[Candi
         elif has_pretrained_weights(each.spec, each.weights):
             found.append(each)
         else:
-            work.left_out.append(LeftOut(each, "no weights", "its weights are not here"))
-    if missing := [each.candidate for each in work.left_out]:
+            missing.append(each)
+            work.left_out.append(LeftOut(each.model, "no weights", "its weights are not here"))
+    if missing:
         size = format_bytes(1e6 * sum(each.spec.file_size_mb or 0 for each in missing))
         names = ", ".join(each.model for each in missing)
         how = f"--download fetches them ({size})"
@@ -261,163 +160,137 @@ def _require_weights(candidates: Sequence[Candidate], work: _Work) -> list[Candi
     return found
 
 
-def _say_start(work: _Work, source: Path, total: int, backbones: int) -> None:
-    count = len(work.images)
-    images = f"{count:,} images" if count == total else f"a sample of {count:,} of {total:,} images"
-    work.reporter.say(
-        f"{backbones} backbone{'' if backbones == 1 else 's'} on {images} of {one_line(source)} "
-        f"({len(work.images.classes)} classes)"
-    )
-
-
 def _try_all(candidates: Sequence[Candidate], work: _Work) -> KeyboardInterrupt | None:
     """Try each candidate; the signal that ended it, if any."""
     for number, candidate in enumerate(candidates, start=1):
         place = f"{number}/{len(candidates)} {one_line(candidate.model)}"
         try:
             result = _try_one(candidate, work, place)
-            work.reporter.say(f"{place}: {_describe(result)}")
+            low, high = result.interval
+            work.reporter.say(
+                f"{place}: {100 * result.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f}), "
+                f"{result.images_per_second:,.0f} images/s, took {format_duration(result.seconds)}"
+                + (", features were stored" if result.stored else "")
+            )
         except KeyboardInterrupt as stop:
             rest = candidates[number - 1 :]
-            work.left_out += [LeftOut(each, "stopped", "stopped before it") for each in rest]
+            work.left_out += [LeftOut(each.model, "stopped", "stopped before it") for each in rest]
             return stop
         except _OverBudgetError as error:
-            work.left_out.append(LeftOut(candidate, "budget", str(error)))
+            work.left_out.append(LeftOut(candidate.model, "budget", str(error)))
             work.reporter.say(f"{place}: left out: {error}")
         except (ModelError, ResourceError, DataError, RuntimeError) as error:
-            _note_failure(error, candidate, work, place)
+            # One that cannot be used must not cost what the others have come to.
+            known = explain_torch_error(error) if isinstance(error, RuntimeError) else error
+            if known is None or (isinstance(known, DataError) and not work.ready):
+                raise  # none that we know, or one that concerns all of them
+            work.left_out.append(LeftOut(candidate.model, "failed", known.message))
+            work.reporter.warn(f"{place}: {known.message}")
     return None
-
-
-def _note_failure(error: Exception, candidate: Candidate, work: _Work, place: str) -> None:
-    """One that cannot be used must not cost what the others have come to.
-
-    Raises: the error, where it concerns all of them, or is none that we know.
-    """
-    if isinstance(error, RuntimeError):
-        explained = explain_torch_error(error)
-        if explained is None:
-            raise error
-        error = explained
-    assert isinstance(error, VtrainError)
-    if isinstance(error, DataError) and not work.ready:
-        raise error
-    work.left_out.append(LeftOut(candidate, "failed", error.message))
-    work.reporter.warn(f"{place}: {error.message}")
-
-
-def _describe(result: ProbedBackbone) -> str:
-    low, high = result.interval
-    return (
-        f"{100 * result.accuracy:.1f} % ({100 * low:.1f} to {100 * high:.1f}), "
-        f"{result.images_per_second:,.0f} images/s, took {format_duration(result.seconds)}"
-        + (", features were stored" if result.stored else "")
-    )
 
 
 def _try_one(candidate: Candidate, work: _Work, place: str) -> ProbedBackbone:
     started = time.perf_counter()
-    count = len(work.images)
-    scale = candidate.spec.gflops
+    spec, settings = candidate.spec, work.settings
     if work.done:
-        work.require_time(count * scale / work.work_rate + work.probe_seconds)
+        work.require_time(len(work.images) * spec.gflops / work.work_rate + work.probe_seconds)
+    reporter = _Budgeted(work)
     model = load_model(
-        f"{candidate.spec.name}:{candidate.weights}",
-        device=work.settings.device,
-        precision=work.settings.precision,
-        reporter=_Unnamed(work.reporter),
+        f"{spec.name}:{candidate.weights}",
+        device=settings.device,
+        precision=settings.precision,
+        reporter=reporter,
     )
-    gflops = scale * (model.preprocessing.crop / candidate.spec.image_size) ** 2
-    rate = measure_rate(model, _read_some(work, model))
-    work.work_rate = max(work.work_rate, rate * gflops)
-    features, stored = _compute_features(model, rate, work, place)
-    result = _cross_validate(features, work, place)
+    gflops = spec.gflops * (model.preprocessing.crop / spec.image_size) ** 2
+    reporter.rate = measure_rate(model, work.images.paths)
+    work.work_rate = max(work.work_rate, reporter.rate * gflops)
+    features = _compute_features(model, work, reporter, f"{place} features")
+    result = _cross_validate(features, work, f"{place} probing")
     probed = ProbedBackbone(
-        candidate=candidate,
+        model=candidate.model,
+        backbone=spec.name,
+        weights=candidate.weights,
         accuracy=float(result.linear.double().mean()),
         standard_error=standard_error(result.linear),
-        interval=_interval(result.linear),
+        interval=wilson_interval(int(result.linear.sum()), len(result.asked)),
         fold_accuracies=result.fold_accuracies,
         penalties=result.penalties,
         knn_accuracy=float(result.knn.double().mean()),
-        knn_interval=_interval(result.knn),
-        params=candidate.spec.params,
+        knn_interval=wilson_interval(int(result.knn.sum()), len(result.asked)),
+        params=spec.params,
         gflops=gflops,
         image_size=model.preprocessing.crop,
         feature_dim=features.shape[1],
-        images_per_second=rate,
+        images_per_second=reporter.rate,
         precision=model.precision,
-        seconds=time.perf_counter() - started,
-        stored=stored,
+        pareto=False,
+        within_noise=False,
+        stored=not reporter.computes,
+        seconds=round(time.perf_counter() - started, 3),
     )
     work.done.append((probed, result))
     return probed
 
 
-def _cross_validate(features: Tensor, work: _Work, place: str) -> CrossValidation:
-    started = time.perf_counter()
-    with one_thread():
-        result = cross_validate(
-            features,
-            work.images.labels,
-            work.folds,
-            seed=work.settings.seed,
-            reporter=work.reporter,
-            label=f"{place} probing",
-        )
-    work.probe_seconds = time.perf_counter() - started
-    return result
+class _Budgeted(Forwarding):
+    """Does not name the model, which the line of its result does, and gives up in time.
 
+    That is when it is known how many features are missing, and these would take too long at
+    `rate`, in images per second. `computes` is whether any are.
+    """
 
-class _Unnamed(Forwarding):
-    """Does not name the model, which the line of its result does."""
+    def __init__(self, work: _Work) -> None:
+        super().__init__(work.reporter)
+        self.work, self.rate, self.computes = work, 0.0, False
 
     def say(self, message: str) -> None:
         """All but the name."""
         if not message.startswith("model: "):
             super().say(message)
 
-
-class _Budgeted(Forwarding):
-    """Gives up, when it is known how many features are missing, where these would take too long."""
-
-    def __init__(self, work: _Work, rate: float) -> None:
-        super().__init__(work.reporter)
-        self.work, self.rate, self.computes = work, rate, False
-
     def progress(
         self, total: int, label: str, *, unit: str = "img", data: bool = False
     ) -> AbstractContextManager[Progress]:
         """With a look at the time that is left."""
-        if total and not self.computes:
+        if total and self.rate and not self.computes:  # no download
             self.computes = True
             self.work.require_time(total / self.rate + self.work.probe_seconds)
         return super().progress(total, label, unit=unit, data=data)
 
 
-def _compute_features(
-    model: LoadedModel, rate: float, work: _Work, place: str
-) -> tuple[Tensor, bool]:
-    """Features `[N, D]` of the images, and whether all of them were stored before."""
-    reporter = _Budgeted(work, rate)
+def _compute_features(model: LoadedModel, work: _Work, reporter: _Budgeted, label: str) -> Tensor:
+    """Features `[N, D]` of the images."""
     features = compute_features(
         work.images.paths,
         model,
         batch_size=work.settings.batch_size,
         workers=work.settings.workers,
         reporter=reporter,
-        label=f"{place} features",
+        label=label,
     )
     if broken := [position for position, why in features.failures if why == NOT_FINITE]:
         raise ModelError(f"its features are not finite for {len(broken)} images")
-    values = torch.from_numpy(features.values)
     if not work.ready:
         _settle(work, features.failures)
     elif features.failures:
-        place_, reason = features.failures[0]
-        path = one_line(work.images.paths[place_])
+        position, reason = features.failures[0]
+        path = one_line(work.images.paths[position])
         raise DataError(f"{path} was readable for the backbones before and is not now: {reason}")
-    return values, not reporter.computes
+    return torch.from_numpy(features.values)
+
+
+def _cross_validate(features: Tensor, work: _Work, label: str) -> CrossValidation:
+    started = time.perf_counter()
+    with one_thread():
+        result = cross_validate(
+            features,
+            work.images.labels,
+            work.folds,
+            reporter=work.reporter,
+            label=label,
+        )
+    work.probe_seconds = time.perf_counter() - started
+    return result
 
 
 def _settle(work: _Work, failures: Sequence[tuple[int, str]]) -> None:
@@ -445,67 +318,39 @@ def _settle(work: _Work, failures: Sequence[tuple[int, str]]) -> None:
         )
     single = [name for name, count in zip(images.classes, counts, strict=True) if count == 1]
     if single:
-        more = f" and {len(single) - NAMED_AT_MOST} more" if len(single) > NAMED_AT_MOST else ""
-        named = ", ".join(map(one_line, single[:NAMED_AT_MOST])) + more
+        named = enumerate_names(single)
         work.reporter.warn(f"nothing can be held out of classes with a single image: {named}")
-    work.folds = assign_folds(images.labels, seed=work.settings.seed)
+    work.folds = assign_folds(images.labels)
     work.ready = True
 
 
-def _read_some(work: _Work, model: LoadedModel) -> Tensor:
-    """Some decoded images, uint8 `[B, 3, H, W]`, for measuring."""
-    paths = work.images.paths[: 2 * ROUND_IMAGES]
-    loader = build_eval_loader(
-        paths,
-        None,
-        EvalTransform(model.preprocessing),
-        batch_size=ROUND_IMAGES,
-        workers=0,
-        reporter=work.reporter,
+def _build_result(
+    folder: Path, split: Path | None, found: LabelledImages, work: _Work, *, complete: bool
+) -> ProbeResult:
+    asked = work.done[0][1].asked
+    labels = torch.tensor(work.images.labels, dtype=torch.int64)
+    majority = float(labels[asked].bincount().max()) / len(asked)
+    backbones = _rank(work.done)
+    choice, recommendation = recommend(backbones, majority)
+    return ProbeResult(
+        folder=folder,
+        split=split,
+        classes=found.classes,
+        images_found=len(found),
+        images=len(work.images),
+        images_held_out=len(asked),
+        folds=int(work.folds.max()) + 1,
+        majority=majority,
+        device=str(work.settings.device),
+        backbones=backbones,
+        left_out=tuple(work.left_out),
+        recommended=None if choice is None else choice.model,
+        recommendation=recommendation,
+        overrides=() if choice is None else choice.overrides,
+        failures=tuple(work.failures),
+        seconds=round(time.perf_counter() - work.started, 3),
+        complete=complete,
     )
-    for batch in loader:
-        if len(batch):
-            repeats = -(-ROUND_IMAGES // len(batch))
-            return torch.cat([batch.inputs] * repeats)[:ROUND_IMAGES]
-    edge = model.preprocessing.crop
-    return torch.zeros(ROUND_IMAGES, 3, edge, edge, dtype=torch.uint8)
-
-
-def measure_rate(model: LoadedModel, images: Tensor) -> float:
-    """Images per second of forward passes over decoded images, as the commands run them.
-
-    `images` are uint8 `[B, 3, H, W]`. The fastest of several rounds after a warm-up: what slows
-    one down is something else on the machine.
-    """
-    device = find_model_device(model.classifier)
-    streams = choose_streams(device)
-
-    def run(batch_images: Tensor, count: int) -> float:
-        index = torch.arange(len(batch_images))
-        batches = [Batch(batch_images, index, index)] * count
-        started = time.perf_counter()
-        for _, output in compute_in_order(batches, compute, streams=streams):
-            output.cpu()  # waits for a GPU
-        return time.perf_counter() - started
-
-    def compute(batch: Batch) -> Tensor:
-        forward = model.classifier.forward_features
-        return compute_outputs(forward, batch.inputs, model.preprocessing, device)
-
-    few = images[:WARM_UP_IMAGES]
-    run(few, streams)
-    warm = run(few, streams)
-    slow = warm * len(images) / len(few) > MAX_ROUND_SECONDS
-    used = few if slow else images
-    times: list[float] = [warm] if slow else []
-    until = time.perf_counter() + MEASURE_SECONDS
-    while not times or (not slow and len(times) < MIN_ROUNDS) or time.perf_counter() < until:
-        times.append(run(used, streams))
-    return streams * len(used) / min(times)
-
-
-def _interval(right: Tensor) -> tuple[float, float]:
-    return wilson_interval(int(right.sum()), len(right))
 
 
 def _rank(done: Sequence[tuple[ProbedBackbone, CrossValidation]]) -> tuple[ProbedBackbone, ...]:
@@ -526,7 +371,7 @@ def _rank(done: Sequence[tuple[ProbedBackbone, CrossValidation]]) -> tuple[Probe
 def _explain_nothing(work: _Work) -> VtrainError:
     """Why no backbone came to anything."""
     tried = [each for each in work.left_out if each.kind != "no weights"]
-    lines = [f"  {one_line(each.candidate.model)}: {each.reason}" for each in tried]
+    lines = [f"  {one_line(each.model)}: {each.reason}" for each in tried]
     message = "no backbone could be probed:\n" + "\n".join(lines)
     if all(each.kind == "budget" for each in tried):
         return UsageError(message, "raise --budget, or lower --images")

@@ -37,19 +37,6 @@ class Candidate:
         name = self.spec.name
         return name if self.weights == DEFAULT_WEIGHTS else f"{name}:{self.weights}"
 
-    @property
-    def from_file(self) -> bool:
-        """Whether the weights are a file, neither published ones nor random."""
-        return self.weights not in (DEFAULT_WEIGHTS, "none", *self.spec.weights)
-
-    @property
-    def overrides(self) -> tuple[str, ...]:
-        """The settings of a config that train it."""
-        backbone = f"model.backbone={self.spec.name}"
-        if self.weights == DEFAULT_WEIGHTS:
-            return (backbone,)
-        return backbone, f"model.weights={self.weights}"
-
 
 def choose_candidates(given: Sequence[str]) -> tuple[Candidate, ...]:
     """What `NAME` and `NAME:WEIGHTS` texts mean, each once; the good ones where there are none.

@@ -49,16 +49,12 @@ class SuspectRanking:
     neighbors: Indices
     agreeing: Indices
 
-    def __len__(self) -> int:
-        return len(self.order)
-
 
 def rank_suspects(
     features: ArrayLike,
     labels: ArrayLike,
     *,
     also: Sequence[ArrayLike] = (),
-    folds: int = FOLDS,
     reporter: Reporter = SILENT,
 ) -> SuspectRanking:
     """Rank labels by disagreement with predictions that were made without them.
@@ -75,7 +71,6 @@ def rank_suspects(
         also: features `[N, D']` of the same images by other models, which judge as well. A model
             that was trained on these labels may have learnt the wrong ones by heart; its backbone
             before that has not.
-        folds: parts that the images are split into, at most.
         reporter: shows how far it is.
 
     Raises:
@@ -83,10 +78,10 @@ def rank_suspects(
     """
     views, truth = _check([features, *also], labels)
     classes, dense = torch.unique(truth, return_inverse=True)  # classes without images cost nothing
-    parts = assign_folds(dense.tolist(), folds=folds, seed=0)
+    parts = assign_folds(dense.tolist(), folds=FOLDS, seed=0)
     judged = parts != NOT_ASKED
     probabilities = torch.zeros(len(truth), len(classes), dtype=torch.float64)
-    with reporter.progress(len(views) * (folds + 1), "comparing", unit="step") as bar:
+    with reporter.progress(len(views) * (FOLDS + 1), "comparing", unit="step") as bar:
         for view in views:
             nearest = find_neighbors(view, NEIGHBOURS)
             bar.update(1)

@@ -1,9 +1,11 @@
 """Labels of a run's own images that look wrong, ranked for people to look at."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,11 +25,9 @@ from vtrain.results.suspect_labels import SuspectRanking, rank_suspects
 from vtrain.runs.folder import RESOLVED_NAME
 from vtrain.runs.load_model import LoadedModel, load_model
 from vtrain.runs.record import RunRecord, read_run
-from vtrain.system.json_csv import to_plain
 from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.text import one_line
 
-SCHEMA = 1
 SHOWN_NEIGHBORS = 4
 SPLITS = {"train": ("train",), "val": ("val",), "both": ("train", "val")}
 CSV_HEADER = (
@@ -87,28 +87,19 @@ class SuspectReport:
 def find_suspects(
     run_dir: Path,
     *,
-    split: Literal["train", "val", "both"] = "train",
-    top: int | None = None,
+    split: Literal["train", "val", "both"],
+    top: int,
     device: torch.device,
-    precision: str = "auto",
-    batch_size: int = 32,
-    workers: int | Literal["auto"] = "auto",
+    precision: str,
+    batch_size: int,
+    workers: int | Literal["auto"],
     reporter: Reporter,
 ) -> SuspectReport:
     """Rank the labels of a run's training or validation images by how wrong they look.
 
     The images are those that the config in the run folder names, as they are now. Images of both
-    splits are asked in any case, the ranking has those of `split`. See `rank_suspects` for how.
-
-    Args:
-        run_dir: a run folder with a model.
-        split: whose labels are ranked.
-        top: how many are given, None for all.
-        device: where the features are computed.
-        precision: as for `load_model`.
-        batch_size: images per forward pass.
-        workers: processes that read images.
-        reporter: is told of what is going on, with bars.
+    splits are asked in any case, the ranking has the first `top` of those of `split`.
+    See `rank_suspects` for how.
 
     Raises:
         UsageError: it is no run folder.
@@ -123,19 +114,20 @@ def find_suspects(
             f"restore {RESOLVED_NAME} in it",
         )
     images = _Images.scan(record, record.config, reporter)
-    setting = _Setting(batch_size, workers, reporter)
+    compute = partial(compute_features, batch_size=batch_size, workers=workers, reporter=reporter)
     notes = images.find_changes(record)
     names = [model.source]
-    features = setting.compute(images.paths, model, "features of the run's model")
+    features = compute(images.paths, model, label="features of the run's model")
     views, failures = [features], dict(features.failures)
-    if _can_have_learnt_labels(record.config):
+    # Features of the run's model may depend on the labels that it was trained on.
+    if record.config.freeze != "head" and record.config.model.weights != "none":
         try:
             before = build_backbone_before(record.config, model, reporter=reporter)
         except VtrainError as error:
             notes.append(f"judged by the run's model alone: {error.message}")
         else:
             names.append(before.source)
-            views.append(setting.compute(images.paths, before, "features before training"))
+            views.append(compute(images.paths, before, label="features before training"))
             failures |= dict(views[1].failures)
     ranking, positions = _rank(images, views, failures, reporter)
     wanted = SPLITS[split]
@@ -198,43 +190,16 @@ class _Images:
                     f"data.{name} has changed since the run was made: {then.get('count')} images "
                     f"then, {len(images)} now"
                 )
-            elif then.get("sha256") != _digest(images):
+                continue
+            digest = None
+            with suppress(OSError):  # one that was there a moment ago
+                digest = split_digest(images)
+            if then.get("sha256") != digest:
                 changes.append(
                     f"data.{name} has changed since the run was made: as many images, of other "
                     "names or sizes"
                 )
         return changes
-
-
-def _digest(images: LabelledImages) -> str | None:
-    try:
-        return split_digest(images)
-    except OSError:  # one that was there a moment ago
-        return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Setting:
-    """How features are computed."""
-
-    batch_size: int
-    workers: int | Literal["auto"]
-    reporter: Reporter
-
-    def compute(self, paths: Sequence[Path], model: LoadedModel, label: str) -> Features:
-        return compute_features(
-            paths,
-            model,
-            batch_size=self.batch_size,
-            workers=self.workers,
-            reporter=self.reporter,
-            label=label,
-        )
-
-
-def _can_have_learnt_labels(config: FitConfig) -> bool:
-    """Whether features of the run's model depend on the labels it was trained on."""
-    return config.freeze != "head" and config.model.weights != "none"
 
 
 def build_backbone_before(
@@ -285,58 +250,32 @@ def _list_suspects(
     ranking: SuspectRanking,
     positions: NDArray[np.int64],
     wanted: Sequence[str],
-    top: int | None,
+    top: int,
 ) -> Iterator[Suspect]:
-    rank = 0
-    for row in ranking.order.tolist():
-        position = int(positions[row])
-        split = images.split_of(position)
-        if split not in wanted:
-            continue
-        if rank == top:
-            return
-        rank += 1
+    places = positions[ranking.order].tolist()
+    rows = [
+        row
+        for row, place in zip(ranking.order.tolist(), places, strict=True)
+        if images.split_of(place) in wanted
+    ]
+    for rank, row in enumerate(rows[:top], start=1):
+        near = ranking.neighbors[row]
+        others = near[ranking.labels[near] != ranking.labels[row]][:SHOWN_NEIGHBORS].tolist()
         yield Suspect(
             rank=rank,
-            path=images.paths[position],
-            split=split,
+            path=images.paths[positions[row]],
+            split=images.split_of(positions[row]),
             label=images.name_label(ranking.labels[row]),
             suggested=images.name_label(ranking.suggested[row]),
             score=float(ranking.scores[row]),
             label_probability=float(ranking.label_probability[row]),
             suggested_probability=float(ranking.suggested_probability[row]),
-            neighbors=ranking.neighbors.shape[1],
+            neighbors=len(near),
             agreeing=int(ranking.agreeing[row]),
-            against=tuple(_list_against(images, ranking, positions, row)),
+            against=tuple(
+                LabelledPath(
+                    images.paths[positions[other]], images.name_label(ranking.labels[other])
+                )
+                for other in others
+            ),
         )
-
-
-def _list_against(
-    images: _Images, ranking: SuspectRanking, positions: NDArray[np.int64], row: int
-) -> Iterator[LabelledPath]:
-    near = ranking.neighbors[row]
-    others = near[ranking.labels[near] != ranking.labels[row]]
-    for other in others[:SHOWN_NEIGHBORS].tolist():
-        label = images.name_label(ranking.labels[other])
-        yield LabelledPath(images.paths[int(positions[other])], label)
-
-
-def suspect_row(suspect: Suspect) -> tuple[object, ...]:
-    """The cells of `CSV_HEADER`."""
-    return (
-        suspect.rank,
-        suspect.path,
-        suspect.split,
-        suspect.label,
-        suspect.suggested,
-        f"{suspect.score:.4f}",
-        f"{suspect.label_probability:.4f}",
-        f"{suspect.suggested_probability:.4f}",
-        suspect.neighbors,
-        suspect.agreeing,
-    )
-
-
-def suspects_json(report: SuspectReport) -> dict[str, Any]:
-    """What `--json` prints."""
-    return {"schema": SCHEMA, **to_plain(report)}

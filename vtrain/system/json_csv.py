@@ -27,7 +27,11 @@ _UNPRINTED = re.compile(
 def to_plain(record: Any) -> Any:
     """Records, tuples and paths as dictionaries, lists and strings, ready for JSON."""
     if hasattr(record, "__dataclass_fields__"):
-        return {name: to_plain(getattr(record, name)) for name in record.__dataclass_fields__}
+        # A field is called `class_` where the key is a word that Python keeps for itself.
+        return {
+            name.removesuffix("_"): to_plain(getattr(record, name))
+            for name in record.__dataclass_fields__
+        }
     if isinstance(record, dict):
         return {str(key): to_plain(value) for key, value in record.items()}
     if isinstance(record, (list, tuple)):

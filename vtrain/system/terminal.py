@@ -243,6 +243,7 @@ def print_table(
     rows: Sequence[Sequence[str]],
     *,
     right: Sequence[int] = (),
+    least: Sequence[int] = (),
     crop_last: bool = False,
 ) -> None:
     """A table on stdout, see `format_table`."""
@@ -250,6 +251,7 @@ def print_table(
         columns,
         rows,
         right=right,
+        least=least,
         crop_last=crop_last,
         width=find_width(sys.stdout),
         styled=takes_styles(sys.stdout),
@@ -262,6 +264,7 @@ def format_table(
     rows: Sequence[Sequence[str]],
     *,
     right: Sequence[int] = (),
+    least: Sequence[int] = (),
     crop_last: bool = False,
     width: int | None = None,
     styled: bool = False,
@@ -269,7 +272,8 @@ def format_table(
     """A plain table whose cells are shown as they are, never read as markup.
 
     `right` are the indices of columns aligned to the right. What does not fit into `width`
-    columns is folded within its cell; with `crop_last` the last column is cut instead.
+    columns is folded within its cell; with `crop_last` the last column is cut instead. Before
+    that columns of `least` are left out, in that order, until the others fit.
     """
     from io import StringIO
 
@@ -281,11 +285,12 @@ def format_table(
     if crop_last and width is not None:
         _crop_last(cells, width)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, column in enumerate(cells[0]):
+    shown = _choose_columns(cells, least, width)
+    for index in shown:
         justify: Literal["left", "right"] = "right" if index in right else "left"
-        table.add_column(column, justify=justify, overflow="fold")
+        table.add_column(cells[0][index], justify=justify, overflow="fold")
     for row in cells[1:]:
-        table.add_row(*row)
+        table.add_row(*(row[index] for index in shown))
     output = StringIO()
     console = RichConsole(
         file=output,
@@ -296,6 +301,19 @@ def format_table(
     )
     console.print(table)
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
+
+
+def _choose_columns(
+    rows: Sequence[list[Any]], least: Sequence[int], width: int | None
+) -> list[int]:
+    """Indices of the columns that are shown."""
+    widths = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
+    shown = list(range(len(widths)))
+    for index in least:
+        if width is None or sum(widths[each] + GAP for each in shown) - GAP <= width:
+            break
+        shown.remove(index)
+    return shown
 
 
 def _crop_last(rows: Sequence[list[Any]], width: int) -> None:
