@@ -96,7 +96,7 @@ def test_evaluation_rows_equal_predictions(tmp_path: Path, monkeypatch: pytest.M
 
     from vtrain.results.evaluate import evaluate
     from vtrain.results.predict import PredictInput, predict
-    from vtrain.runs.load_model import load_model
+    from vtrain.runs.model_argument import load_model
 
     monkeypatch.chdir(tmp_path)
     draw_labelled(Path("photos/train"), COUNTS)

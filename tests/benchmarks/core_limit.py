@@ -31,7 +31,7 @@ from vtrain.models.backbones import eval_preprocessing
 from vtrain.models.zoo import find_backbone
 from vtrain.results.embed import embed
 from vtrain.runs.fit import fit
-from vtrain.runs.load_model import load_model
+from vtrain.runs.model_argument import load_model
 from vtrain.runs.settings import load_settings
 from vtrain.system.machine import find_device
 from vtrain.system.reporter import SILENT

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from vtrain.results.embed import embed
-from vtrain.runs.load_model import load_model
+from vtrain.runs.model_argument import load_model
 from vtrain.system.machine import find_device
 from vtrain.system.reporter import SILENT
 

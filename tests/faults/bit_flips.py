@@ -17,7 +17,7 @@ from vtrain.errors import ModelError
 from vtrain.models.model_file import load_model_file
 from vtrain.models.weights import load_weights_file
 from vtrain.runs.checkpoint import load_checkpoint
-from vtrain.runs.load_model import load_model
+from vtrain.runs.model_argument import load_model
 from vtrain.system.reporter import SILENT
 
 SEED = 3

@@ -22,7 +22,7 @@ from tests.helpers.forking import fork, wait
 from vtrain.errors import ModelError
 from vtrain.models.weights import load_weights
 from vtrain.runs.checkpoint import load_checkpoint
-from vtrain.runs.load_model import load_model
+from vtrain.runs.model_argument import load_model
 from vtrain.system.reporter import SILENT
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from vtrain.config.keys import HeadConfig
 from vtrain.models.backbones import eval_preprocessing
 from vtrain.models.classifier import build_classifier
 from vtrain.models.zoo import find_backbone
-from vtrain.runs.load_model import LoadedModel
+from vtrain.runs.model_argument import LoadedModel
 
 CPU = torch.device("cpu")
 

@@ -40,7 +40,8 @@ from vtrain.models.freezing import (
     verify_frozen,
 )
 from vtrain.models.zoo import backbone_names, find_backbone
-from vtrain.training.optim import ParamGroup, build_param_groups, find_stage_rates, stage_factor
+from vtrain.training.learning_rates import stage_factor
+from vtrain.training.optim import ParamGroup, build_param_groups, find_stage_rates
 
 # One small member of each family, with every random layer that its options can switch on.
 FAMILIES: dict[str, dict[str, OptionValue]] = {

@@ -32,7 +32,7 @@ from vtrain.models.model_file import (
     save_model,
 )
 from vtrain.models.zoo import find_backbone
-from vtrain.runs.load_model import load_model
+from vtrain.runs.model_argument import load_model
 from vtrain.system import tensor_files
 from vtrain.system.json_csv import to_plain
 from vtrain.system.machine import place_model

@@ -38,7 +38,7 @@ from vtrain.models.weights import load_torchvision_state
 from vtrain.models.zoo import backbone_names, find_backbone
 from vtrain.results.embed import EmbedResult, _choose_share, digest_weights, embed
 from vtrain.results.resumable_array import PartialArray, lock_output
-from vtrain.runs.load_model import LoadedModel
+from vtrain.runs.model_argument import LoadedModel
 from vtrain.system.processes import Processes
 from vtrain.system.reporter import SILENT
 

@@ -28,7 +28,7 @@ from vtrain.runs.evaluation_files import (
     evaluation_json,
     write_predictions_csv,
 )
-from vtrain.runs.load_model import LoadedModel
+from vtrain.runs.model_argument import LoadedModel
 from vtrain.system.reporter import SILENT
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox")

@@ -15,7 +15,7 @@ from vtrain.errors import UsageError
 from vtrain.models.classifier import Classifier
 from vtrain.results.explain import RAMP, Explanation, Placement, explain_images, find_class, overlay
 from vtrain.results.predict import PredictInput, predict
-from vtrain.runs.load_model import LoadedModel
+from vtrain.runs.model_argument import LoadedModel
 from vtrain.system.reporter import SILENT
 
 CLASSES = ("ant", "bee", "cat", "dog")

@@ -12,7 +12,7 @@ from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform
 from vtrain.inference.forward import compute_outputs
 from vtrain.results.features import Features, compute_features
-from vtrain.runs.load_model import LoadedModel, load_model
+from vtrain.runs.model_argument import LoadedModel, load_model
 from vtrain.system.reporter import SILENT
 
 

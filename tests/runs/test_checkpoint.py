@@ -20,7 +20,7 @@ from vtrain.models.backbones import eval_preprocessing
 from vtrain.models.model_file import ModelFile, save_model
 from vtrain.models.zoo import find_backbone
 from vtrain.runs.checkpoint import CHECKPOINT_FORMAT, Checkpoint, load_checkpoint, save_checkpoint
-from vtrain.runs.load_model import LoadedModel, load_model
+from vtrain.runs.model_argument import LoadedModel, load_model
 from vtrain.system.tensor_files import save_tensors
 from vtrain.system.torch_files import load_torch, save_torch
 from vtrain.training.state import TrainState

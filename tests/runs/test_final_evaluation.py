@@ -22,7 +22,7 @@ from vtrain.results.evaluate import evaluate
 from vtrain.results.predict import Answering, PredictInput, Prediction, predict
 from vtrain.runs.evaluation_files import ImagePrediction, evaluation_json, read_predictions
 from vtrain.runs.final_evaluation import FinalEvaluation
-from vtrain.runs.load_model import LoadedModel, load_model
+from vtrain.runs.model_argument import LoadedModel, load_model
 from vtrain.system.json_csv import to_plain
 from vtrain.system.reporter import SILENT
 from vtrain.system.tensor_files import load_tensors

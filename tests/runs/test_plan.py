@@ -14,7 +14,7 @@ from vtrain.runs.plan import FitPlan, build_plan
 from vtrain.runs.plan_text import format_rates, show_plan, show_stages
 from vtrain.runs.settings import load_settings
 from vtrain.system.terminal import Console
-from vtrain.training.optim import build_schedule
+from vtrain.training.learning_rates import build_schedule
 
 CONFIG = """
 model: {backbone: simple_cnn, weights: none, options: {width_mult: 0.25}}

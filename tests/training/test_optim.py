@@ -12,12 +12,8 @@ from tests.helpers.tiny import CPU, build_tiny_model
 from vtrain.config.keys import OptimConfig
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import FROZEN, TRAINED, ParamRule, match_rules
-from vtrain.training.optim import (
-    build_optimizer,
-    build_param_groups,
-    head_learning_rate,
-    set_learning_rates,
-)
+from vtrain.training.learning_rates import head_learning_rate, set_learning_rates
+from vtrain.training.optim import build_optimizer, build_param_groups
 
 
 def build(

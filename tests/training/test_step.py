@@ -17,9 +17,9 @@ from vtrain.errors import DivergedError
 from vtrain.models.precision import Precision
 from vtrain.system.reporter import SILENT, Reporter, Silent
 from vtrain.training.ema import ModelEma
+from vtrain.training.learning_rates import Schedule
 from vtrain.training.loss_watch import LossWatch, NotFiniteError
 from vtrain.training.losses import build_loss
-from vtrain.training.schedules import Schedule
 from vtrain.training.state import TrainState
 from vtrain.training.step import PhaseRun, StepReport, Trainer
 

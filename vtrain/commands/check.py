@@ -100,7 +100,7 @@ def check(
 def _build_embed(model: str | None, device: str, workers: int | None, console: Console) -> "Embed":
     """What computes the features of images."""
     from vtrain.results.features import compute_features
-    from vtrain.runs.load_model import load_model
+    from vtrain.runs.model_argument import load_model
     from vtrain.system.machine import find_device
 
     loaded = load_model(model, device=find_device(device), precision="auto", reporter=console)

@@ -49,7 +49,7 @@ def embed(
     torchrun --nproc-per-node=8 -m vtrain embed photos/ photos.npy --resume
     """
     from vtrain.results.embed import embed as run_embed
-    from vtrain.runs.load_model import load_model
+    from vtrain.runs.model_argument import load_model
     from vtrain.system.json_csv import to_plain
     from vtrain.system.machine import find_device
     from vtrain.system.processes import read_processes

@@ -70,7 +70,7 @@ def explain(
         write_explanations,
     )
     from vtrain.results.predict import FoundInputs
-    from vtrain.runs.load_model import load_model
+    from vtrain.runs.model_argument import load_model
     from vtrain.system.machine import find_device
 
     require_empty_folder(output)

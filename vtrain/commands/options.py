@@ -12,7 +12,7 @@ import typer
 from vtrain.system.terminal import Console
 
 if TYPE_CHECKING:
-    from vtrain.runs.load_model import LoadedModel
+    from vtrain.runs.model_argument import LoadedModel
 
 
 def complete_backbones(incomplete: str) -> list[str]:
@@ -118,7 +118,7 @@ class Compute:
 
     def load_model(self, model: str | None, console: Console) -> "LoadedModel":
         """What `-m` names, on the device and in the precision of the options."""
-        from vtrain.runs.load_model import load_model
+        from vtrain.runs.model_argument import load_model
         from vtrain.system.machine import find_device
 
         device = find_device(self.device)

@@ -80,9 +80,9 @@ class BackboneSpec:
         return self.family in DEPTHWISE_FAMILIES
 
     @property
-    def fine_tuning_lr(self) -> float:
-        """Peak learning rate of AdamW for the pretrained backbone, where the user gives none."""
-        return 5e-5 if self.family in GENTLE_FAMILIES else 3e-4
+    def is_gentle(self) -> bool:
+        """Whether fine-tuning loses what it knows at learning rates that suit other networks."""
+        return self.family in GENTLE_FAMILIES
 
 
 @dataclass(frozen=True, slots=True)

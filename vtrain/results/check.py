@@ -25,17 +25,15 @@ from vtrain.results.check_findings import (
     SEVERITIES,
     DataSet,
     Finding,
-    choose_exclusions,
     find_class_troubles,
-    find_duplicates,
     find_exclusion_remarks,
     find_odd_files,
     find_odd_sizes,
-    find_similar,
     find_unreadable,
     find_unused,
 )
 from vtrain.results.features import Features
+from vtrain.results.leaks import choose_exclusions, find_duplicates, find_similar
 from vtrain.runs.settings import load_settings
 from vtrain.system.json_csv import to_plain
 from vtrain.system.reporter import SILENT, Reporter

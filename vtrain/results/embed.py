@@ -31,7 +31,7 @@ from vtrain.inference.streams import choose_streams, compute_in_order
 from vtrain.models.classifier import LOGITS, PENULTIMATE
 from vtrain.models.freezing import tensor_digest
 from vtrain.results.resumable_array import DoneBlocks, PartialArray, lock_output, require_writable
-from vtrain.runs.load_model import LoadedModel
+from vtrain.runs.model_argument import LoadedModel
 from vtrain.system.json_csv import to_plain, write_csv, write_json
 from vtrain.system.processes import ALONE, Processes
 from vtrain.system.reporter import Progress, Reporter

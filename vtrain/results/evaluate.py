@@ -20,7 +20,7 @@ from vtrain.runs.evaluation_files import (
     build_result,
     list_predictions,
 )
-from vtrain.runs.load_model import LoadedModel
+from vtrain.runs.model_argument import LoadedModel
 from vtrain.system.reporter import Reporter
 from vtrain.system.text import one_line
 

@@ -16,7 +16,7 @@ from vtrain.inference.feature_store import StoreError
 from vtrain.inference.forward import NOT_FINITE, find_model_device
 from vtrain.models.classifier import PENULTIMATE
 from vtrain.models.precision import Precision
-from vtrain.runs.load_model import LoadedModel
+from vtrain.runs.model_argument import LoadedModel
 from vtrain.system.cache_folder import FEATURES, find_cache_folder
 from vtrain.system.reporter import Reporter
 

@@ -19,7 +19,7 @@ from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, ImageError, ModelError, UsageError
 from vtrain.inference.forward import NOT_FINITE, compute_outputs, find_model_device
 from vtrain.results.embed import MAX_FACTS_BYTES, digest_weights, facts_path
-from vtrain.runs.load_model import LoadedModel, load_model
+from vtrain.runs.model_argument import LoadedModel, load_model
 from vtrain.system.json_csv import read_csv_cell, to_plain
 from vtrain.system.reporter import Reporter
 from vtrain.system.text import one_line

@@ -26,7 +26,7 @@ from vtrain.inference.forward import (
 )
 from vtrain.inference.metrics import rank_classes
 from vtrain.inference.streams import choose_streams, compute_in_order
-from vtrain.runs.load_model import LoadedModel
+from vtrain.runs.model_argument import LoadedModel
 from vtrain.system.reporter import SILENT, Reporter
 
 SCHEMA = 1

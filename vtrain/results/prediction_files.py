@@ -27,7 +27,7 @@ from vtrain.results.predict import (
 )
 from vtrain.results.resumable_array import lock_output, require_writable
 from vtrain.runs.folder import find_changes
-from vtrain.runs.load_model import LoadedModel
+from vtrain.runs.model_argument import LoadedModel
 from vtrain.system.files import encode_text, write_error
 from vtrain.system.json_csv import (
     format_csv_row,

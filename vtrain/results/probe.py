@@ -28,7 +28,7 @@ from vtrain.results.features import compute_features
 from vtrain.results.probe_candidates import Candidate
 from vtrain.results.probe_result import LeftOut, ProbedBackbone, ProbeResult, recommend
 from vtrain.results.probe_speed import measure_rate
-from vtrain.runs.load_model import LoadedModel, load_model
+from vtrain.runs.model_argument import LoadedModel, load_model
 from vtrain.system.machine import explain_torch_error
 from vtrain.system.reporter import Forwarding, Progress, Reporter
 from vtrain.system.text import enumerate_names, format_bytes, format_duration, one_line

@@ -12,7 +12,7 @@ from vtrain.data.loaders import build_eval_loader
 from vtrain.data.transforms import EvalTransform
 from vtrain.inference.forward import compute_outputs, find_model_device
 from vtrain.inference.streams import choose_streams, compute_in_order
-from vtrain.runs.load_model import LoadedModel
+from vtrain.runs.model_argument import LoadedModel
 
 WARM_UP_IMAGES = 8
 ROUND_IMAGES = 32  # in each batch of a timed round

@@ -23,7 +23,7 @@ from vtrain.models.zoo import find_backbone
 from vtrain.results.features import Features, compute_features
 from vtrain.results.suspect_labels import SuspectRanking, rank_suspects
 from vtrain.runs.folder import RESOLVED_NAME
-from vtrain.runs.load_model import LoadedModel, load_model
+from vtrain.runs.model_argument import LoadedModel, load_model
 from vtrain.runs.record import RunRecord, read_run
 from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.text import one_line

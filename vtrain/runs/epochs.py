@@ -25,8 +25,8 @@ from vtrain.system.reporter import Interruptible, Reporter
 from vtrain.system.signals import StopRequest, build_stop_error
 from vtrain.system.tensor_files import shorten_names
 from vtrain.system.text import format_duration, one_line
+from vtrain.training.learning_rates import head_learning_rate
 from vtrain.training.loss_watch import NotFiniteError
-from vtrain.training.optim import head_learning_rate
 from vtrain.training.state import TrainState
 from vtrain.training.step import PhaseRun
 from vtrain.training.stopwatch import Stopwatch

@@ -32,13 +32,9 @@ from vtrain.system.machine import find_device, place_model, seed_everything
 from vtrain.system.processes import ALONE, Processes
 from vtrain.system.reporter import Reporter
 from vtrain.system.text import one_line
+from vtrain.training.learning_rates import choose_backbone_lr
 from vtrain.training.memory import can_train, find_batch_size
-from vtrain.training.optim import (
-    ParamGroup,
-    build_param_groups,
-    choose_backbone_lr,
-    find_stage_rates,
-)
+from vtrain.training.optim import ParamGroup, build_param_groups, find_stage_rates
 
 # Separates the stream that initialises the model from the others drawn from a seed.
 MODEL_STREAM = 0

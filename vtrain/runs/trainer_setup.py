@@ -11,9 +11,9 @@ from vtrain.runs.phases import PhaseWork
 from vtrain.runs.plan import FitPlan
 from vtrain.system.reporter import Reporter
 from vtrain.training.ema import ModelEma
+from vtrain.training.learning_rates import Schedule, build_schedule
 from vtrain.training.losses import build_loss
-from vtrain.training.optim import build_optimizer, build_schedule
-from vtrain.training.schedules import Schedule
+from vtrain.training.optim import build_optimizer
 from vtrain.training.state import TrainState
 from vtrain.training.step import PhaseRun, Trainer
 from vtrain.training.stopwatch import Stopwatch

@@ -1,4 +1,4 @@
-"""Learning rates and optimizers: param groups, their peak rates in each phase, and the schedule."""
+"""Optimizers over param groups, which know their peak learning rate in each phase."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtrain.config.keys import FitConfig, OptimConfig
-from vtrain.models.backbone_spec import BackboneSpec
+from vtrain.config.keys import OptimConfig
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import HEAD
-from vtrain.training.schedules import Schedule
+from vtrain.training.learning_rates import stage_factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +54,6 @@ def build_param_groups(
         peaks = tuple(base * scale if scale is not None else 0.0 for scale in scales)
         groups.append(ParamGroup(stage, decay, peaks, tuple(own)))
     return groups
-
-
-def choose_backbone_lr(config: FitConfig, spec: BackboneSpec) -> float:
-    """The peak rate below the head: what the config says, else what suits the backbone's family."""
-    if config.optim.backbone_lr is not None:
-        return config.optim.backbone_lr
-    # Nothing is worth keeping of random weights: they learn as fast as the head.
-    return config.optim.lr if config.model.weights == "none" else spec.fine_tuning_lr
-
-
-def stage_factor(classifier: Classifier, stage: str, layer_decay: float | None) -> float:
-    """1 for the last stage, times `layer_decay` for each stage further down."""
-    if layer_decay is None or stage == HEAD:
-        return 1.0
-    names = [each.name for each in classifier.spec.stages]
-    # After Clark et al. 2020, arXiv:2003.10555: the lower a layer, the more general its features.
-    exponent = len(names) - 1 - names.index(stage)
-    return float(layer_decay**exponent)
 
 
 def _is_decayed(name: str, parameter: Tensor) -> bool:
@@ -123,32 +104,6 @@ def build_optimizer(
         nesterov=config.momentum > 0,
         fused=fused,
     )
-
-
-def build_schedule(config: OptimConfig, *, steps_per_epoch: int, epochs: int) -> Schedule:
-    """The schedule of a phase of `epochs` epochs; warm-up takes at most half of it."""
-    # Half at most: a run of a few epochs would otherwise never reach its peak rate.
-    total = steps_per_epoch * epochs
-    return Schedule(
-        name=config.schedule,
-        total_steps=total,
-        warmup_steps=min(round(config.warmup_epochs * steps_per_epoch), total // 2),
-        step_size=max(1, round(config.step_epochs * steps_per_epoch)),
-        gamma=config.step_gamma,
-    )
-
-
-def set_learning_rates(optimizer: torch.optim.Optimizer, phase: int, factor: float) -> None:
-    """Give every group its peak rate in `phase` times `factor`."""
-    # Set, not multiplied: the rate depends on the step alone, whatever it was before.
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak_lrs"][phase] * factor
-
-
-def head_learning_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The rate of the head's groups now, or the highest of all where the head is frozen."""
-    rates = [group["lr"] for group in optimizer.param_groups if group["stage"] == "head"]
-    return float(max(rates or [group["lr"] for group in optimizer.param_groups]))
 
 
 def optimizer_bytes(optimizer: torch.optim.Optimizer) -> int:

@@ -16,10 +16,9 @@ from vtrain.system.machine import seed_everything
 from vtrain.system.processes import ALONE, Processes
 from vtrain.system.reporter import SILENT, Reporter
 from vtrain.training.ema import ModelEma
+from vtrain.training.learning_rates import Schedule, head_learning_rate, set_learning_rates
 from vtrain.training.loss_watch import LossWatch, NotFiniteError
 from vtrain.training.memory import attempts
-from vtrain.training.optim import head_learning_rate, set_learning_rates
-from vtrain.training.schedules import Schedule
 from vtrain.training.state import TrainState
 from vtrain.training.stopwatch import Stopwatch
 

@@ -10,7 +10,7 @@ from vtrain.errors import ModelError
 from vtrain.pages.report.galleries import find_shown_images
 from vtrain.pages.thumbnails import EDGE, Thumbnail, encode_thumbnail
 from vtrain.results.explain import explain_images, overlay
-from vtrain.runs.load_model import load_model
+from vtrain.runs.model_argument import load_model
 from vtrain.system.reporter import SILENT
 
 # On a CPU a dozen maps of a large network can take a minute: what is not done by then is left out.

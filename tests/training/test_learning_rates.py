@@ -5,8 +5,7 @@ import math
 import pytest
 
 from vtrain.config.keys import OptimConfig
-from vtrain.training.optim import build_schedule
-from vtrain.training.schedules import Schedule
+from vtrain.training.learning_rates import Schedule, build_schedule
 
 
 def values(schedule: Schedule) -> list[float]:
