@@ -62,31 +62,19 @@ class Group:
     same: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Entries:
-    """Hashes `[M]` with the image that each is of, and how it was made: 0 of the image as it is."""
-
-    hashes: Hashes
-    images: NDArray[np.intp]
-    variants: NDArray[np.uint8]
-
-
 def find_near_pairs(thumbs: Thumbs) -> NDArray[np.intp]:
     """Pairs `[P, 2]` of positions, each once and in order, of nearly the same images.
 
     Of many images that are the same, pairs that connect them all, not all their pairs.
     """
-    contrast = np.concatenate(
-        [each.std(axis=(1, 2)) for _, each in _pieces(thumbs)] or [np.empty(0)]
-    )
-    usable = np.flatnonzero(contrast >= _MIN_CONTRAST)
+    contrast = [each.std(axis=(1, 2)) for each in _pieces(thumbs)]
+    usable = np.flatnonzero(np.concatenate([*contrast, []]) >= _MIN_CONTRAST)
     if len(usable) < 2:
         return np.empty((0, 2), np.intp)
-    entries = _hash_all(thumbs, usable)
     matches: set[tuple[int, int]] = set()
     seen = np.empty(0, np.int64)
     roots = np.arange(len(thumbs))
-    for codes in _find_candidates(entries, len(thumbs)):
+    for codes in _find_candidates(thumbs, usable):
         new = np.setdiff1d(codes, seen, assume_unique=True)
         seen = np.concatenate([seen, new])
         before = len(matches)
@@ -120,7 +108,7 @@ def hash_thumbs(thumbs: Thumbs, *, cut: float = 0.0, mirrored: bool = False) -> 
     edge = thumbs.shape[1]
     rows, columns = _box_matrix(8, edge, cut), _box_matrix(9, edge, cut)
     hashes = [np.empty(0, np.uint64)]
-    for _, piece in _pieces(thumbs):
+    for piece in _pieces(thumbs):
         cells = rows @ piece @ columns.T
         if mirrored:
             cells = cells[:, :, ::-1]
@@ -129,10 +117,10 @@ def hash_thumbs(thumbs: Thumbs, *, cut: float = 0.0, mirrored: bool = False) -> 
     return np.concatenate(hashes)
 
 
-def _pieces(thumbs: Thumbs) -> Iterator[tuple[int, Floats]]:
+def _pieces(thumbs: Thumbs) -> Iterator[Floats]:
     """Thumbnails as numbers, some thousand at a time."""
     for start in range(0, len(thumbs), _PIECE):
-        yield start, thumbs[start : start + _PIECE].astype(np.float32)
+        yield thumbs[start : start + _PIECE].astype(np.float32)
 
 
 @cache
@@ -146,25 +134,22 @@ def _box_matrix(cells: int, edge: int, before: float, after: float | None = None
     return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
 
 
-def _hash_all(thumbs: Thumbs, usable: NDArray[np.intp]) -> _Entries:
-    """Six hashes of each image: as it is and mirrored, whole and cut."""
+def _find_candidates(thumbs: Thumbs, usable: NDArray[np.intp]) -> Iterator[NDArray[np.int64]]:
+    """Codes `[P]` of an image, another, and the variant of the other that is like the first."""
     chosen = thumbs[usable]
-    hashes = [
+    # Six hashes of each image: as it is and mirrored, whole and cut. Variant 0 is it as it is.
+    made = [
         hash_thumbs(chosen, cut=cut, mirrored=mirrored)
         for cut in _CUTS
         for mirrored in (False, True)
     ]
-    variants = np.repeat(np.arange(len(hashes), dtype=np.uint8), len(usable))
-    return _Entries(np.concatenate(hashes), np.tile(usable, len(hashes)), variants)
-
-
-def _find_candidates(entries: _Entries, count: int) -> Iterator[NDArray[np.int64]]:
-    """Codes `[P]` of an image, another, and the variant of the other that is like the first."""
+    all_hashes, all_images = np.concatenate(made), np.tile(usable, len(made))
+    all_variants = np.repeat(np.arange(len(made), dtype=np.uint8), len(usable))
     random = np.random.default_rng(0)
     for _ in range(_SORTS):
-        hashes = _permute_bits(entries.hashes, random.permutation(64))
+        hashes = _permute_bits(all_hashes, random.permutation(64))
         order = np.argsort(hashes)
-        hashes, images, variants = hashes[order], entries.images[order], entries.variants[order]
+        hashes, images, variants = hashes[order], all_images[order], all_variants[order]
         keys = hashes >> np.uint64(64 - _SORT_BITS)
         found = [np.empty(0, np.int64)]
         for offset in range(1, min(_NEIGHBOURS, len(hashes) - 1) + 1):
@@ -178,7 +163,7 @@ def _find_candidates(entries: _Entries, count: int) -> Iterator[NDArray[np.int64
             first, second = first[near], second[near]
             swapped = variants[first] != 0
             first, second = np.where(swapped, second, first), np.where(swapped, first, second)
-            pairs = images[first].astype(np.int64) * count + images[second]
+            pairs = images[first].astype(np.int64) * len(thumbs) + images[second]
             found.append(pairs * _VARIANTS + variants[second])
         yield np.unique(np.concatenate(found))
 

@@ -16,9 +16,9 @@ from vtrain.data.image_sets import (
 )
 from vtrain.data.lists import read_list
 from vtrain.data.tars import (
+    LABEL_SUFFIX,
     TarScan,
     compressed_error,
-    describe_missing_class,
     is_compressed,
     scan_tars,
 )
@@ -215,11 +215,12 @@ def _find_in_tars(root: Path, tars: TarScan, classes: Sequence[str] | None) -> _
     if numbered and classes is not None and not {*tars.classes, ""} <= {*classes, ""}:
         names = {str(number): each for number, each in enumerate(classes)}
     by_class: dict[str, list[str]] = {}
+    no_label = f"has no {LABEL_SUFFIX} member that names its class"
     for place, label in zip(tars.names, tars.classes, strict=True):
         if label:
             by_class.setdefault(names.get(label, compose(label)), []).append(place)
         else:
-            tars.skipped.append(SkippedFile(root / place, describe_missing_class(tars)))
+            tars.skipped.append(SkippedFile(root / place, no_label if tars.has_labels else OUTSIDE))
     numbered = numbered and not names
     return _Found(root, by_class, tars.skipped, _TAR_MEMBERS, numbered=numbered)
 

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
-from vtrain.data.image_names import HIDDEN_PREFIXES, NOT_AN_IMAGE, OUTSIDE, is_image_name
+from vtrain.data.image_names import HIDDEN_PREFIXES, NOT_AN_IMAGE, is_image_name
 from vtrain.data.image_sets import TAR_SUFFIX, PackedPaths, SkippedFile
 from vtrain.data.kept_scans import MIN_ENTRIES, RULES, ScanFile, is_settled
 from vtrain.data.tar_headers import Header, TarError, read_headers
@@ -111,11 +111,6 @@ def scan_tars(root: Path, archives: Sequence[str], reporter: Reporter) -> TarSca
     return scan
 
 
-def describe_missing_class(scan: TarScan) -> str:
-    """Why an image of a scan has no class."""
-    return f"has no {LABEL_SUFFIX} member that names its class" if scan.has_labels else OUTSIDE
-
-
 def find_status(path: Path | str) -> FileStatus:
     """The status of an image as it is now, in a folder or in an archive.
 
@@ -123,18 +118,11 @@ def find_status(path: Path | str) -> FileStatus:
         OSError: it is not there, or cannot be reached.
     """
     try:
-        found, size, offset = os.stat(path), None, 0  # noqa: PTH116  # one of possibly a million
+        return FileStatus(*_identify(os.stat(path)))  # noqa: PTH116  # one of possibly a million
     except NotADirectoryError as error:
-        archive, name, found = _split_path(path, error)
-        offset, size = _find_member(archive, _identify(found), name, error)
-    return FileStatus(
-        found.st_dev,
-        found.st_ino,
-        found.st_size if size is None else size,
-        found.st_mtime_ns,
-        found.st_ctime_ns,
-        offset,
-    )
+        archive, name, identity = _split_path(path, error)
+        offset, size = _find_member(archive, identity, name, error)
+        return FileStatus(*identity[:2], size, *identity[3:], offset)
 
 
 def read_member(path: Path, error: NotADirectoryError, *, max_bytes: int) -> tuple[bytes, int]:
@@ -154,15 +142,15 @@ def read_member(path: Path, error: NotADirectoryError, *, max_bytes: int) -> tup
         return file.read(size), size
 
 
-def _split_path(path: Path | str, error: NotADirectoryError) -> tuple[str, str, os.stat_result]:
-    """The archive that a path leads through, the member's name, and the archive's status."""
+def _split_path(path: Path | str, error: NotADirectoryError) -> tuple[str, str, Archive]:
+    """The archive that a path leads through, the member's name, and what tells the archive."""
     text = str(Path(path))
     for match in _THROUGH_TAR.finditer(text):
         with suppress(OSError):
             status = os.stat(text[: match.end()])  # noqa: PTH116  # one of possibly a million
             if stat.S_ISREG(status.st_mode):
                 name = text[match.end() + 1 :].replace(os.sep, "/")
-                return text[: match.end()], name, status
+                return text[: match.end()], name, _identify(status)
     raise error
 
 
@@ -182,13 +170,7 @@ def _find_member(
 
 
 def _identify(status: os.stat_result) -> Archive:
-    return (
-        status.st_dev,
-        status.st_ino,
-        status.st_size,
-        status.st_mtime_ns,
-        status.st_ctime_ns,
-    )
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _index_for_scan(path: Path, reporter: Reporter) -> TarIndex:
