@@ -202,8 +202,10 @@ class PartialArray:
                 first = (_read_lines(self.journal(0)) or [None])[0]
                 if not isinstance(first, dict) or first.get("token") != token:
                     raise FileNotFoundError(errno.ENOENT, "the journal is another one")
-                rows = stack.enter_context(self.rows.open("r+b", buffering=0))
-                journal = stack.enter_context(self.journal(rank).open("ab", buffering=0))
+                rows = self.rows.open("r+b", buffering=0)
+                stack.callback(_close_quietly, rows)
+                journal = self.journal(rank).open("ab", buffering=0)
+                stack.callback(_close_quietly, journal)
             except FileNotFoundError as error:
                 raise ResourceError(
                     f"process {rank} does not see {self.rows}, which process 0 has made",
@@ -220,6 +222,7 @@ class PartialArray:
                     writer.commit()
                 raise
             writer.commit()
+            writer.close()
 
     def _find_journals(self) -> list[Path]:
         """Those of all processes, of the main process first."""
@@ -285,6 +288,21 @@ class RowWriter:
         self._written = _Written([], [])
         self._committed_at = time.monotonic()
 
+    def close(self) -> None:
+        """Close both files; some file systems tell only here that they have failed.
+
+        Raises:
+            ResourceError: this one did.
+        """
+        errors = []
+        for stream in (self._rows, self._journal):
+            try:
+                stream.close()
+            except OSError as error:
+                errors.append(error)
+        if errors:
+            raise write_error(self._array.output, errors[0]) from errors[0]
+
 
 def require_writable(*outputs: Path) -> None:
     """Find out before any work that files cannot be written; all are in one folder.
@@ -349,6 +367,12 @@ def _reserve(stream: BinaryIO, size: int) -> None:
         # Some file systems cannot reserve: there a full disk shows while rows are written.
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
+
+
+def _close_quietly(stream: BinaryIO) -> None:
+    """Close a file on the way out of an error, which is the one to tell of."""
+    with contextlib.suppress(OSError):
+        stream.close()
 
 
 def _write_whole(stream: BinaryIO, content: bytes) -> None:
