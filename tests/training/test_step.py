@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -459,6 +460,35 @@ def test_out_of_memory_goes_on_in_parts_with_the_same_step(
     assert told.warnings[-1].startswith(
         f"out of memory: going on with every batch in {splits} parts"
     )
+
+
+def test_next_attempt_does_not_run_beside_the_tensors_of_the_one_that_failed() -> None:
+    """What an attempt has computed is gone before memory is asked for again."""
+
+    class Fails(nn.Module):
+        """Runs out of memory in its first backward pass."""
+
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+            self.graphs: list[weakref.ref[object]] = []
+            self.alive: list[bool] = []
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.alive.append(any(graph() is not None for graph in self.graphs))
+            logits: Tensor = self.model(images)
+            if not self.graphs:
+                logits.register_hook(self._fail)  # type: ignore[no-untyped-call]
+            self.graphs.append(weakref.ref(logits))
+            return logits
+
+        def _fail(self, _: Tensor) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    model = build_model()
+    network = Fails(model)
+    run_epoch(build_loop(model, network=network), draw_batches([8]))
+    assert network.alive == [False, False, False]
 
 
 def test_memory_that_is_too_small_for_two_images_is_an_error() -> None:

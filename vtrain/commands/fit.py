@@ -1,6 +1,7 @@
 """`vtrain fit`: train what a config describes."""
 
 import os
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vtrain.config.load import LoadedConfig
     from vtrain.runs.folder import FitResult
     from vtrain.system.processes import Processes
+    from vtrain.system.reporter import Reporter
 
 
 def fit(
@@ -140,8 +142,13 @@ def _write_report(device: str, run_dir: Path, console: Console) -> None:
     from vtrain.pages.report.report import write_report
     from vtrain.system.log_file import logged_to
     from vtrain.system.machine import find_device
+    from vtrain.system.signals import StopRequest
 
-    with logged_to(run_dir / LOG_NAME, console) as reporter:
+    with ExitStack() as stack:
+        reporter: Reporter = console
+        with suppress(OSError):
+            reporter = stack.enter_context(logged_to(run_dir / LOG_NAME, console))
+        stack.enter_context(StopRequest(reporter))  # what is all but done is done first
         try:
             heat_maps = draw_heat_maps(run_dir, device=find_device(device))
             page = write_report(run_dir, heat_maps=heat_maps).page

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -285,10 +284,12 @@ class FeatureCache:
         unreadable: dict[bytes, str] | None = None,
     ) -> None:
         """One process builds; another that wants the same rows waits and reads them."""
-        with (
-            self.reporter.progress(0, "waiting for features") as bar,
-            store.building(partial(bar.update, 0)),
-        ):
+
+        def wait() -> None:
+            with self.reporter.progress(0, "waiting for features") as bar:
+                bar.update(0)  # may raise to stop
+
+        with store.building(wait):
             missing = _find_missing(store, identities)
             self._build(store, part, find_path, views, identities, missing, unreadable)
         store.refresh()

@@ -18,6 +18,7 @@ from vtrain.models.freezing import tensor_digest
 from vtrain.results.embed import digest_weights
 from vtrain.results.predict import (
     Answering,
+    FoundInputs,
     PredictInput,
     Prediction,
     predict,
@@ -36,7 +37,7 @@ from vtrain.system.json_csv import (
     to_plain,
     write_json,
 )
-from vtrain.system.reporter import SILENT, Progress, Reporter
+from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.signals import build_stop_error
 from vtrain.system.text import one_line
 
@@ -126,7 +127,7 @@ def write_predictions(
         InterruptedRunError, StoppedError: after a signal; the file can be resumed.
     """
     require_writable(output)
-    inputs = iter(inputs)
+    found, inputs = inputs, iter(inputs)
     columns = min(top_k, len(model.classes))
     answering = answering or Answering()
     origin = _Origin(model.source, _digest_model(model), form, columns, **asdict(answering))
@@ -154,7 +155,9 @@ def write_predictions(
                 facts = {"schema": 1, "vtrain predict": output.name, **asdict(origin)}
                 write_json(sidecar_path(output), facts)
             bar.update(part.count)
-            _write_answers(output, stream, answers, part, form, columns, bar)
+            for _ in _write_answers(output, stream, answers, part, form, columns):
+                bar.total = found.known if isinstance(found, FoundInputs) else None
+                bar.update(1)
     return part
 
 
@@ -165,9 +168,8 @@ def _write_answers(
     part: WrittenPredictions,
     form: FileForm,
     columns: int,
-    bar: Progress,
-) -> None:
-    """Append the answers and count them in `part`."""
+) -> Iterator[None]:
+    """Append the answers and count them in `part`; yields after each."""
     flushed_at = time.monotonic()
     if form == "csv" and part.end == 0:
         stream.write(f"{format_csv_row(prediction_csv_header(columns))}\n".encode())
@@ -179,7 +181,7 @@ def _write_answers(
                 flushed_at = time.monotonic()
         part.count += 1
         part.failed += answer.error is not None
-        bar.update(1)
+        yield
 
 
 def _encode(answer: Prediction, form: FileForm, columns: int) -> bytes:

@@ -97,26 +97,32 @@ class FitRun:
                 self.saved.save()
 
     def _run_phases(self) -> None:
-        """Enter each phase that has epochs left: freeze, prove later, train, validate."""
-        plan, state, first = self.plan, self.state, 0
-        for index, phase in enumerate(plan.phases):
-            stop = first + phase.epochs
-            if state.epoch < stop and not has_stopped_early(plan, state):
-                plan.apply_freeze(phase)
-                if (state.epoch, state.batch) == (first, 0):
-                    # Else the digests were restored: they are from when the phase began.
-                    self.saved.frozen = frozen_digests(plan.classifier)
-                    if index:
-                        show_stages(phase, plan.summarize_stages(index), self.reporter)
-                with self.stopwatch.section("features"):
-                    work = enter_phase(plan, phase, self.sampler, self.stored, self.reporter)
-                self.validation = work.validate
-                try:
-                    run = build_phase_run(plan, index, work, self.saved.steps_per_epoch)
-                    self._run_epochs(work, run, stop)
-                finally:
-                    work.close()
-            first = stop
+        first = 0
+        for index, phase in enumerate(self.plan.phases):
+            if self.state.epoch < first + phase.epochs and not has_stopped_early(
+                self.plan, self.state
+            ):
+                self._run_phase(index, first)
+            first += phase.epochs
+
+    def _run_phase(self, index: int, first: int) -> None:
+        """Freeze, note what must not change, train and validate; `first` epochs lie before it."""
+        plan, state, phase = self.plan, self.state, self.plan.phases[index]
+        plan.apply_freeze(phase)
+        if (state.epoch, state.batch) == (first, 0):
+            # Else the digests were restored: they are from when the phase began.
+            self.saved.frozen = frozen_digests(plan.classifier)
+            if index:
+                show_stages(phase, plan.summarize_stages(index), self.reporter)
+        self.validation = Validation(plan, self.stored)  # lets go of the features of the last one
+        with self.stopwatch.section("features"):
+            work = enter_phase(plan, phase, self.sampler, self.stored, self.reporter)
+        self.validation = work.validate
+        try:
+            run = build_phase_run(plan, index, work, self.saved.steps_per_epoch)
+            self._run_epochs(work, run, first + phase.epochs)
+        finally:
+            work.close()
 
     # --- epochs ------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from vtrain.runs.folder import (
     require_new_run,
     save_result,
 )
+from vtrain.runs.metric_log import require_tensorboard
 from vtrain.runs.plan import FitPlan, build_plan
 from vtrain.runs.plan_text import show_plan
 from vtrain.runs.profile import PROFILE_NAME, build_profile, show_profile
@@ -153,6 +154,8 @@ def make_plan(
     """
     # The first alone: it may have to download weights, and what it finds out of the images is kept.
     with processes.together(main_first=True):
+        if loaded.config.train.tensorboard:
+            require_tensorboard()
         plan = build_plan(
             loaded,
             reporter,

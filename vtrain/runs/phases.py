@@ -86,6 +86,7 @@ def enter_phase(
     Raises:
         ConfigError: `train.cache: features` where features cannot stand for the images.
     """
+    stored.announced.clear()
     boundary = find_frozen_boundary(plan.classifier)
     part = stored.build_part(plan.classifier, boundary, plan.precision)
     if part is None:

@@ -27,7 +27,6 @@ from vtrain.models.freezing import (
 from vtrain.models.precision import Precision, choose_inference_precision, choose_precision
 from vtrain.models.weights import describe_weights, load_weights
 from vtrain.models.zoo import find_backbone
-from vtrain.runs.metric_log import require_tensorboard
 from vtrain.system.machine import find_device, place_model, seed_everything
 from vtrain.system.processes import ALONE, Processes
 from vtrain.system.reporter import Reporter
@@ -119,8 +118,6 @@ def build_plan(
     config = loaded.config
     device = find_device(processes.choose_device(config.train.device))
     spec = find_backbone(config.model.backbone)
-    if config.train.tensorboard:
-        require_tensorboard()
     asked = config.train.precision
     precision = choose_precision(asked, device, depthwise=spec.depthwise)
     splits = scan_splits(config.data, seed=config.seed, reporter=reporter)
@@ -132,10 +129,12 @@ def build_plan(
     wanted = AUTO_BATCH if config.data.batch_size == "auto" else config.data.batch_size
     _require_batch(wanted, len(splits.train), processes.world_size)
     phases, groups = _lay_out(config, spec, classifier, planned_epochs)
-    _place(classifier, device, config, processes)
+    place_model(classifier, device)
     batch_size = planned_batch or _choose_batch_size(
         config, classifier, preprocessing.crop, Precision(precision, device)
     )
+    # Behind the trial steps of the batch size: a synchronized norm waits for the other processes.
+    _synchronize_norms(classifier, device, config, processes)
     return FitPlan(
         loaded=loaded,
         splits=splits,
@@ -187,11 +186,9 @@ def _lay_out(
     return phases, build_param_groups(classifier, tables, config.optim, backbone_lr=backbone_lr)
 
 
-def _place(
+def _synchronize_norms(
     classifier: Classifier, device: torch.device, config: FitConfig, processes: Processes
 ) -> None:
-    """Bring the classifier to the device, with BatchNorm over all processes if that is wanted."""
-    place_model(classifier, device)
     if config.model.batch_norm != "sync" or processes.world_size == 1:
         return
     if device.type != "cuda":

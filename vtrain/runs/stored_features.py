@@ -42,14 +42,14 @@ class StoredTraining:
 class StoredFeatures:
     """The features that a run keeps of its frozen parts.
 
-    `used` are its stores, which make no room for each other; `announced` is what was said of whose
-    features (boundary and split), to say it once.
+    `used` are its stores, which make no room for each other; `announced` are the boundaries of
+    this phase whose features of the validation images were told of.
     """
 
     plan: FitPlan
     reporter: Reporter
     used: set[Path] = field(default_factory=set)
-    announced: set[tuple[str, int]] = field(default_factory=set)
+    announced: set[str] = field(default_factory=set)
 
     # --- the choice --------------------------------------------------------------------------
 
@@ -210,13 +210,15 @@ class StoredFeatures:
         rows = self.open_cache().provide(
             part, first.paths, views, ahead=others[0].paths if others else ()
         )
-        keys = {(part.boundary, id(split)) for split in splits}
-        if rows is not None and not silent and not keys <= self.announced:
+        val = self.plan.splits.val
+        said = first is val and part.boundary in self.announced
+        if rows is not None and not silent and not said:
             count = sum(len(split) for split in splits)
             seconds = format_duration(time.perf_counter() - started)
             self.reporter.say(
                 f"feature cache: {describe_size(part, count * views.count)} of "
                 f"{count:,} images in {seconds}"
             )
-        self.announced.update(keys)
+        if any(split is val for split in splits):
+            self.announced.add(part.boundary)
         return rows

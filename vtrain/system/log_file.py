@@ -44,6 +44,10 @@ class LogFile(Forwarding):
         except RuntimeError:
             pass  # a signal handler spoke in the middle of a write, which Python refuses
 
+    def end(self) -> None:
+        """Write no more lines; they are still passed on."""
+        self._file = None
+
     def say_fitting(self, facts: Sequence[str], end: str = "") -> None:
         """All of the facts go into the file."""
         self.reporter.say_fitting(facts, end)
@@ -66,8 +70,10 @@ class LogFile(Forwarding):
 def logged_to(path: Path, reporter: Reporter) -> Iterator[LogFile]:
     """`reporter`, whose lines are appended to `path` as well until the context ends."""
     file = path.open("a", encoding="utf-8", errors="backslashreplace")
+    log = LogFile(reporter, file)
     try:
-        yield LogFile(reporter, file)
+        yield log
     finally:
+        log.end()
         with suppress(OSError):  # a line that a full disk refused is still in it
             file.close()

@@ -48,7 +48,7 @@ def attempts(
         yield attempt
         if not attempt.failed:
             return
-        # Only here, behind the handler, nothing holds on to the tensors of the step any more.
+        # Behind the handler, whose error holds on to the tensors of the step.
         state.splits *= 2
         optimizer.zero_grad(set_to_none=True)
         if torch.cuda.is_available():

@@ -140,6 +140,8 @@ class Trainer:
                             share = len(labels) / images * self.processes.world_size
                             self.precision.backward(loss * share)
                     losses.append((loss.detach(), len(labels)))
+            # Else they would hold the tensors of an attempt that failed, beside those of the next.
+            inputs = labels = loss = None  # type: ignore[assignment]
         watch = self.watch
         assert watch is not None
         # Only now: an attempt that ran out of memory must not count.
