@@ -177,7 +177,7 @@ def test_damaged_facts(array: np.ndarray, program: Program, content: str) -> Non
 
 def test_a_row_of_zeros_is_like_nothing() -> None:
     rows = np.array([[0, 0], [1, 0], [np.inf, 0], [np.nan, 1], [-2, 0]], dtype=np.float32)
-    similarity = neighbors.compare(rows, np.array([3, 0], dtype=np.float32), "cosine")
+    similarity = neighbors.measure_nearness(rows, np.array([3, 0], dtype=np.float32), "cosine")
     np.testing.assert_array_equal(similarity, [0, 1, np.nan, np.nan, -1])
 
 

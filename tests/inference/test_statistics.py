@@ -59,7 +59,7 @@ def test_f1_intervals_are_those_of_drawing_images(
     chosen = generator.integers(len(labels), size=(2000, len(labels)))
     drawn = [plain_f1(labels[each], predictions[each]) for each in chosen]
     macro = np.percentile(drawn, [2.5, 97.5])
-    monkeypatch.setattr(statistics, "FEW_IMAGES", few)
+    monkeypatch.setattr(statistics, "FEW_IN_CELL", few)
     found = bootstrap_confusion(MATRIX, samples=4000)
     assert found.macro_f1 == pytest.approx(macro, abs=0.015)
 

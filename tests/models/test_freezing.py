@@ -23,10 +23,9 @@ from vtrain.config.keys import (
 from vtrain.errors import ConfigError, ModelError
 from vtrain.models.backbone_spec import OptionValue
 from vtrain.models.backbones import WithoutMemory
-from vtrain.models.classifier import Classifier, build_classifier
+from vtrain.models.classifier import HEAD, Classifier, build_classifier
 from vtrain.models.freezing import (
     FROZEN,
-    HEAD,
     TRAINED,
     ParamRule,
     Phase,

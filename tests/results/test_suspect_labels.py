@@ -12,7 +12,7 @@ from vtrain.inference.cross_validation import assign_folds, choose_penalty
 from vtrain.results import suspect_labels
 from vtrain.results.suspect_labels import (
     SuspectRanking,
-    find_neighbors,
+    find_nearest,
     rank_suspects,
     vote,
 )
@@ -96,7 +96,7 @@ def test_out_of_fold_probabilities_are_those_of_scikit_learn() -> None:
 def test_neighbors_are_those_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suspect_labels, "BLOCK", 7)
     features, labels = draw_clusters([12, 13])
-    found = find_neighbors(torch.from_numpy(features), 4)
+    found = find_nearest(torch.from_numpy(features), 4)
     oracle = NearestNeighbors(n_neighbors=5, metric="cosine").fit(features - features.mean(axis=0))
     expected = oracle.kneighbors(return_distance=False)[:, :4]
     np.testing.assert_array_equal(found.numpy(), expected)

@@ -16,7 +16,7 @@ from vtrain.config.allowed import (
 )
 from vtrain.config.keys import FitConfig
 from vtrain.config.source import SECTIONS, ConfigSource, Mistake, dotted
-from vtrain.config.yaml12 import KeyPath, format_scalar, is_string, one_line
+from vtrain.config.yaml12 import KeyPath, format_scalar, is_string, shorten_line
 from vtrain.errors import ConfigError, suggest
 from vtrain.system.text import clip
 
@@ -230,7 +230,7 @@ def _format_mistake(mistake: Mistake) -> str:
     known = not key or label.startswith(f"command line: {key}=")
     line = f"{label}: {mistake.text}" if known else f"{label}: {key}: {mistake.text}"
     # Keys, names and paths can hold anything of any length, but a mistake is one line.
-    return one_line(line, MAX_LINE)
+    return shorten_line(line, MAX_LINE)
 
 
 @dataclass(frozen=True, slots=True)

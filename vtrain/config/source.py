@@ -13,8 +13,8 @@ from vtrain.config.yaml12 import (
     KeyPath,
     Position,
     load_yaml,
-    one_line,
     parse_value,
+    shorten_line,
     walk_paths,
 )
 from vtrain.errors import ConfigError
@@ -96,7 +96,7 @@ def load_source(path: Path, overrides: Sequence[str]) -> ConfigSource:
 def _shown_path(path: Path) -> str:
     absolute, here = path.absolute(), Path.cwd()
     shown = absolute.relative_to(here) if absolute.is_relative_to(here) else path
-    return one_line(str(shown), 1000)  # it starts every line of a report
+    return shorten_line(str(shown), 1000)  # it starts every line of a report
 
 
 def _require_file(path: Path, name: str) -> None:
@@ -107,14 +107,16 @@ def _require_file(path: Path, name: str) -> None:
         close = get_close_matches(path.name, candidates, n=1, cutoff=0.5)
         advice = "write a config for a folder of images with: vtrain init FOLDER"
         if close:
-            advice = f"did you mean {one_line(str(Path(name).with_name(close[0])), 1000)}?"
+            advice = f"did you mean {shorten_line(str(Path(name).with_name(close[0])), 1000)}?"
         raise ConfigError(f"{name}: no such file", advice) from error
     except (OSError, ValueError) as error:
         reason = (error.strerror or error) if isinstance(error, OSError) else error
         raise ConfigError(f"{clip(name)}: cannot be read: {reason}") from error
     if stat.S_ISDIR(mode):
         inside = [each for each in list_names(path) if each.endswith(SUFFIXES)]
-        hint = f"did you mean {one_line(str(Path(name) / inside[0]), 1000)}?" if inside else None
+        hint = (
+            f"did you mean {shorten_line(str(Path(name) / inside[0]), 1000)}?" if inside else None
+        )
         raise ConfigError(f"{name}: is a folder, expected a config file", hint)
     if not stat.S_ISREG(mode):
         raise ConfigError(f"{name}: is not a regular file")

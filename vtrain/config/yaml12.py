@@ -178,10 +178,10 @@ def parse_yaml(text: str, *, source: str) -> Document:
     except yaml.MarkedYAMLError as error:
         position, problem = _describe_syntax_error(error, loader)
         where = f"{source}:{position.line}:{position.column}"
-        raise ConfigError(f"{where}: not valid YAML: {one_line(problem, 300)}") from error
+        raise ConfigError(f"{where}: not valid YAML: {shorten_line(problem, 300)}") from error
     except Exception as error:  # PyYAML lets ValueError, AttributeError and others through
         line, column = (loader.line + 1, loader.column + 1) if loader else (1, 1)
-        problem = one_line(str(error), 300)
+        problem = shorten_line(str(error), 300)
         raise ConfigError(f"{source}:{line}:{column}: not valid YAML: {problem}") from error
 
 
@@ -350,7 +350,7 @@ def _short_tag(tag: str) -> str:
     return clip("!!" + tag.removeprefix(_TAG) if tag.startswith(_TAG) else tag)
 
 
-def one_line(text: str, width: int) -> str:
+def shorten_line(text: str, width: int) -> str:
     """`text` without anything that a terminal acts on, its middle left out where it is longer."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     half = width // 2

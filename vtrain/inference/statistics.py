@@ -26,7 +26,7 @@ Counts = NDArray[np.int64]
 Shares = NDArray[np.float64]
 
 BLOCK_NUMBERS = 1 << 20  # drawn at once: some 8 MB for each array of a block
-FEW_IMAGES = 16  # in a cell
+FEW_IN_CELL = 16  # in a cell
 EXACT_BINOMIAL = 10_000  # up to here binomial coefficients are computed as whole numbers
 NEGLIGIBLE = 1e-18
 
@@ -307,7 +307,7 @@ def _draw(counts: Counts, samples: int, seed: int, *, width: int) -> Iterator[Co
     # Two streams, so that the draws do not depend on how they are cut into blocks.
     cells, places = np.random.default_rng(seed).spawn(2)
     total = int(counts.sum())
-    large, small = np.flatnonzero(counts > FEW_IMAGES), np.flatnonzero(counts <= FEW_IMAGES)
+    large, small = np.flatnonzero(counts > FEW_IN_CELL), np.flatnonzero(counts <= FEW_IN_CELL)
     images = np.repeat(small, counts[small])
     shares = np.append(counts[large], len(images)) / total
     rows = max(1, BLOCK_NUMBERS // width)

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from vtrain.config.keys import FitConfig
 from vtrain.errors import ConfigError, ModelError
-from vtrain.models.classifier import Classifier
+from vtrain.models.classifier import HEAD, Classifier
 
-HEAD = "head"
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 

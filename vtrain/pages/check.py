@@ -11,7 +11,8 @@ from vtrain.pages.charts import histogram
 from vtrain.pages.page import write_page
 from vtrain.pages.thumbnails import Picture, make_thumbnail
 from vtrain.results.check import ALL, CheckResult
-from vtrain.results.check_findings import LONG_SIDE, SEVERITIES, DataSet, Finding, FoundGroup
+from vtrain.results.check_findings import SEVERITIES, DataSet, Finding, FoundGroup
+from vtrain.runs.starter_config import LONG_SIDE
 from vtrain.system.text import format_percent, one_line
 
 MOST_GROUPS = 60  # of each kind that are shown

@@ -43,7 +43,7 @@ LONGEST_NAME = 52  # characters
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class RunSection:
     """A run against the baseline."""
 
     title: str
@@ -163,7 +163,7 @@ def _table_settings(comparison: Comparison) -> Table | None:
     )
 
 
-def _build_sections(comparison: Comparison, reporter: Reporter) -> list[Section]:
+def _build_sections(comparison: Comparison, reporter: Reporter) -> list[RunSection]:
     most = max(3, MOST_PICTURES // (2 * len(comparison.differences)))
     shown = [
         image.path
@@ -180,14 +180,14 @@ def _build_sections(comparison: Comparison, reporter: Reporter) -> list[Section]
 
 def _build_section(
     difference: RunDifference, comparison: Comparison, thumbnails: Mapping[Path, Thumbnail | None]
-) -> Section:
+) -> RunSection:
     run, baseline = one_line(difference.run), one_line(comparison.baseline)
     changed = [each for each in difference.per_class if each.gained or each.lost]
     shown = changed
     if len(changed) > MOST_CLASSES:
         half = MOST_CLASSES // 2
         shown = [*changed[:half], *changed[-half:]]
-    return Section(
+    return RunSection(
         title=f"{run} against {baseline}",
         verdict=difference.verdict,
         text=one_line(difference.text),

@@ -13,14 +13,14 @@ from vtrain.data.exclusion import Exclusion
 from vtrain.data.image_checks import Inspection, Trait, find_wrong_suffixes, format_name
 from vtrain.data.image_sets import LabelledImages, SkippedFile
 from vtrain.data.splits import describe_unmatched
+from vtrain.runs.starter_config import IMBALANCE, LARGE_EDGE, LONG_SIDE
 from vtrain.system.text import enumerate_names, one_line
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-FEW_IMAGES = 10  # training images of a class; with fewer, what is learnt of it is mostly chance
-IMBALANCE = 10  # times as many training images in the largest class as in the smallest
-LONG_SIDE = 3  # times the short side: the square crop loses most of such an image
-LARGE_EDGE = 2000  # pixels of the shorter edge; beyond, decoding can cost more than training
+FEW_TRAINING_IMAGES = (
+    10  # training images of a class; with fewer, what is learnt of it is mostly chance
+)
 
 # Kind → how bad it is, and what to do. In the order in which findings are shown.
 KINDS: dict[str, tuple[Severity, str]] = {
@@ -264,14 +264,14 @@ def find_class_troubles(data: DataSet) -> Iterator[Finding]:
     first, *others = data.split_names
     counts = dict(zip(names, data.class_counts(first), strict=True))
     filled = {name: count for name, count in counts.items() if count}
-    few = [name for name, count in filled.items() if count < FEW_IMAGES]
+    few = [name for name, count in filled.items() if count < FEW_TRAINING_IMAGES]
     troubles = [
         (
             "empty_class",
             [name for name in names if name not in filled],
             f"no readable image in {first}",
         ),
-        ("few_images", few, f"fewer than {FEW_IMAGES} images in {first}"),
+        ("few_images", few, f"fewer than {FEW_TRAINING_IMAGES} images in {first}"),
     ]
     for split in others:
         there = zip(names, data.class_counts(split), strict=True)

@@ -96,7 +96,7 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _Request:
     """What is explained, how; `class_index` None stands for each image's own prediction."""
 
     classifier: Classifier
@@ -138,7 +138,7 @@ def explain_images(
     """
     chosen = find_map_stage(model.classifier.spec, stage)
     index = None if class_name is None else find_class(class_name, model.classes)
-    job = _Job(take_full_precision(model.classifier), model, chosen, index, reporter)
+    job = _Request(take_full_precision(model.classifier), model, chosen, index, reporter)
     return _explain(iter(paths), job, batch_size)
 
 
@@ -179,7 +179,7 @@ def take_full_precision(classifier: Classifier) -> Classifier:
 
 
 def _explain(
-    paths: Iterator[PredictInput | Path | str], job: _Job, batch_size: int
+    paths: Iterator[PredictInput | Path | str], job: _Request, batch_size: int
 ) -> Iterator[Explanation]:
     shown = False
     transform = EvalTransform(job.model.preprocessing)
@@ -195,7 +195,7 @@ def _explain(
             yield answer
 
 
-def _describe_coarse(cells: tuple[int, int], job: _Job) -> str:
+def _describe_coarse(cells: tuple[int, int], job: _Request) -> str:
     stages = [stage.name for stage in find_map_stages(job.classifier.spec)]
     earlier = stages[: stages.index(job.stage.name)]
     more = f"; finer ones come from {', '.join(earlier)}" if earlier else ""
@@ -237,7 +237,7 @@ def _place(size: tuple[int, int], decoded: tuple[int, int], transform: EvalTrans
     return Placement(width, height, left * x, top * y, right * x, bottom * y)
 
 
-def _answer_all(images: Sequence[_ReadImage], job: _Job) -> Iterator[Explanation]:
+def _answer_all(images: Sequence[_ReadImage], job: _Request) -> Iterator[Explanation]:
     classifier, model = job.classifier, job.model
     pixels = torch.stack([image.pixels for image in images])
     device = find_model_device(classifier)

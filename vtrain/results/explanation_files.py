@@ -12,10 +12,9 @@ import numpy as np
 from vtrain.errors import UsageError, VtrainError
 from vtrain.results.explain import Explanation, overlay
 from vtrain.system.files import atomic_write, write_error
-from vtrain.system.json_csv import to_plain, write_json
+from vtrain.system.json_csv import SCHEMA, to_plain, write_json
 from vtrain.system.signals import build_stop_error
 
-SCHEMA = 1
 INDEX_NAME = "explanations.json"
 LONGEST_STEM = 100  # bytes
 

@@ -20,14 +20,13 @@ from vtrain.errors import DataError, ImageError, ModelError, UsageError
 from vtrain.inference.forward import NOT_FINITE, compute_outputs, find_model_device
 from vtrain.results.embed import MAX_FACTS_BYTES, digest_weights, facts_path
 from vtrain.runs.model_argument import LoadedModel, load_model
-from vtrain.system.json_csv import read_csv_cell, to_plain
+from vtrain.system.json_csv import SCHEMA, read_csv_cell, to_plain
 from vtrain.system.reporter import Reporter
 from vtrain.system.text import one_line
 
 Metric = Literal["cosine", "euclidean"]
 Vector = NDArray[np.float32]
 
-SCHEMA = 1
 BLOCK_BYTES = 2**24  # of the array, read at a time
 HINT = "name an array that `vtrain embed` wrote, with its .csv beside it"
 
@@ -356,7 +355,7 @@ def _scan(
     with reporter.progress(array.count, "comparing") as bar:
         for first in range(0, array.count, size):
             block = array.read(first, size)
-            nearness = compare(block, query, metric)
+            nearness = measure_nearness(block, query, metric)
             missing = np.isnan(nearness)
             left_out += int(missing.sum())
             if own is not None and first <= own < first + len(block):
@@ -371,7 +370,7 @@ def _scan(
     return list(zip(best_rows.tolist(), values.tolist(), strict=True)), left_out
 
 
-def compare(rows: Vector, query: Vector, metric: Metric) -> NDArray[np.float64]:
+def measure_nearness(rows: Vector, query: Vector, metric: Metric) -> NDArray[np.float64]:
     """How near rows `[n, D]` are to a query `[D]`, `[n]`, NaN where a row is not finite.
 
     The cosine similarity, 0 where one of the two is zero everywhere; or minus the euclidean

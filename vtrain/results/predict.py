@@ -27,9 +27,9 @@ from vtrain.inference.forward import (
 from vtrain.inference.metrics import rank_classes
 from vtrain.inference.streams import choose_streams, compute_in_order
 from vtrain.runs.model_argument import LoadedModel
+from vtrain.system.json_csv import SCHEMA
 from vtrain.system.reporter import SILENT, Reporter
 
-SCHEMA = 1
 LOOK_AHEAD = 65  # inputs; fewer are read without workers
 ERRORS_AT_ONCE = 1000
 UNKNOWN = "unknown"  # the answer for what is rejected

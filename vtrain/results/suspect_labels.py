@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vtrain.inference.cross_validation import (
+    FOLDS,
     NOT_ASKED,
     assign_folds,
     choose_penalty,
@@ -18,9 +19,8 @@ from vtrain.inference.cross_validation import (
 from vtrain.inference.logistic import ProbeProblem
 from vtrain.system.reporter import SILENT, Progress, Reporter
 
-FOLDS = 5
 # Of 20 planted errors 10 found up to two fewer on flowers, and one more on sign-digits.
-NEIGHBOURS = 5
+JUDGING_NEIGHBOURS = 5
 # Similarities that are computed at a time: [BLOCK, N] float32.
 BLOCK = 1024
 
@@ -83,7 +83,7 @@ def rank_suspects(
     probabilities = torch.zeros(len(truth), len(classes), dtype=torch.float64)
     with reporter.progress(len(views) * (FOLDS + 1), "comparing", unit="step") as bar:
         for view in views:
-            nearest = find_neighbors(view, NEIGHBOURS)
+            nearest = find_nearest(view, JUDGING_NEIGHBOURS)
             bar.update(1)
             probabilities += vote(nearest, dense, len(classes))
             probabilities += _predict_out_of_fold(view, dense, parts, len(classes), bar)
@@ -104,7 +104,7 @@ def _check(features: Sequence[ArrayLike], labels: ArrayLike) -> tuple[list[Tenso
     return views, truth
 
 
-def find_neighbors(features: Tensor, k: int) -> Tensor:
+def find_nearest(features: Tensor, k: int) -> Tensor:
     """The `min(k, N - 1)` most similar other rows of `[N, D]` by cosine, the nearest first."""
     unit = functional.normalize(features - features.mean(dim=0), dim=1)
     found = []

@@ -17,7 +17,10 @@ from vtrain.data.transforms import EvalTransform
 from vtrain.inference.calibration import MAX_BANK
 from vtrain.inference.feature_cache import FrozenPart, Views
 from vtrain.inference.forward import compute_outputs, prepare_for_inference
-from vtrain.models.freezing import HEAD, Phase
+from vtrain.models.classifier import HEAD
+from vtrain.models.freezing import (
+    Phase,
+)
 from vtrain.models.precision import Precision
 from vtrain.models.splitting import UpperPart, find_frozen_boundary
 from vtrain.runs.fit import explained_errors, first_alone, make_plan

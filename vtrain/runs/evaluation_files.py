@@ -15,11 +15,13 @@ from vtrain.inference.calibration import CalibrationResult, JsonFloat
 from vtrain.inference.metrics import ClassMetrics
 from vtrain.inference.scores import ModelEvaluation
 from vtrain.inference.statistics import (
+    Interval,
     bootstrap_confusion,
     expected_calibration_error,
     smallest_visible_difference,
 )
 from vtrain.system.json_csv import (
+    SCHEMA,
     from_plain,
     read_csv_cell,
     read_json_object,
@@ -28,10 +30,8 @@ from vtrain.system.json_csv import (
 )
 from vtrain.system.text import one_line
 
-SCHEMA = 1
 NAMED_AT_MOST = 5
 FEW_IMAGES = 10  # of a class: its precision and recall are then hardly more than a guess
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,11 +71,11 @@ def fit(
     keep_freed_memory()
     device = find_device(processes.choose_device(loaded.config.train.device))
     with _stopped_outside(), explained_errors(), processes.joined(device), processes.explained():
-        return _fit(loaded, _Job(reporter, processes, profile), resume)
+        return _fit(loaded, _Options(reporter, processes, profile), resume)
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _Options:
     """What all steps of a command share."""
 
     reporter: Reporter
@@ -95,7 +95,7 @@ def _stopped_outside() -> Iterator[None]:
         ) from error
 
 
-def _fit(loaded: LoadedConfig, job: _Job, mode: Resume) -> FitResult:
+def _fit(loaded: LoadedConfig, job: _Options, mode: Resume) -> FitResult:
     reporter, processes = job.reporter, job.processes
     # Also before the plan is made, which can take long: nobody should wait for a wrong name.
     config = loaded.config
@@ -189,7 +189,7 @@ def explained_errors() -> Iterator[None]:
         raise explained from error
 
 
-def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Job) -> FitResult:
+def _run(plan: FitPlan, run_dir: Path, checkpoint: Checkpoint | None, job: _Options) -> FitResult:
     """Describe or resume the run, train, evaluate the best model, and mark the run as done."""
     processes, reporter = plan.processes, job.reporter
     with ExitStack() as stack:

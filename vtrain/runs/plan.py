@@ -14,9 +14,8 @@ from vtrain.data.transforms import choose_augmentation
 from vtrain.data.workers import resolve_workers
 from vtrain.errors import ConfigError, DataError
 from vtrain.models.backbone_spec import BackboneSpec
-from vtrain.models.classifier import Classifier, build_classifier
+from vtrain.models.classifier import HEAD, Classifier, build_classifier
 from vtrain.models.freezing import (
-    HEAD,
     Phase,
     StageSummary,
     apply_freeze,

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from vtrain.system.files import atomic_write, encode_text, escape_match
 
 T = TypeVar("T")
+SCHEMA = 1  # of all JSON that commands print and results are written as
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?([eE][+-]?\d+)?")
 MAX_JSON_BYTES = 500_000_000
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")

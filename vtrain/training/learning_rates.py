@@ -8,8 +8,7 @@ import torch
 
 from vtrain.config.keys import FitConfig, OptimConfig
 from vtrain.models.backbone_spec import BackboneSpec
-from vtrain.models.classifier import Classifier
-from vtrain.models.freezing import HEAD
+from vtrain.models.classifier import HEAD, Classifier
 
 # Peak rates of a pretrained backbone under AdamW, where the user gives none: of most families, and
 # of those that lose what they know at it.

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from vtrain.config.keys import OptimConfig
-from vtrain.models.classifier import Classifier
-from vtrain.models.freezing import HEAD
+from vtrain.models.classifier import HEAD, Classifier
 from vtrain.training.learning_rates import stage_factor
 
 

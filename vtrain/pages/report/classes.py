@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from vtrain.inference.metrics import ClassMetrics
+from vtrain.inference.statistics import Interval
 from vtrain.pages.charts import Bar, histogram, interval_bars
 from vtrain.pages.matrix import list_confusions, matrix_chart
 from vtrain.pages.page import Table
 from vtrain.pages.report.section import Section
 from vtrain.pages.report.values import class_counts, describe_evaluating
 from vtrain.pages.svg import shorten
-from vtrain.runs.evaluation_files import EvaluationResult, Interval
+from vtrain.runs.evaluation_files import (
+    EvaluationResult,
+)
 from vtrain.runs.record import RunRecord
 from vtrain.system.text import format_count
 

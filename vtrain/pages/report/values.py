@@ -4,7 +4,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vtrain.runs.evaluation_files import Interval, evaluation_path
+from vtrain.inference.statistics import Interval
+from vtrain.runs.evaluation_files import (
+    evaluation_path,
+)
 from vtrain.runs.metric_log import EpochMetrics
 from vtrain.runs.record import RunRecord
 from vtrain.system.text import one_line, quote_path
