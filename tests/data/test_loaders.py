@@ -444,12 +444,7 @@ def load_with_trouble(
     """Batches of four, and what was said meanwhile."""
     said: list[str] = []
     loader = build_eval_loader(
-        images.paths,
-        images.labels,
-        transform,
-        batch_size=4,
-        workers=2,
-        reporter=Told(said),
+        images.paths, images.labels, transform, batch_size=4, workers=2, reporter=Told(said)
     )
     with patch.object(loaders, "WORKER_TIMEOUT_S", timeout):
         return list(loader), said

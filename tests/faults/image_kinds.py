@@ -847,10 +847,6 @@ def file_name(kind: Kind) -> str:
     return kind.file or f"{kind.name}.jpg"
 
 
-def class_of(number: int) -> str:
-    return "bee" if number % 2 else "ant"
-
-
 def try_kind(kind: Kind, folder: Path, *, full: bool) -> None:
     """Reading and checking do what is expected, and every command does the same."""
     require_format(kind.name)

@@ -55,24 +55,11 @@ def images(tmp_path: Path) -> Path:
 
 
 def run(
-    folder: Path,
-    output: Path,
-    model: LoadedModel,
-    *,
-    layer: str = "penultimate",
-    feature_maps: bool = False,
-    batch_size: int = 2,
+    folder: Path, output: Path, model: LoadedModel | None = None, **options: Any
 ) -> EmbedResult:
-    return embed(
-        folder,
-        output,
-        model,
-        layer=layer,
-        feature_maps=feature_maps,
-        batch_size=batch_size,
-        workers=0,
-        reporter=SILENT,
-    )
+    """Embed in this process, by batches of two if nothing else is asked for."""
+    options = {"batch_size": 2, "reporter": SILENT, **options}
+    return embed(folder, output, model or build_tiny_model(CLASSES), workers=0, **options)
 
 
 def read_index(path: Path) -> list[dict[str, str]]:
@@ -154,13 +141,7 @@ def test_layers_and_feature_maps(tmp_path: Path, images: Path) -> None:
 
 def test_single_file_and_progress(tmp_path: Path, images: Path) -> None:
     seen: list[tuple[int, int]] = []
-    result = embed(
-        images / "b.png",
-        tmp_path / "one.npy",
-        build_tiny_model(CLASSES),
-        workers=0,
-        reporter=Told(shown=seen),
-    )
+    result = run(images / "b.png", tmp_path / "one.npy", reporter=Told(shown=seen), batch_size=32)
     assert np.load(result.output).shape[0] == 1
     assert [row["path"] for row in read_index(result.index)] == [str(images / "b.png")]
     assert seen == [(1, 1)]
@@ -263,13 +244,7 @@ def test_full_disk_is_found_before_the_first_image(
     output.write_bytes(b"old")
     seen: list[tuple[int, int]] = []
     with pytest.raises(ResourceError, match=r"out\.npy: no space left"):
-        embed(
-            images,
-            output,
-            build_tiny_model(CLASSES),
-            workers=0,
-            reporter=Told(shown=seen),
-        )
+        run(images, output, reporter=Told(shown=seen), batch_size=32)
     assert seen == []
     assert output.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "out.npy"]
@@ -330,15 +305,7 @@ def interrupt(
     with patch.context() as inner:
         inner.setattr("vtrain.results.embed.compute_outputs", stop)
         with pytest.raises(VtrainError) as caught:
-            embed(
-                images,
-                output,
-                build_tiny_model(CLASSES),
-                batch_size=2,
-                workers=0,
-                resume=resume,
-                reporter=Told(said),
-            )
+            run(images, output, resume=resume, reporter=Told(said))
     return [*said, caught.value.message, caught.value.hint or ""]
 
 
@@ -361,15 +328,7 @@ def test_interrupted_rows_are_resumed_to_the_same_bytes(
 
     seen: list[tuple[int, int]] = []
     said: list[str] = []
-    result = embed(
-        images,
-        output,
-        model,
-        batch_size=2,
-        workers=0,
-        resume=True,
-        reporter=Told(said, shown=seen),
-    )
+    result = run(images, output, model, resume=True, reporter=Told(said, shown=seen))
     assert said == [f"resuming: {blocks} of 3 blocks are there"]
     assert seen[0] == (2 * blocks, 6)
     assert seen[-1] == (6, 6)
@@ -393,15 +352,7 @@ def test_resuming_twice_and_with_nothing_left(
     with monkeypatch.context() as patch:  # all rows are there, but the index cannot be written
         patch.setattr("vtrain.results.embed.write_csv", Mock(side_effect=ResourceError("full")))
         with pytest.raises(ResourceError, match="full"):
-            embed(
-                images,
-                output,
-                build_tiny_model(CLASSES),
-                batch_size=2,
-                workers=0,
-                resume=True,
-                reporter=SILENT,
-            )
+            run(images, output, resume=True)
     assert not output.exists()
     assert not interrupt_blocks_left(images, output)
     run(images, tmp_path / "whole.npy", build_tiny_model(CLASSES))
@@ -411,15 +362,7 @@ def test_resuming_twice_and_with_nothing_left(
 def interrupt_blocks_left(images: Path, output: Path) -> list[tuple[int, int]]:
     """Resume, and return the progress made after the start."""
     seen: list[tuple[int, int]] = []
-    embed(
-        images,
-        output,
-        build_tiny_model(CLASSES),
-        batch_size=2,
-        workers=0,
-        resume=True,
-        reporter=Told(shown=seen),
-    )
+    run(images, output, resume=True, reporter=Told(shown=seen))
     return seen[1:]
 
 
@@ -430,16 +373,7 @@ def test_other_work_is_not_resumed_and_says_what_differs(
     interrupt(images, output, monkeypatch, blocks=1)
 
     def resume(model: LoadedModel, *, layer: str = "penultimate", batch_size: int = 2) -> None:
-        embed(
-            images,
-            output,
-            model,
-            layer=layer,
-            batch_size=batch_size,
-            workers=0,
-            resume=True,
-            reporter=SILENT,
-        )
+        run(images, output, model, layer=layer, batch_size=batch_size, resume=True)
 
     same, other = build_tiny_model(CLASSES), build_tiny_model(CLASSES, seed=1)
     with pytest.raises(UsageError, match="layer: penultimate -> pooled") as caught:
@@ -477,7 +411,9 @@ def test_a_fresh_start_replaces_what_was_left(
 def test_resume_with_nothing_there_starts(tmp_path: Path, images: Path) -> None:
     said: list[str] = []
     model = build_tiny_model(CLASSES)
-    result = embed(images, tmp_path / "out.npy", model, workers=0, resume=True, reporter=Told(said))
+    result = run(
+        images, tmp_path / "out.npy", model, resume=True, reporter=Told(said), batch_size=32
+    )
     assert result.count == 5
     assert len(said) == 1
     assert "no unfinished rows" in said[0]
@@ -551,14 +487,7 @@ def test_rows_of_another_size_are_refused(
 def test_sigterm_stops_after_a_block_and_can_be_resumed(tmp_path: Path, images: Path) -> None:
     output = tmp_path / "out.npy"
     with pytest.raises(StoppedError, match="SIGTERM stopped embedding") as caught:
-        embed(
-            images,
-            output,
-            build_tiny_model(CLASSES),
-            batch_size=2,
-            workers=0,
-            reporter=Told(on_update=lambda _: os.kill(os.getpid(), signal.SIGTERM)),
-        )
+        run(images, output, reporter=Told(on_update=lambda _: os.kill(os.getpid(), signal.SIGTERM)))
     assert caught.value.hint is not None
     assert "--resume" in caught.value.hint
     assert sorted(path.name for path in tmp_path.iterdir()) == KEPT

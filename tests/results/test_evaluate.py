@@ -177,11 +177,7 @@ def test_progress_reaches_the_total(tmp_path: Path) -> None:
     break_image(tmp_path / "ant" / "0.jpg")
     seen: list[tuple[int, int]] = []
     evaluate(
-        tmp_path,
-        build_tiny_model(CLASSES),
-        batch_size=5,
-        workers=0,
-        reporter=Told(shown=seen),
+        tmp_path, build_tiny_model(CLASSES), batch_size=5, workers=0, reporter=Told(shown=seen)
     )
     assert seen == [(5, 19), (10, 19), (15, 19), (19, 19)]
 

@@ -39,10 +39,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def say_nothing(message: str) -> None:
-    pass
-
-
 def load(run_dir: Path = A) -> LoadedModel:
     return load_model(str(run_dir), device=CPU, reporter=SILENT)
 

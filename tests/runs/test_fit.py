@@ -253,7 +253,7 @@ VARIED = (
 def test_resumed_run_equals_the_uninterrupted_one(
     monkeypatch: pytest.MonkeyPatch, step: int, workers: int
 ) -> None:
-    _compare_resumed(monkeypatch, step, f"data.workers={workers}")
+    _compare_resumed(step, f"data.workers={workers}")
 
 
 @pytest.mark.soak
@@ -263,10 +263,10 @@ def test_resumed_run_equals_the_uninterrupted_one(
 def test_resumed_run_equals_the_uninterrupted_one_everywhere(
     monkeypatch: pytest.MonkeyPatch, step: int, workers: int, precision: str
 ) -> None:
-    _compare_resumed(monkeypatch, step, f"data.workers={workers}", f"train.precision={precision}")
+    _compare_resumed(step, f"data.workers={workers}", f"train.precision={precision}")
 
 
-def _compare_resumed(monkeypatch: pytest.MonkeyPatch, step: int, *more: str) -> None:
+def _compare_resumed(step: int, *more: str) -> None:
     whole = run(*VARIED, *more, "run_dir=runs/whole")
     run_until(step, *VARIED, *more, "run_dir=runs/parts")
     # What is saved with two workers is resumed with none, and the other way round.
@@ -275,7 +275,7 @@ def _compare_resumed(monkeypatch: pytest.MonkeyPatch, step: int, *more: str) -> 
     assert_same_run(whole.run_dir, resumed.run_dir)
 
 
-def test_resume_after_every_saved_step_and_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_after_every_saved_step_and_phase() -> None:
     source = run("train.epochs=1", "run_dir=runs/source").run_dir
     base = [f"model.weights={source}", "freeze=lp-ft", "train.epochs=3", "train.probe_epochs=1"]
     whole = run(*base, "run_dir=runs/whole")
@@ -285,7 +285,7 @@ def test_resume_after_every_saved_step_and_phase(monkeypatch: pytest.MonkeyPatch
         assert_same_run(whole.run_dir, run(*base, parts, resume=True).run_dir)
 
 
-def test_killed_between_saves_repeats_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_between_saves_repeats_the_steps() -> None:
     whole = run("run_dir=runs/whole", "train.save_every_steps=2")
 
     def die(step: int) -> None:
@@ -311,13 +311,13 @@ def test_finished_run_says_so_and_more_epochs_extend_it() -> None:
         run("run_dir=runs/a", "train.epochs=3", resume=True)
 
 
-def test_resume_without_run_dir_takes_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_without_run_dir_takes_the_newest() -> None:
     run()
     run_until(3)
     assert run(resume=True).run_dir == Path("runs/tiny-002")
 
 
-def test_resume_refuses_another_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_refuses_another_experiment() -> None:
     run_until(3, "run_dir=runs/a")
     with pytest.raises(UsageError) as caught:
         run("run_dir=runs/a", "optim.lr=1e-5", resume=True)
@@ -335,7 +335,7 @@ def test_nothing_to_resume() -> None:
         run("run_dir=runs/a", resume=True)
 
 
-def test_damaged_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_checkpoint_is_refused() -> None:
     run_until(3, "run_dir=runs/a")
     path = Path("runs/a/last.ckpt")
     content = bytearray(path.read_bytes())
@@ -345,7 +345,7 @@ def test_damaged_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         run("run_dir=runs/a", resume=True)
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_saves_and_says_how_to_go_on() -> None:
     before = signal.getsignal(signal.SIGINT)
     run_until(2, "run_dir=runs/a", number=signal.SIGINT)
     assert load_checkpoint(Path("runs/a/last.ckpt")).state.step == 2
@@ -426,7 +426,7 @@ def test_weights_of_another_architecture() -> None:
         run(f"model.weights={source}", "model.backbone=separable_cnn", "model.options={}")
 
 
-def test_image_that_vanishes_during_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_that_vanishes_during_training() -> None:
     watcher = Watcher(on_epoch=lambda _: Path("images/train/bee/003.png").unlink())
     with pytest.raises(DataError, match=r"bee/003\.png was readable before training"):
         run("run_dir=runs/a", reporter=watcher)
@@ -500,7 +500,7 @@ def test_gradient_that_is_not_finite_never_reaches_a_checkpoint(
     assert all(bool(torch.isfinite(tensor).all()) for tensor in checkpoint.model.values())
 
 
-def test_signal_during_validation_is_answered_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signal_during_validation_is_answered_there() -> None:
     whole = run("run_dir=runs/whole")
     validations = []
 
@@ -535,9 +535,7 @@ def test_two_starts_get_two_folders() -> None:
     assert claim_run_dir(None, "tiny") != first
 
 
-def test_key_newer_than_the_checkpoint_does_not_stop_resume(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_key_newer_than_the_checkpoint_does_not_stop_resume() -> None:
     run_until(3, "run_dir=runs/a")
     checkpoint = load_checkpoint(Path("runs/a/last.ckpt"))
     del checkpoint.config["train.compile"]
@@ -545,16 +543,14 @@ def test_key_newer_than_the_checkpoint_does_not_stop_resume(
     assert run("run_dir=runs/a", resume=True).epochs == 2
 
 
-def test_what_ends_a_run_stands_in_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ends_a_run_stands_in_its_log() -> None:
     run_until(3, "run_dir=runs/a")
     log = (Path("runs/a") / "log.txt").read_text()
     assert "error: stopped at step 3" in log
     assert "hint: continue with the same command and --resume" in log
 
 
-def test_run_that_diverges_keeps_the_best_of_its_short_epochs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_run_that_diverges_keeps_the_best_of_its_short_epochs() -> None:
     def spoil(step: int) -> None:
         if step == 6:
             raise DivergedError("the training loss is not finite")

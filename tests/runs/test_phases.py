@@ -171,7 +171,7 @@ def test_probe_is_stored_and_finetune_is_not() -> None:
 
 @pytest.mark.parametrize(("overrides", "step"), [(HEAD, 8), (UNTIL, 3)], ids=["head", "until"])
 def test_resumed_inside_a_stored_epoch_equals_the_uninterrupted_run(
-    monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...], step: int
+    overrides: tuple[str, ...], step: int
 ) -> None:
     settings = (*overrides, "train.ema=0.9")
     whole = run(*settings, "run_dir=runs/whole")
@@ -179,9 +179,7 @@ def test_resumed_inside_a_stored_epoch_equals_the_uninterrupted_run(
     assert_same_run(whole.run_dir, run(*settings, "run_dir=runs/parts", resume=True).run_dir)
 
 
-def test_resume_computes_again_what_was_cleared(
-    monkeypatch: pytest.MonkeyPatch, cache: Path
-) -> None:
+def test_resume_computes_again_what_was_cleared(cache: Path) -> None:
     whole = run(*HEAD, "run_dir=runs/whole")
     run_until(7, *HEAD, "run_dir=runs/parts")
     shutil.rmtree(cache)
@@ -259,7 +257,7 @@ def test_full_disk_below_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_equal_results(off, full)
 
 
-def test_cache_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+def test_cache_folder_that_cannot_be_written(cache: Path) -> None:
     off = run(*HEAD, "train.cache=off", "run_dir=runs/off").run_dir
     cache.mkdir(exist_ok=True)
     (cache / "features").write_text("a file where the folder should be")

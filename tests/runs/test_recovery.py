@@ -67,9 +67,7 @@ def damage(path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [damage, Path.unlink, lambda path: path.write_bytes(b"")])
-def test_damaged_checkpoint_falls_back_to_the_one_before(
-    monkeypatch: pytest.MonkeyPatch, said: list[str], fault: Any
-) -> None:
+def test_damaged_checkpoint_falls_back_to_the_one_before(said: list[str], fault: Any) -> None:
     whole = run("run_dir=runs/whole")
     run_until(7, "run_dir=runs/parts", EVERY_STEP)
     fault(Path("runs/parts/last.ckpt"))
@@ -80,9 +78,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     assert line.endswith("going on from the checkpoint before it, of step 6")
 
 
-def test_the_damaged_checkpoint_never_becomes_the_one_before(
-    monkeypatch: pytest.MonkeyPatch, said: list[str]
-) -> None:
+def test_the_damaged_checkpoint_never_becomes_the_one_before(said: list[str]) -> None:
     run_until(7, "run_dir=runs/parts", EVERY_STEP)
     damage(Path("runs/parts/last.ckpt"))
     stop_at_once(1, resume=True)
@@ -103,7 +99,7 @@ def stop_at_once(step: int, *overrides: str, resume: bool) -> None:
         run("run_dir=runs/parts", *overrides, resume=resume, reporter=Watcher(on_step=stop))
 
 
-def test_two_damaged_checkpoints_are_both_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_damaged_checkpoints_are_both_named() -> None:
     run_until(7, "run_dir=runs/parts", EVERY_STEP)
     damage(Path("runs/parts/last.ckpt"))
     damage(Path("runs/parts/previous.ckpt"))
@@ -129,9 +125,7 @@ def test_finished_run_keeps_one_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("fault", [damage, Path.unlink])
-def test_lost_best_model_is_made_up_for_from_the_checkpoint(
-    monkeypatch: pytest.MonkeyPatch, said: list[str], fault: Any
-) -> None:
+def test_lost_best_model_is_made_up_for_from_the_checkpoint(said: list[str], fault: Any) -> None:
     """Two epochs are done; the weights of the second are in the checkpoint."""
     run_until(10, "run_dir=runs/parts", "train.epochs=2")
     checkpoint = load_checkpoint(Path("runs/parts/last.ckpt"))
@@ -176,9 +170,7 @@ def test_lost_best_model_with_no_epoch_left(said: list[str], fault: Any, finishe
     assert_same_weights(second.run_dir, weights)
 
 
-def test_lost_best_model_does_not_look_like_lost_patience(
-    monkeypatch: pytest.MonkeyPatch, said: list[str]
-) -> None:
+def test_lost_best_model_does_not_look_like_lost_patience(said: list[str]) -> None:
     settings = ["run_dir=runs/parts", "train.epochs=4", "train.early_stop=1"]
     run_until(7, *settings)
     Path("runs/parts/model.safetensors").unlink()
@@ -225,7 +217,7 @@ def test_checkpoint_that_is_a_link_to_another_disk(
 # --- --resume auto -------------------------------------------------------------------------------
 
 
-def test_auto_starts_then_continues_then_says_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_starts_then_continues_then_says_finished() -> None:
     whole = run("run_dir=runs/whole")
 
     def interrupt(step: int) -> None:
@@ -241,7 +233,7 @@ def test_auto_starts_then_continues_then_says_finished(monkeypatch: pytest.Monke
     assert run(resume="auto").already_finished
 
 
-def test_auto_with_a_run_dir(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_with_a_run_dir() -> None:
     Path("runs/a").mkdir(parents=True)
     first = run("run_dir=runs/a", resume="auto")
     assert not first.already_finished
@@ -403,7 +395,7 @@ def test_resume_needs_neither_the_weights_nor_a_network(monkeypatch: pytest.Monk
     assert_same_run(whole.run_dir, resumed.run_dir)
 
 
-def test_other_preprocessing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_preprocessing_is_refused() -> None:
     """As when the run that the weights come from was trained anew, on larger images."""
     sizes = ["data.image_size=null", "freeze=lp-ft", "model.weights=runs/base", "train.epochs=4"]
     run("run_dir=runs/base", "train.epochs=1")
@@ -414,7 +406,7 @@ def test_other_preprocessing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         run(*sizes, "run_dir=runs/parts", resume=True)
 
 
-def test_other_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_images_are_refused() -> None:
     run_until(7, "run_dir=runs/parts")
     next(Path("images/train/bee").iterdir()).unlink()
     with pytest.raises(UsageError, match=r"data\.train count: 18 -> 17"):

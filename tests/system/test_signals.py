@@ -189,7 +189,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_worker_does_not_outlive_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_does_not_outlive_its_parent() -> None:
     root = str(Path(vtrain.system.signals.__file__).parents[1])
     with subprocess.Popen(
         [sys.executable, "-c", SHIELDED],
