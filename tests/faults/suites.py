@@ -43,6 +43,7 @@ SUITES: dict[str, Suite] = {
         Suite(
             "R9", "signals anywhere in a run: saved within 10 s, same bits", "tests.faults.stops"
         ),
+        Suite("R12", "folders, lists, rows and moves as people have them", "tests.faults.doors"),
         Suite("E5", "kill -9 of training, then resume: same bits", "tests.faults.kills"),
     )
 }

@@ -22,6 +22,14 @@ EXPECTED = {
     "data.val": "the path of a folder, tar or list, or null",
     "data.test": "the path of a folder, tar or list, or null",
     "data.exclude": "the path of a text file, or null",
+    "data.group": "folder, duplicates, the name of a column, a regular expression, or null",
+    "data.columns": "a mapping such as {path: image_id, label: breed}",
+    "data.columns.path": "the name of a column, or null",
+    "data.columns.label": "the name of a column, or null",
+    "data.columns.split": "the name of a column, or null",
+    "data.columns.group": "the name of a column, or null",
+    "data.root": "the path of a folder, or null",
+    "data.names": "the path of a file, or null",
     "train.device": "auto, cpu, cuda, cuda:N or mps",
 }
 _BOUNDS = (

@@ -144,6 +144,20 @@ Freeze = Annotated[
 ]
 
 
+class ColumnsConfig(ConfigPart):
+    """Which columns of a list hold what, by their names in its first line; null: found by name."""
+
+    path: str | None = Field(default=None, min_length=1)
+    """The column of image paths, or of file names whose suffix may be left out."""
+    label: str | None = Field(default=None, min_length=1)
+    """The column of classes."""
+    split: str | None = Field(default=None, min_length=1)
+    """The column that says train, val or test; data.val and data.val_fraction may then be left out.
+    """
+    group: str | None = Field(default=None, min_length=1)
+    """The column that names what images belong together, as data.group does."""
+
+
 class DataConfig(ConfigPart):
     """Images and how they reach the model."""
 
@@ -157,8 +171,10 @@ class DataConfig(ConfigPart):
     """
     val_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Share of the training images held out for validation, the same share of every class, chosen
-    by seed. 0.2 is usual.
+    by seed. 0.2 is usual. Images of one group (see group) stay on one side.
     """
+    test_fraction: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the training images held out for the test, as val_fraction; not beside test."""
     test: str | None = Field(default=None, min_length=1)
     """Test images, as for train, evaluated once with the best model after training; never used to
     choose anything.
@@ -167,6 +183,21 @@ class DataConfig(ConfigPart):
     """Text file with one path per line, absolute or relative to the working directory: these images
     are left out of every split. `vtrain check --write-list` writes one. A line that starts with #
     is a comment, one in double quotes a JSON string.
+    """
+    group: str | None = Field(default=None, min_length=1)
+    """What images belong together (one animal, patient, video, day) and stay on one side of
+    val_fraction and test_fraction. folder: those of one folder. duplicates: those that are the
+    same, or nearly so. The name of a column of the list. Or a regular expression with one group in
+    parentheses, searched in the path below data.train, such as (patient\\d+)_. null: each image by
+    itself.
+    """
+    columns: ColumnsConfig = Field(default_factory=ColumnsConfig)
+    """Columns of the lists that train, val and test name."""
+    root: str | None = Field(default=None, min_length=1)
+    """Folder that relative paths in lists are relative to; null: the folder of the list."""
+    names: str | None = Field(default=None, min_length=1)
+    """File of class names for people to read (n01440764: tench): lines of class and name, or a JSON
+    or YAML mapping.
     """
     image_size: int | None = Field(default=None, ge=16, le=2048)
     """Width and height of the model's input in pixels; null: what the weights were evaluated at.

@@ -14,7 +14,7 @@ from vtrain.data.image_sets import (
     SkippedFile,
     join_prefix,
 )
-from vtrain.data.lists import read_list
+from vtrain.data.lists import FOUND_BY_NAME, ListLayout, read_list
 from vtrain.data.tars import (
     LABEL_SUFFIX,
     TarScan,
@@ -67,6 +67,7 @@ def scan_labelled(
     *,
     classes: Sequence[str] | None = None,
     name: str = "data.train",
+    layout: ListLayout = FOUND_BY_NAME,
     reporter: Reporter = SILENT,
 ) -> LabelledImages:
     """List labelled images of a folder with one subfolder for each class, of tars, or of a list.
@@ -87,13 +88,14 @@ def scan_labelled(
             matched to them by name, `.cls` members also by number, and may be missing or empty.
             None: those found, each with images.
         name: where `root` was given, for messages.
+        layout: how a list is read.
         reporter: is told if nothing can be kept in the cache folder.
 
     Raises:
         DataError: `root` or a class folder cannot be used; the message names all that are wrong.
     """
     if _is_list(root, name):
-        found = _find_listed(root)
+        found = _find_listed(root, layout)
     else:
         source = _open_source(root, name, reporter)
         if isinstance(source, TarScan):
@@ -105,7 +107,7 @@ def scan_labelled(
 
 
 def scan_images(
-    root: Path, *, reporter: Reporter = SILENT
+    root: Path, *, layout: ListLayout = FOUND_BY_NAME, reporter: Reporter = SILENT
 ) -> tuple[PackedPaths, list[SkippedFile]]:
     """List images without their classes, and what is not used.
 
@@ -116,7 +118,7 @@ def scan_images(
         DataError: `root` cannot be read, or is neither a folder nor a tar nor a list.
     """
     if _is_list(root, "folder"):
-        listed = read_list(root, labelled=False)
+        listed = read_list(root, layout, labelled=False)
         return PackedPaths(root.parent, listed.names, mixed=True), listed.skipped
     source = _open_source(root, "folder", reporter)
     if isinstance(source, TarScan):
@@ -225,8 +227,8 @@ def _find_in_tars(root: Path, tars: TarScan, classes: Sequence[str] | None) -> _
     return _Found(root, by_class, tars.skipped, _TAR_MEMBERS, numbered=numbered)
 
 
-def _find_listed(root: Path) -> _Found:
-    listed = read_list(root, labelled=True)
+def _find_listed(root: Path, layout: ListLayout) -> _Found:
+    listed = read_list(root, layout, labelled=True)
     by_class: dict[str, list[str]] = {}
     for place, label in zip(listed.names, listed.classes, strict=True):
         by_class.setdefault(label, []).append(place)

@@ -3,7 +3,7 @@
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -117,13 +117,17 @@ def join_prefix(root: Path | str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """Images of one split in the order of the scan: `labels[i]` indexes `classes`."""
+    """Images of one split in the order of the scan: `labels[i]` indexes `classes`.
+
+    `groups[i]` names what the image belongs to, where a list says so.
+    """
 
     root: Path
     classes: tuple[str, ...]
     paths: PackedPaths
     labels: tuple[int, ...]
     skipped: tuple[SkippedFile, ...] = ()
+    groups: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -137,7 +141,9 @@ class LabelledImages:
 
     def subset(self, indices: Sequence[int]) -> "LabelledImages":
         """The images at `indices`, in that order, with the same classes."""
-        labels = tuple(self.labels[i] for i in indices)
-        return LabelledImages(
-            self.root, self.classes, self.paths.select(indices), labels, self.skipped
+        return replace(
+            self,
+            paths=self.paths.select(indices),
+            labels=tuple(self.labels[i] for i in indices),
+            groups=self.groups and tuple(self.groups[i] for i in indices),
         )

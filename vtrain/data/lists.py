@@ -15,6 +15,23 @@ _PATH_HEADERS = ("path", "file", "filename", "image")
 _LABEL_HEADERS = ("label", "class")
 
 
+@dataclass(frozen=True, slots=True)
+class ListLayout:
+    """How a list is read: its columns by name, and the folder of relative paths.
+
+    None: columns are found by the usual names, and paths are relative to the folder of the list.
+    """
+
+    path: str | None = None
+    label: str | None = None
+    split: str | None = None
+    group: str | None = None
+    root: Path | None = None
+
+
+FOUND_BY_NAME = ListLayout()
+
+
 @dataclass(slots=True)
 class ListScan:
     """Files of a list in its order: names to be joined with its folder; "" for no class."""
@@ -24,7 +41,7 @@ class ListScan:
     skipped: list[SkippedFile] = field(default_factory=list)
 
 
-def read_list(path: Path, *, labelled: bool) -> ListScan:
+def read_list(path: Path, layout: ListLayout = FOUND_BY_NAME, *, labelled: bool) -> ListScan:
     """The files that a `.csv` (commas), `.tsv` or `.txt` (tabs) names, if they are there.
 
     Relative paths are relative to the folder of the list. The columns are path and class, or those
@@ -33,6 +50,7 @@ def read_list(path: Path, *, labelled: bool) -> ListScan:
 
     Args:
         path: the list, in UTF-8.
+        layout: what its columns are.
         labelled: whether a line without a class is skipped.
 
     Raises:

@@ -1,0 +1,5 @@
+"""Groups, held-out parts and leaks, as people have them."""
+
+from tests.faults.door import Door
+
+DOORS: tuple[Door, ...] = ()

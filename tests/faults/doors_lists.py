@@ -1,0 +1,5 @@
+"""Lists of paths and classes, as people have them."""
+
+from tests.faults.door import Door
+
+DOORS: tuple[Door, ...] = ()
