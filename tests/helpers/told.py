@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from vtrain.system.reporter import Count, Progress, Silent
+from vtrain.system.reporter import Count, Progress, Reporter
 
 
-class Told(Silent):
+class Told(Reporter):
     """Keeps in `lines` what was said and warned of, and in `shown` how much was done, of what.
 
     `on_update` gets the same number before each piece of work is counted, and may raise.

@@ -34,7 +34,7 @@ from vtrain.models.classifier import PENULTIMATE
 from vtrain.models.freezing import FROZEN, ParamRule, apply_freeze
 from vtrain.models.precision import Precision
 from vtrain.system.processes import ALONE, Processes
-from vtrain.system.reporter import SILENT, Interruptible, Progress, Silent
+from vtrain.system.reporter import SILENT, Interruptible, Progress, Reporter
 from vtrain.system.tensor_files import save_tensors
 
 MODEL = build_tiny_model(["ant", "bee"])
@@ -59,7 +59,7 @@ def build_part(
 
 
 @dataclass
-class Bench(Silent):
+class Bench(Reporter):
     """A cache below `root` that remembers what it said, and how many images were computed."""
 
     root: Path

@@ -16,7 +16,7 @@ from tests.helpers.tiny import CPU
 from vtrain.data.batches import Batch
 from vtrain.errors import DivergedError
 from vtrain.models.precision import Precision
-from vtrain.system.reporter import SILENT, Reporter, Silent
+from vtrain.system.reporter import SILENT, Reporter
 from vtrain.training.ema import ModelEma
 from vtrain.training.learning_rates import Schedule
 from vtrain.training.loss_watch import LossWatch, NotFiniteError
@@ -413,7 +413,7 @@ def test_sync_before_the_first_epoch_does_nothing() -> None:
 # --- memory that runs out ------------------------------------------------------------------------
 
 
-class Told(Silent):
+class Told(Reporter):
     """Remembers its warnings."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What the library says while it works: one protocol, drawn by the terminal, or by nobody."""
+"""What the library says while it works: one class, drawn by the terminal, or by nobody."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,8 +19,27 @@ class Progress(Protocol):
         """Show `s` behind the bar."""
 
 
-class Reporter(Protocol):
-    """Who is told what happens; a library function takes one and neither prints nor draws."""
+class Count:
+    """Progress that nobody sees."""
+
+    def __init__(self, total: int = 0) -> None:
+        self.n: float = 0
+        self.total: Any = total
+        self.initial: Any = 0
+
+    def update(self, n: float = 1) -> None:
+        """Count `n` more."""
+        self.n += n
+
+    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
+        """Nothing."""
+
+
+class Reporter:
+    """Who is told what happens: a library function takes one and neither prints nor draws.
+
+    This one tells nobody; those that do something else with what they are told are made from it.
+    """
 
     def say(self, message: str) -> None:
         """One or more lines of talk."""
@@ -51,67 +70,20 @@ class Reporter(Protocol):
 
         `data`: lines of data come out meanwhile, which are progress enough on a terminal.
         """
-
-
-class Count:
-    """Progress that nobody sees."""
-
-    def __init__(self, total: int = 0) -> None:
-        self.n: float = 0
-        self.total: Any = total
-        self.initial: Any = 0
-
-    def update(self, n: float = 1) -> None:
-        """Count `n` more."""
-        self.n += n
-
-    def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
-        """Nothing."""
-
-
-class Silent:
-    """Tells nobody."""
-
-    def say(self, message: str) -> None:
-        """See `Reporter`, as for all methods here."""
-
-    def warn(self, message: str) -> None:
-        """Nothing."""
-
-    def log(self, message: str) -> None:
-        """Nothing."""
-
-    def say_fitting(self, facts: Sequence[str], end: str = "") -> None:
-        """Nothing."""
-
-    def table(
-        self,
-        columns: Sequence[str],
-        rows: Sequence[Sequence[str]],
-        *,
-        title: str | None = None,
-        right: Sequence[int] = (),
-    ) -> None:
-        """Nothing."""
-
-    def progress(
-        self, total: int, label: str, *, unit: str = "img", data: bool = False
-    ) -> AbstractContextManager[Progress]:
-        """A count that is not shown."""
         return nullcontext(Count(total))
 
 
-SILENT = Silent()
+SILENT = Reporter()
 
 
-class Forwarding:
+class Forwarding(Reporter):
     """A reporter that passes everything on to another; for those that do a little more."""
 
     def __init__(self, reporter: Reporter) -> None:
         self.reporter = reporter
 
     def say(self, message: str) -> None:
-        """See `Reporter`, as for all methods here."""
+        """Passed on, as everything here."""
         self.reporter.say(message)
 
     def warn(self, message: str) -> None:

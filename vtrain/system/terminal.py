@@ -10,6 +10,7 @@ from typing import Any, Literal, TextIO
 from vtrain.errors import ResourceError, VtrainError
 from vtrain.system.files import escape_surrogates
 from vtrain.system.json_csv import format_csv_row, format_json_line
+from vtrain.system.reporter import Reporter
 from vtrain.system.text import printable
 
 REFRESH_SECONDS = 0.1
@@ -52,7 +53,7 @@ def find_width(stream: TextIO) -> int | None:
     return max(columns or 80, NARROWEST)  # a terminal that does not know its size says 0
 
 
-class Console:
+class Console(Reporter):
     """A `Reporter` that draws on stderr; `quiet` silences all but errors."""
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
