@@ -274,9 +274,9 @@ class _Finder:
         return reading
 
     def _is_index(self, column: int) -> bool:
-        """Whether a column without a name counts the rows, as pandas and R write it."""
+        """Whether a first column without a name counts the rows, as pandas and R write it."""
         name = self.header[column].lower()
-        if name and not name.startswith("unnamed:"):
+        if column or (name and not name.startswith("unnamed:")):
             return False
         cells = self._cells(column)
         starts = {cells[0]} & {"0", "1"} if len(cells) > 1 else ()
@@ -294,7 +294,8 @@ class _Finder:
             for n in range(len(self.header))
             if n not in taken and not self._is_index(n) and any(self._cells(n))
         ]
-        known = [n for n in self._known("label") if n in others]
+        known = [n for n in self._known("label") if n not in taken]
+        known = [n for n in known if n in others] or known
         try:
             if asked is not None:
                 found.label = asked
