@@ -119,7 +119,7 @@ def scan_images(
     """
     if _is_list(root, "folder"):
         listed = read_list(root, layout, labelled=False)
-        return PackedPaths(root.parent, listed.names, mixed=True), listed.skipped
+        return PackedPaths(listed.folder, listed.names, mixed=True), listed.skipped
     source = _open_source(root, "folder", reporter)
     if isinstance(source, TarScan):
         names = source.names
@@ -232,7 +232,7 @@ def _find_listed(root: Path, layout: ListLayout) -> _Found:
     by_class: dict[str, list[str]] = {}
     for place, label in zip(listed.names, listed.classes, strict=True):
         by_class.setdefault(label, []).append(place)
-    return _Found(root.parent, by_class, listed.skipped, _LIST_LINES, mixed=True)
+    return _Found(listed.folder, by_class, listed.skipped, _LIST_LINES, mixed=True)
 
 
 def _build_labelled(

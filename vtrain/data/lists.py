@@ -1,18 +1,19 @@
 """Lists of image files: one path on each line, and its class behind it."""
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vtrain.data.image_names import compose, describe_error
 from vtrain.data.image_sets import SkippedFile
-from vtrain.data.tars import find_status
-from vtrain.errors import DataError
+from vtrain.errors import DataError, UsageError, suggest
 from vtrain.system.text import enumerate_names, one_line
 
 _PATH_HEADERS = ("path", "file", "filename", "image")
 _LABEL_HEADERS = ("label", "class")
+_LOOSE = re.compile(r"(^|/)\.?/").search  # paths that can be written with fewer characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +31,44 @@ class ListLayout:
 
 
 FOUND_BY_NAME = ListLayout()
+COLUMNS = ("path", "label", "split", "group")
+
+
+def parse_columns(text: str) -> ListLayout:
+    """The columns that an option names: `path=img,label=kind`.
+
+    Raises:
+        UsageError: it names something else.
+    """
+    found: dict[str, str] = {}
+    for each in text.split(","):
+        key, sign, name = (part.strip() for part in each.partition("="))
+        if not sign or not name or key not in COLUMNS or key in found:
+            problem = f"{key} is given twice" if key in found else f"got {each.strip()!r}"
+            raise UsageError(
+                f"--columns: {one_line(problem)}{suggest(key, COLUMNS)}",
+                f"expected pairs such as path=image_id,label=breed, of {', '.join(COLUMNS)}",
+            )
+        found[key] = name
+    path, label, split, group = map(found.get, COLUMNS)
+    return ListLayout(path, label, split, group)
 
 
 @dataclass(slots=True)
 class ListScan:
-    """Files of a list in its order: names to be joined with its folder; "" for no class."""
+    """Files of a list in its order: names to be joined with `folder`; "" for no class.
 
+    Whether they exist is not asked: one that does not is an image that cannot be read.
+    """
+
+    folder: Path
     names: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     skipped: list[SkippedFile] = field(default_factory=list)
 
 
 def read_list(path: Path, layout: ListLayout = FOUND_BY_NAME, *, labelled: bool) -> ListScan:
-    """The files that a `.csv` (commas), `.tsv` or `.txt` (tabs) names, if they are there.
+    """The files that a `.csv` (commas), `.tsv` or `.txt` (tabs) names.
 
     Relative paths are relative to the folder of the list. The columns are path and class, or those
     that a first line `path,label` names. Empty lines do not count; whatever a file's name ends
@@ -51,31 +77,19 @@ def read_list(path: Path, layout: ListLayout = FOUND_BY_NAME, *, labelled: bool)
     Args:
         path: the list, in UTF-8.
         layout: what its columns are.
-        labelled: whether a line without a class is skipped.
+        labelled: whether lines without a class, and repeated ones, are skipped.
 
     Raises:
         DataError: the list cannot be read, or names a file twice with two classes.
     """
-    scan = ListScan()
+    scan = ListScan(layout.root or path.parent)
     seen: dict[str, str] = {}
     try:
         for name, label in _read_rows(path):
-            place = path.parent / name
             label = compose(label)
-            reason = _find_fault(place, label if labelled else None)
-            key = str(place)
-            if key in seen and reason is None:
-                if labelled and seen[key] != label:
-                    raise DataError(
-                        f"{path}: {one_line(name)} is listed as {enumerate_names([seen[key]])} "
-                        f"and as {enumerate_names([label])}",
-                        "keep one of the lines",
-                    )
-                reason = "is listed before"
-            if reason is not None:
-                scan.skipped.append(SkippedFile(place, reason))
+            if labelled and (reason := _find_fault(path, name, label, seen)) is not None:
+                scan.skipped.append(SkippedFile(scan.folder / name, reason))
                 continue
-            seen[key] = label
             scan.names.append(name)
             scan.classes.append(label)
     except OSError as error:
@@ -86,17 +100,22 @@ def read_list(path: Path, layout: ListLayout = FOUND_BY_NAME, *, labelled: bool)
     return scan
 
 
-def _find_fault(place: Path, label: str | None) -> str | None:
-    """Why a line cannot be used; `label` is None where none is needed."""
-    try:
-        find_status(place)
-    except FileNotFoundError:
-        return "does not exist"
-    except (OSError, ValueError) as error:
-        return describe_error(error)
-    if place.is_dir():
-        return "is a folder, not a file"
-    return "has no class in the list" if label == "" else None
+def _find_fault(path: Path, name: str, label: str, seen: dict[str, str]) -> str | None:
+    """Why a line of a labelled list does not count; `seen` are the lines so far."""
+    if not label:
+        return "has no class in the list"
+    key = str(Path(name)) if _LOOSE(name) else name
+    before = seen.get(key)
+    if before is None:
+        seen[key] = label
+        return None
+    if before == label:
+        return "is listed before"
+    raise DataError(
+        f"{path}: {one_line(name)} is listed as {enumerate_names([before])} "
+        f"and as {enumerate_names([label])}",
+        "keep one of the lines",
+    )
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, str]]:
