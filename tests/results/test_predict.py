@@ -14,10 +14,9 @@ from vtrain.commands.predict import format_prediction
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform, normalize_images
 from vtrain.errors import UsageError
+from vtrain.results.inputs import FoundInputs, PredictInput
 from vtrain.results.predict import (
     ClassProbability,
-    FoundInputs,
-    PredictInput,
     Prediction,
     predict,
     prediction_csv_header,

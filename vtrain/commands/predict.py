@@ -7,21 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtrain.commands.options import Compute, Csv, Json, Model, Raw, Tta, choose_workers
+from vtrain.commands.options import Compute, Csv, Json, Listed, Model, Raw, Tta, choose_workers
 from vtrain.commands.outcomes import require_all_answered, require_one_form
 from vtrain.errors import UsageError
 from vtrain.system.terminal import Console, print_csv_row, print_json, print_line
 from vtrain.system.text import format_percent
 
 if TYPE_CHECKING:
-    from vtrain.results.predict import FoundInputs, Prediction
+    from vtrain.results.inputs import FoundInputs
+    from vtrain.results.predict import Prediction
 
 
 def predict(
     paths: Annotated[
         list[str],
         typer.Argument(
-            metavar="PATH...", help="Images, folders, globs, or - for a list of paths on stdin."
+            metavar="PATH...", help="Images, folders, tars, lists, globs, or - for paths on stdin."
         ),
     ],
     model: Model = None,
@@ -33,7 +34,7 @@ def predict(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write to a .jsonl or .csv file instead."
+            "--output", "-o", metavar="FILE", help="Write to a new .jsonl or .csv file instead."
         ),
     ] = None,
     resume: Annotated[
@@ -60,6 +61,7 @@ def predict(
     raw: Raw = False,
     tta: Tta = False,
     *,
+    listed: Listed,
     compute: Compute,
     console: Console,
 ) -> None:
@@ -72,15 +74,19 @@ def predict(
     vtrain predict photos/ --min-confidence 0.8 --max-distance 1.5
     find photos -name '*.jpg' | vtrain predict - -o answers.jsonl --resume
     """
-    from vtrain.results.predict import Answering, FoundInputs
+    from vtrain.results.inputs import FoundInputs
+    from vtrain.results.predict import Answering
     from vtrain.results.predict import predict as run_predict
-    from vtrain.results.prediction_files import choose_form, write_predictions
+    from vtrain.results.prediction_files import choose_form, require_new, write_predictions
 
     require_one_form(as_json=as_json, as_csv=as_csv)
     if resume and output is None:
         raise UsageError("--resume needs the --output FILE that it goes on with")
     form = None if output is None else choose_form(output, as_json=as_json, as_csv=as_csv)
-    inputs = FoundInputs(paths, sys.stdin.buffer, reporter=console)
+    if output is not None and not resume:
+        require_new(output)
+    layout = listed.build_layout(paths)
+    inputs = FoundInputs(paths, sys.stdin.buffer, layout=layout, reporter=console)
     loaded = compute.load_model(model, console)
     answering = Answering(raw, tta, min_confidence, max_distance)
     if output is not None and form is not None:

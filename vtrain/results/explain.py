@@ -32,7 +32,7 @@ from vtrain.models.saliency import (
     find_map_stage,
     find_map_stages,
 )
-from vtrain.results.predict import PredictInput
+from vtrain.results.inputs import PredictInput
 from vtrain.runs.model_argument import LoadedModel
 from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.text import one_line
