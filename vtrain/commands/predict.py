@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -88,32 +88,19 @@ def predict(
     layout = listed.build_layout(paths)
     inputs = FoundInputs(paths, sys.stdin.buffer, layout=layout, reporter=console)
     loaded = compute.load_model(model, console)
-    answering = Answering(raw, tta, min_confidence, max_distance)
+    asked: dict[str, Any] = {
+        "top_k": top_k,
+        "answering": Answering(raw, tta, min_confidence, max_distance),
+        "batch_size": compute.batch_size,
+        "workers": choose_workers(compute.workers),
+        "reporter": console,
+    }
     if output is not None and form is not None:
-        written = write_predictions(
-            output,
-            inputs,
-            loaded,
-            form=form,
-            top_k=top_k,
-            answering=answering,
-            batch_size=compute.batch_size,
-            workers=choose_workers(compute.workers),
-            resume=resume,
-            reporter=console,
-        )
+        written = write_predictions(output, inputs, loaded, form=form, resume=resume, **asked)
         print_line(f"{output}: {written.count:,} answers")
         require_all_answered(written.failed, written.count)
         return
-    answers = run_predict(
-        inputs,
-        loaded,
-        top_k=top_k,
-        answering=answering,
-        batch_size=compute.batch_size,
-        workers=choose_workers(compute.workers),
-        reporter=console,
-    )
+    answers = run_predict(inputs, loaded, **asked)
     show = _build_printer(as_json, as_csv, min(top_k, len(loaded.classes)))
     _show_predictions(answers, inputs, show, console)
 
