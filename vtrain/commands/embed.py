@@ -107,6 +107,14 @@ def _require_sources(sources: Sequence[str], output: str, processes: "Processes"
             f"only {one_line(output)} was given, expected images and the array to write",
             "vtrain embed PATH... OUT.npy",
         )
+    suffixes = (".npy", ".csv", ".json") if output.endswith(".npy") else ()
+    written = {Path(output).with_suffix(suffix).resolve() for suffix in suffixes}
+    if lost := [each for each in sources if Path(each).resolve() in written]:
+        raise UsageError(
+            f"{one_line(lost[0])} is an input, and would be replaced by what goes beside "
+            f"{one_line(output)}",
+            "choose another name for the array",
+        )
     if "-" in sources and processes.world_size > 1:
         raise UsageError(
             "stdin reaches one of several processes only",
