@@ -18,7 +18,7 @@ class SkippedFile:
 
 # What may stand where a folder of images may, besides that.
 TAR_SUFFIX = ".tar"
-LIST_SUFFIXES = (".csv", ".tsv", ".txt")
+LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson")
 
 
 class PackedPaths(Sequence[Path]):

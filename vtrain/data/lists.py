@@ -1,18 +1,19 @@
 """Lists of image files: one path on each line, and its class behind it."""
 
-import csv
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vtrain.data.image_names import compose, describe_error
+from vtrain.data.image_names import compose
 from vtrain.data.image_sets import SkippedFile
+from vtrain.data.list_columns import Columns, find_columns, find_split_word
+from vtrain.data.list_rows import Row, Table
 from vtrain.errors import DataError, UsageError, suggest
+from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.text import enumerate_names, one_line
 
-_PATH_HEADERS = ("path", "file", "filename", "image")
-_LABEL_HEADERS = ("label", "class")
+NO_CLASS = "has no class in the list"
+_WHOLE = re.compile(r"\d+(\.0+)?").fullmatch  # numbers, with what pandas makes of them
 _LOOSE = re.compile(r"(^|/)\.?/").search  # paths that can be written with fewer characters
 
 
@@ -58,88 +59,164 @@ def parse_columns(text: str) -> ListLayout:
 class ListScan:
     """Files of a list in its order: names to be joined with `folder`; "" for no class.
 
-    Whether they exist is not asked: one that does not is an image that cannot be read.
+    Whether they exist is not asked: one that does not is an image that cannot be read. `splits` and
+    `groups` are those of the names, None where the list has no column of them. `group_like` is a
+    column that may be one of groups.
     """
 
     folder: Path
     names: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
+    splits: list[str] | None = None
+    groups: list[str] | None = None
     skipped: list[SkippedFile] = field(default_factory=list)
+    group_like: str | None = None
 
 
-def read_list(path: Path, layout: ListLayout = FOUND_BY_NAME, *, labelled: bool) -> ListScan:
-    """The files that a `.csv` (commas), `.tsv` or `.txt` (tabs) names.
+def read_list(
+    path: Path,
+    layout: ListLayout = FOUND_BY_NAME,
+    *,
+    labelled: bool,
+    reporter: Reporter = SILENT,
+) -> ListScan:
+    """The files that a list names, in its order, and what it says of them.
 
-    Relative paths are relative to the folder of the list. The columns are path and class, or those
-    that a first line `path,label` names. Empty lines do not count; whatever a file's name ends
-    with, it is taken for an image. Members of tar files can be listed as well.
+    Columns are separated by what makes even ones: commas, semicolons, tabs, or a space between path
+    and class; JSON lines have keys. What holds what is found by usual names in a first line, else
+    by the files that are there. Relative paths are relative to the folder of the list. Empty lines
+    do not count; whatever a file's name ends with, it is taken for an image. Members of tar files
+    can be listed as well.
 
     Args:
-        path: the list, in UTF-8.
+        path: the list, in UTF-8, or in UTF-16 with its mark.
         layout: what its columns are.
         labelled: whether lines without a class, and repeated ones, are skipped.
+        reporter: is told what was guessed.
 
     Raises:
-        DataError: the list cannot be read, or names a file twice with two classes.
+        DataError: the list cannot be read or understood, or names a file twice with two classes.
     """
-    scan = ListScan(layout.root or path.parent)
-    seen: dict[str, str] = {}
-    try:
-        for name, label in _read_rows(path):
-            label = compose(label)
-            if labelled and (reason := _find_fault(path, name, label, seen)) is not None:
-                scan.skipped.append(SkippedFile(scan.folder / name, reason))
-                continue
-            scan.names.append(name)
-            scan.classes.append(label)
-    except OSError as error:
-        raise DataError(f"{path} {describe_error(error)}") from error
-    except (csv.Error, UnicodeError) as error:
-        hint = "expected one path on each line, and its class behind it"
-        raise DataError(f"{path} is no list of files ({error})", hint) from error
+    wanted = {kind: name for kind in COLUMNS if (name := getattr(layout, kind)) is not None}
+    table, columns = find_columns(path, wanted, layout.root or path.parent, labelled=labelled)
+    if labelled and columns.no_label is not None and table.sample:
+        raise columns.no_label
+    scan = ListScan(columns.reading.folder, group_like=columns.group_like)
+    if columns.split is not None:
+        scan.splits = []
+    if columns.group is not None:
+        scan.groups = []
+    _Reader(path, table, columns, scan, labelled).read()
+    said = [each for each in (table.describe(), *columns.said) if each]
+    if said:
+        reporter.say(f"{one_line(path)}: {'; '.join(said)}")
+    if scan.skipped and (count := sum(each.reason == NO_CLASS for each in scan.skipped)):
+        lines = "1 line has" if count == 1 else f"{count} lines have"
+        reporter.warn(f"{one_line(path)}: {lines} no class and do not count")
     return scan
 
 
-def _find_fault(path: Path, name: str, label: str, seen: dict[str, str]) -> str | None:
-    """Why a line of a labelled list does not count; `seen` are the lines so far."""
-    if not label:
-        return "has no class in the list"
-    key = str(Path(name)) if _LOOSE(name) else name
-    before = seen.get(key)
-    if before is None:
-        seen[key] = label
-        return None
-    if before == label:
-        return "is listed before"
-    raise DataError(
-        f"{path}: {one_line(name)} is listed as {enumerate_names([before])} "
-        f"and as {enumerate_names([label])}",
-        "keep one of the lines",
-    )
+class _Reader:
+    """Turns rows into what a list says, in one pass."""
 
+    def __init__(
+        self, path: Path, table: Table, columns: Columns, scan: ListScan, labelled: bool
+    ) -> None:
+        self.path, self.table, self.columns, self.scan = path, table, columns, scan
+        self.labelled = labelled
+        self.classes: dict[str, str] = {}  # cells as they are written, and what they say
+        self.splits: dict[str, str] = {}
+        self.seen: dict[str, str] = {}
 
-def _read_rows(path: Path) -> Iterator[tuple[str, str]]:
-    """Path and class of each line, the class "" where there is none."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
-        suffix = path.suffix.lower()
-        if suffix == ".txt":  # no quoting: a quote is a part of the name
-            rows: Iterator[list[str]] = (line.rstrip("\r\n").split("\t") for line in stream)
-        else:
-            rows = csv.reader(stream, delimiter="," if suffix == ".csv" else "\t", strict=True)
-        columns = (0, 1)
-        for number, row in enumerate(rows):
-            if number == 0 and (named := _find_columns(row)) is not None:
-                columns = named
-            elif any(row):
-                name, label = (row[column] if column < len(row) else "" for column in columns)
-                yield name, label.strip()
+    def read(self) -> None:
+        """Read all rows.
 
+        Raises:
+            DataError: one of them cannot be understood; its line is named.
+        """
+        columns, scan = self.columns, self.scan
+        used = (columns.path, columns.label, columns.split, columns.group, *columns.one_hot)
+        rows = self.table.rows([each for each in used if each is not None])
+        if columns.has_header and self.table.keys is None:
+            next(rows, None)
+        for number, row in rows:
+            try:
+                self._take(row)
+            except UnicodeError as error:
+                raise self.table.refuse_bytes() from error
+            except ValueError as error:
+                where = f"{one_line(self.path)}:{number}"
+                raise DataError(f"{where}: {one_line(error)}", "mend the line") from error
+        labels = [each for each in self.classes.values() if each]
+        if any("." in each for each in labels) and all(map(_WHOLE, labels)):
+            scan.classes = [each.partition(".")[0] for each in scan.classes]
+            columns.said.append("classes without the .0 behind their numbers")
 
-def _find_columns(row: Sequence[str]) -> tuple[int, int] | None:
-    """Where a first line says that path and class are; None if it names a file."""
-    names = [cell.strip().lower() for cell in row]
-    path = next((names.index(each) for each in _PATH_HEADERS if each in names), None)
-    if path is None:
-        return None
-    label = next((names.index(each) for each in _LABEL_HEADERS if each in names), len(names))
-    return path, label
+    def _take(self, row: Row) -> None:
+        columns, scan = self.columns, self.scan
+        if len(row) > columns.width and any(row[columns.width :]):
+            raise ValueError(
+                f"{len(row)} cells, expected {columns.width}; what holds the separator itself "
+                "goes in double quotes"
+            )
+        if len(row) < columns.width:
+            row = row + [""] * (columns.width - len(row))
+        name = columns.reading.name(row[columns.path])
+        label = self._find_class(row)
+        if self.labelled and (reason := self._find_fault(name, label)) is not None:
+            scan.skipped.append(SkippedFile(scan.folder / name, reason))
+            return
+        scan.names.append(name)
+        scan.classes.append(label)
+        if scan.splits is not None and columns.split is not None:
+            scan.splits.append(self._find_split(row[columns.split]))
+        if scan.groups is not None and columns.group is not None:
+            scan.groups.append(row[columns.group].strip())
+
+    def _find_class(self, row: Row) -> str:
+        columns = self.columns
+        if columns.one_hot:
+            ones = [name for n, name in columns.one_hot.items() if row[n].strip() in ("1", "1.0")]
+            if len(ones) == 1:
+                return self.classes.setdefault(ones[0], compose(ones[0]))
+            if not self.labelled:
+                return ""
+            raise ValueError(
+                f"{len(ones)} of {len(columns.one_hot)} columns of 0 and 1 hold 1, expected one: "
+                "an image has one class"
+            )
+        if columns.label is None:
+            return ""
+        cell = row[columns.label]
+        label = self.classes.get(cell)
+        if label is None:
+            cell.encode()  # a surrogate stands for a byte that is none of UTF-8
+            label = self.classes[cell] = compose(cell.strip())
+        return label
+
+    def _find_split(self, cell: str) -> str:
+        split = self.splits.get(cell)
+        if split is None:
+            split = find_split_word(cell)
+            if split is None:
+                name = self.columns.header[self.columns.split or 0]
+                raise ValueError(f"{cell!r} in column {name!r}, expected train, val or test")
+            self.splits[cell] = split
+        return split
+
+    def _find_fault(self, name: str, label: str) -> str | None:
+        """Why a line of a labelled list does not count."""
+        if not label:
+            return NO_CLASS
+        key = str(Path(name)) if _LOOSE(name) else name
+        before = self.seen.get(key)
+        if before is None:
+            self.seen[key] = label
+            return None
+        if before == label:
+            return "is listed before"
+        raise DataError(
+            f"{one_line(self.path)}: {one_line(name)} is listed as {enumerate_names([before])} "
+            f"and as {enumerate_names([label])}",
+            "keep one of the lines",
+        )
