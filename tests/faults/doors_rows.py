@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.faults.commands import write_model
+from tests.faults.commands import run, write_model
 from tests.faults.door import Door, put, put_classes, write
 from tests.helpers.program import Outcome
 
@@ -36,15 +36,25 @@ def listing(name: str, *lines: str) -> Callable[[], object]:
     return lambda: write(name, "".join(f"{line}\n" for line in lines))
 
 
-def pack(name: str, *paths: str) -> Callable[[], object]:
-    """Write a tar of files, under their own names."""
+def pack_images(name: str) -> Callable[[], object]:
+    """Write a tar of the images of `base`, without that folder."""
 
     def build() -> None:
         with tarfile.open(name, "w") as archive:
-            for each in paths:
-                archive.add(each)
+            for each in FOUND_IN_LIST:
+                archive.add(f"base/{each}", each)
 
     return build
+
+
+def move_embedded() -> None:
+    """Embed, then give the model another name and move the array to another folder."""
+    assert run(Path.cwd(), "embed", "base", "o.npy", *EMBED).code == 0
+    put("q.png", seed=99)
+    Path("model.safetensors").rename("other.safetensors")
+    Path("there").mkdir()
+    for each in ("o.npy", "o.csv", "o.json"):
+        Path(each).rename(f"there/{each}")
 
 
 def answers(*paths: str, failed: Sequence[bool] = ()) -> Callable[[Path, Outcome], None]:
@@ -131,7 +141,9 @@ LISTS = (
     Door(
         "evaluate: a list, of which a file is gone",
         set_up(
-            listing("l.csv", "path,label", "base/cat/0.png,cat", "gone.png,cat", "base/dog/1.png,dog")
+            listing(
+                "l.csv", "path,label", "base/cat/0.png,cat", "gone.png,cat", "base/dog/1.png,dog"
+            )
         ),
         [("evaluate", "l.csv", *PREDICT)],
         code=3,
@@ -156,9 +168,7 @@ LISTS = (
         set_up(listing("l.txt", "base/cat/0.png", "", "base/dog", "base/dog/1.png")),
         [("predict", "l.txt", *PREDICT)],
         code=3,
-        check=answers(
-            "base/cat/0.png", "base/dog", "base/dog/1.png", failed=[False, True, False]
-        ),
+        check=answers("base/cat/0.png", "base/dog", "base/dog/1.png", failed=[False, True, False]),
     ),
     Door(
         "predict: a list of nothing",
@@ -391,7 +401,11 @@ LABELS = (
         lambda: (put_classes("sets/train", 1), put_classes("sets/test", 1), set_up()()),
         [("embed", "sets", "o.npy", *EMBED)],
         check=rows(
-            *(f"sets/{split}/{name}/0.png" for split in ("test", "train") for name in ("cat", "dog"))
+            *(
+                f"sets/{split}/{name}/0.png"
+                for split in ("test", "train")
+                for name in ("cat", "dog")
+            )
         ),
     ),
     Door(
@@ -408,9 +422,9 @@ LABELS = (
     ),
     Door(
         "embed: a tar gives labels",
-        set_up(pack("t.tar", *ALL[2:4])),
-        [("embed", "t.tar", "o.npy", "-C", "x", *EMBED)],
-        code=2,
+        set_up(pack_images("t.tar")),
+        [("embed", "t.tar", "o.npy", *EMBED)],
+        check=rows(*(f"t.tar/{name}" for name in FOUND_IN_LIST), labels=ALL_LABELS),
     ),
     Door(
         "embed: the classes of logits",
@@ -446,15 +460,36 @@ OUTPUTS = (
         ],
         said=["o.csv: 6 answers"],
     ),
+)
+
+MOVED = (
     Door(
         "neighbors: the model has moved",
-        set_up(),
-        [
-            ("embed", "base", "o.npy", *EMBED),
-            ("neighbors", "other.png", "o.npy"),
-        ],
-        code=2,
+        set_up(move_embedded),
+        [("neighbors", "q.png", "there/o.npy")],
+        code=4,
+        said=["made with model.safetensors", "-m MODEL"],
+    ),
+    Door(
+        "neighbors: the model has moved, and is named",
+        set_up(move_embedded),
+        [("neighbors", "q.png", "there/o.npy", "-m", "other.safetensors", "--csv", "-k", "1")],
+        said=["base/"],
+        unsaid=["warning"],
+    ),
+    Door(
+        "neighbors: another model than the array's",
+        set_up(move_embedded, lambda: write_model(Path(), ("a", "b", "c"))),
+        [("neighbors", "q.png", "there/o.npy")],
+        code=4,
+        said=["other weights", "name the model"],
+    ),
+    Door(
+        "neighbors: the images have moved",
+        set_up(move_embedded, lambda: Path("base").rename("moved")),
+        [("neighbors", "0", "there/o.npy")],
+        said=["no file is at any of these paths", "there/o.csv"],
     ),
 )
 
-DOORS: tuple[Door, ...] = (*LISTS, *ON_STDIN, *ARGUMENTS, *LABELS, *OUTPUTS)
+DOORS: tuple[Door, ...] = (*LISTS, *ON_STDIN, *ARGUMENTS, *LABELS, *OUTPUTS, *MOVED)

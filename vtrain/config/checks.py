@@ -66,9 +66,6 @@ def _check_run_dir(config: FitConfig) -> Iterator[KeyMistake]:
 
 
 def _check_validation(config: FitConfig) -> Iterator[KeyMistake]:
-    if config.data.val is None and config.data.val_fraction is None:
-        text = "no validation images; set data.val to a folder, or val_fraction: 0.2"
-        yield KeyMistake(("data", "val"), text)
     if config.data.val is not None and config.data.val_fraction is not None:
         text = "set beside data.val; keep one of them, and set the other to null"
         yield KeyMistake(("data", "val_fraction"), text)

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from vtrain.config.checks import Check
-from vtrain.config.keys import FitConfig
+from vtrain.config.keys import ColumnsConfig, FitConfig
 from vtrain.config.mistakes import KeyMistake
 from vtrain.data.image_sets import LIST_SUFFIXES, TAR_SUFFIX
 from vtrain.system.files import describe_missing
@@ -27,6 +27,34 @@ def check_folder(config: FitConfig, *, name: str) -> Iterator[KeyMistake]:
         yield KeyMistake(("data", name), problem)
 
 
+def _is_list(value: str | None) -> bool:
+    return value is not None and value.lower().endswith(LIST_SUFFIXES)
+
+
+def check_validation(config: FitConfig) -> Iterator[KeyMistake]:
+    """No validation images; a list may have a column that names them."""
+    data = config.data
+    if data.val is None and data.val_fraction is None and not _is_list(data.train):
+        text = "no validation images; set data.val to a folder, or val_fraction: 0.2"
+        yield KeyMistake(("data", "val"), text)
+
+
+def check_lists(config: FitConfig) -> Iterator[KeyMistake]:
+    """Keys of lists beside folders alone, or a root that is no folder."""
+    data = config.data
+    has_list = any(map(_is_list, (data.train, data.val, data.test)))
+    is_set = {"columns": data.columns != ColumnsConfig(), "root": data.root is not None}
+    for key in (each for each, known in is_set.items() if known and not has_list):
+        text = f"is for lists ({' '.join(LIST_SUFFIXES)}), and train, val and test name none"
+        yield KeyMistake(("data", key), text)
+    if data.root is not None and has_list:
+        problem = describe_missing(Path(data.root), "folder")
+        if problem is None and not Path(data.root).is_dir():
+            problem = f"{data.root} is not a folder"
+        if problem is not None:
+            yield KeyMistake(("data", "root"), problem)
+
+
 def check_exclude(config: FitConfig) -> Iterator[KeyMistake]:
     """A list of excluded images that is not there, or is no file."""
     if config.data.exclude is None:
@@ -44,5 +72,7 @@ CHECKS: tuple[Check, ...] = (
     (("data.train",), partial(check_folder, name="train")),
     (("data.val",), partial(check_folder, name="val")),
     (("data.test",), partial(check_folder, name="test")),
+    (("data.val", "data.val_fraction"), check_validation),
+    (("data.train", "data.val", "data.test", "data.columns", "data.root"), check_lists),
     (("data.exclude",), check_exclude),
 )

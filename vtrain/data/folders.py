@@ -1,8 +1,11 @@
 """Finds images: class folders for training, any depth for prediction; also tars and lists."""
 
+import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 from vtrain.data.image_names import NOT_AN_IMAGE, OUTSIDE, compose, describe_error
@@ -14,7 +17,7 @@ from vtrain.data.image_sets import (
     SkippedFile,
     join_prefix,
 )
-from vtrain.data.lists import FOUND_BY_NAME, ListLayout, read_list
+from vtrain.data.lists import FOUND_BY_NAME, ListLayout, ListScan, read_list
 from vtrain.data.tars import (
     LABEL_SUFFIX,
     TarScan,
@@ -51,7 +54,8 @@ class SplitFolders:
 class _Found:
     """What a source holds: names below `base` by class, and what it should look like.
 
-    `mixed`: names may be absolute. `numbered`: class names are indices.
+    `mixed`: names may be absolute. `numbered`: class names are indices. `groups`: what each name
+    belongs to.
     """
 
     base: Path
@@ -60,6 +64,7 @@ class _Found:
     layout: str
     mixed: bool = False
     numbered: bool = False
+    groups: dict[str, str] | None = None
 
 
 def scan_labelled(
@@ -80,7 +85,7 @@ def scan_labelled(
       them. What was found is kept in the cache folder for as long as the folders do not change.
     - A `.tar` file, or a folder that holds such files and neither folders nor images: see
       `vtrain.data.tars`.
-    - A `.csv`, `.tsv` or `.txt` list: see `vtrain.data.lists`.
+    - A `.csv`, `.tsv`, `.txt` or `.jsonl` list: see `vtrain.data.lists`.
 
     Args:
         root: the folder or file.
@@ -95,7 +100,7 @@ def scan_labelled(
         DataError: `root` or a class folder cannot be used; the message names all that are wrong.
     """
     if _is_list(root, name):
-        found = _find_listed(root, layout)
+        found = _find_listed(root, layout, name, reporter)
     else:
         source = _open_source(root, name, reporter)
         if isinstance(source, TarScan):
@@ -104,6 +109,40 @@ def scan_labelled(
             found = _find_in_folders(source, classes, name)
             source.memory.save(reporter)
     return _build_labelled(root, found, classes, name)
+
+
+def scan_training(
+    root: Path, *, layout: ListLayout = FOUND_BY_NAME, hint_group: bool, reporter: Reporter
+) -> dict[str, LabelledImages]:
+    """The training images by the name of their split: those of `scan_labelled` as `train`.
+
+    A list with a column of splits has `val` and `test` as well, if it has such lines.
+
+    Args:
+        root: the folder or file.
+        layout: how a list is read.
+        hint_group: whether a column that may be one of groups is said.
+        reporter: see `scan_labelled`.
+
+    Raises:
+        DataError: as `scan_labelled`; or the list has no line of `train`.
+    """
+    if not _is_list(root, "data.train"):
+        return {"train": scan_labelled(root, reporter=reporter)}
+    listed = read_list(root, layout, labelled=True, reporter=reporter)
+    if hint_group and listed.group_like is not None:
+        column = one_line(listed.group_like)
+        reporter.say(
+            f"{one_line(root)}: if images of one {column} belong together, data.group={column} "
+            "keeps them on one side"
+        )
+    parts = _group_listed(listed)
+    train = parts.pop("train", _Found(listed.folder, {}, [], _LIST_LINES))
+    train.skipped.extend(listed.skipped)
+    found = {"train": _build_labelled(root, train, None, "data.train")}
+    for name, part in sorted(parts.items(), reverse=True):
+        found[name] = _build_labelled(root, part, found["train"].classes, f"data.{name}")
+    return found
 
 
 def scan_images(
@@ -130,8 +169,8 @@ def scan_with_labels(
     """
     paths, skipped, labels = _scan(root, layout, reporter)
     if labels is None and root.is_dir():
-        splits = [name.partition("/") for name in map(compose, paths.names())]
-        labels = [first if below else "" for first, below, _ in splits]
+        parts = (name.partition(os.sep) for name in map(compose, paths.names()))
+        labels = [first if below else "" for first, below, _ in parts]
         if "" in labels or len(set(labels)) < 2 or find_splits(root) is not None:
             labels = None
     return paths, skipped, labels
@@ -142,7 +181,7 @@ def _scan(
 ) -> tuple[PackedPaths, list[SkippedFile], list[str] | None]:
     labels: list[str] = []
     if _is_list(root, "folder"):
-        listed = read_list(root, layout, labelled=False)
+        listed = read_list(root, layout, labelled=False, reporter=reporter)
         labels = listed.classes
         paths, skipped = PackedPaths(listed.folder, listed.names, mixed=True), listed.skipped
     else:
@@ -255,12 +294,41 @@ def _find_in_tars(root: Path, tars: TarScan, classes: Sequence[str] | None) -> _
     return _Found(root, by_class, tars.skipped, _TAR_MEMBERS, numbered=numbered)
 
 
-def _find_listed(root: Path, layout: ListLayout) -> _Found:
-    listed = read_list(root, layout, labelled=True)
-    by_class: dict[str, list[str]] = {}
-    for place, label in zip(listed.names, listed.classes, strict=True):
-        by_class.setdefault(label, []).append(place)
-    return _Found(listed.folder, by_class, listed.skipped, _LIST_LINES, mixed=True)
+def _find_listed(root: Path, layout: ListLayout, name: str, reporter: Reporter) -> _Found:
+    """All lines of a list; those of another split than `data.val` or `data.test` are refused."""
+    listed = read_list(root, layout, labelled=True, reporter=reporter)
+    counts = Counter(listed.splits or ())
+    wanted = name.removeprefix("data.")
+    if wanted != name and set(counts) - {wanted}:
+        lines = ", ".join(f"{count} of {split}" for split, count in counts.items())
+        raise DataError(
+            f"{name}: {one_line(root)} has a column of splits, with lines {lines}",
+            f"give it as data.train alone, without {name}; or leave only the lines of {wanted}",
+        )
+    if len(counts) > 1:
+        lines = ", ".join(f"{count} {split}" for split, count in counts.items())
+        reporter.say(f"{one_line(root)}: its column of splits is not looked at: all of {lines}")
+    listed.splits = None
+    found = _group_listed(listed)["train"]
+    found.skipped.extend(listed.skipped)
+    return found
+
+
+def _group_listed(listed: ListScan) -> dict[str, _Found]:
+    """The lines of a list by split, all of them `train` where it has no column of splits."""
+    groups = None
+    if listed.groups is not None:
+        # An image of no group is one by itself.
+        pairs = zip(listed.names, listed.groups, strict=True)
+        groups = {name: group or name for name, group in pairs}
+    by_split: dict[str, dict[str, list[str]]] = {} if listed.splits else {"train": {}}
+    splits = listed.splits or repeat("train")
+    for place, label, split in zip(listed.names, listed.classes, splits, strict=False):
+        by_split.setdefault(split, {}).setdefault(label, []).append(place)
+    return {
+        split: _Found(listed.folder, by_class, [], _LIST_LINES, mixed=True, groups=groups)
+        for split, by_class in by_split.items()
+    }
 
 
 def _build_labelled(
@@ -284,7 +352,8 @@ def _build_labelled(
         places += members
         labels += [label] * len(members)
     paths = PackedPaths(found.base, places, mixed=found.mixed)
-    return LabelledImages(root, tuple(names), paths, tuple(labels), tuple(found.skipped))
+    groups = None if found.groups is None else tuple(found.groups[place] for place in places)
+    return LabelledImages(root, tuple(names), paths, tuple(labels), tuple(found.skipped), groups)
 
 
 def _list_classes(scan: FolderScan, name: str) -> dict[str, str]:

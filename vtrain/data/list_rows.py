@@ -183,10 +183,10 @@ def _choose_separator(
     """The usual one of the suffix if its paths are there, else the one that makes even columns."""
     plain = table.path.suffix.lower() == ".txt"
     usual = _USUAL[table.path.suffix.lower()]
-    grids = {}
+    grids: dict[str, list[Row]] = {}
     for sign in (usual, *(each for each in _SEPARATORS if each != usual)):
         reading = Table(table.path, sign, quoted=not plain or sign != "\t")
-        grids[sign] = rows = []
+        rows = grids.setdefault(sign, [])
         with suppress(csv.Error):  # as for the last row, if a quoted cell goes on behind the sample
             rows += (row for _, row in reading._parse(iter(lines), ()) if any(row))
     known = [sign for sign, rows in grids.items() if rows and knows(rows[0])]

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vtrain.config.keys import DataConfig
 from vtrain.data.image_names import compose
 from vtrain.data.image_sets import SkippedFile
 from vtrain.data.list_columns import Columns, find_columns, find_split_word
@@ -33,6 +34,15 @@ class ListLayout:
 
 FOUND_BY_NAME = ListLayout()
 COLUMNS = ("path", "label", "split", "group")
+
+
+def layout_of(config: DataConfig) -> ListLayout:
+    """How a config says that its lists are read; `data.group` may name a column."""
+    named = config.columns
+    by_column = config.group not in (None, "folder", "duplicates") and "(" not in str(config.group)
+    group = named.group or (config.group if by_column else None)
+    root = None if config.root is None else Path(config.root)
+    return ListLayout(named.path, named.label, named.split, group, root)
 
 
 def parse_columns(text: str) -> ListLayout:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, zip_longest
@@ -14,15 +14,19 @@ import numpy as np
 
 from vtrain.config.keys import DataConfig
 from vtrain.data.exclusion import Exclusion, exclude_images
-from vtrain.data.folders import scan_labelled
+from vtrain.data.folders import scan_labelled, scan_training
 from vtrain.data.image_checks import Sizes, inspect_images
 from vtrain.data.image_sets import LabelledImages, SkippedFile
+from vtrain.data.lists import layout_of
 from vtrain.data.tars import find_status
 from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError
+from vtrain.system.files import path_exists
 from vtrain.system.json_csv import to_plain
 from vtrain.system.reporter import Forwarding, Reporter
 from vtrain.system.text import enumerate_names, one_line
+
+_NAMED_BAD = 1_000  # images that messages name one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +70,33 @@ def scan_splits(config: DataConfig, *, seed: int, reporter: Reporter) -> Splits:
         DataError: a folder, or the list of `data.exclude`, cannot be used.
     """
     once = _OneWarning(reporter)
-    train = scan_labelled(Path(config.train), name="data.train", reporter=once)
-    if config.val is not None:
-        val = scan_labelled(Path(config.val), classes=train.classes, name="data.val", reporter=once)
+    layout = layout_of(config)
+    found = scan_training(
+        Path(config.train),
+        layout=layout,
+        hint_group=config.group is None and config.val_fraction is not None,
+        reporter=once,
+    )
+    train = found["train"]
+    layout = replace(layout, split=None, group=None)  # the lists of one split need no such column
+    for name in ("val", "test"):
+        source = getattr(config, name)
+        _require_one_source(config, name, found)
+        if source is not None:
+            found[name] = scan_labelled(
+                Path(source),
+                classes=train.classes,
+                name=f"data.{name}",
+                layout=layout,
+                reporter=once,
+            )
+    test = found.get("test")
+    if "val" in found:
+        val = found["val"]
     else:
-        assert config.val_fraction is not None  # the config has exactly one of the two
+        assert config.val_fraction is not None
         train, val = split_stratified(train, config.val_fraction, seed=seed)
         val = replace(val, skipped=())  # both have those of the folder: say them once
-    test = None
-    if config.test is not None:
-        test = scan_labelled(
-            Path(config.test), classes=train.classes, name="data.test", reporter=once
-        )
     splits = Splits(train, val, test)
     if config.exclude is not None:
         # After the split: a held-out image stays held out, whatever else is left out.
@@ -91,15 +110,34 @@ def scan_splits(config: DataConfig, *, seed: int, reporter: Reporter) -> Splits:
     return splits
 
 
-class _OneWarning(Forwarding):
-    """Warns once: the same may hold for every split."""
+def _require_one_source(config: DataConfig, name: str, found: Mapping[str, LabelledImages]) -> None:
+    """Refuse lines of a split in the list of `data.train` beside a key for it, or neither."""
+    keys = [key for key in (name, f"{name}_fraction") if getattr(config, key, None) is not None]
+    if name in found and keys:
+        raise DataError(
+            f"data.train: {one_line(config.train)} has {len(found[name])} lines of {name} in its "
+            f"column of splits, and data.{keys[0]} is set as well",
+            f"keep one of them: set data.{keys[0]} to null, or leave the lines out of the list",
+        )
+    if name == "val" and name not in found and not keys:
+        raise DataError(
+            f"no validation images: {one_line(config.train)} has no lines of val",
+            "set data.val to a folder or list, or data.val_fraction=0.2; or mark lines as val in a "
+            "column of the list called split",
+        )
 
-    warned = False
+
+class _OneWarning(Forwarding):
+    """Warns once of the same: it may hold for every split."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__(reporter)
+        self.warned: set[str] = set()
 
     def warn(self, message: str) -> None:
-        """The first message alone."""
-        if not self.warned:
-            self.warned = True
+        """Each message once."""
+        if message not in self.warned:
+            self.warned.add(message)
             super().warn(message)
 
 
@@ -152,13 +190,14 @@ def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> S
                 named[name] = images.subset(np.flatnonzero(found[name].readable).tolist())
     bad = [each for inspection in found.values() for each in inspection.bad]
     if bad and config.on_bad_image == "error":
-        lines = "".join(f"\n  {one_line(each.path)}: {each.reason}" for each in bad)
+        lines = "".join(f"\n  {line}" for line in _name_bad(bad))
         raise DataError(
             f"{len(bad)} of {total} images cannot be read:{lines}",
-            "repair or remove them, or set data.on_bad_image=skip to train without them",
+            "repair or remove them, or set data.on_bad_image=skip to train without them"
+            f"{_hint_root(bad, splits)}",
         )
-    for each in bad:
-        reporter.warn(f"skipped {one_line(each.path)}: {each.reason}")
+    for line in _name_bad(bad):
+        reporter.warn(f"skipped {line}")
     _require_images(named)
     return replace(
         splits,
@@ -170,6 +209,23 @@ def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> S
         known=sum(each.known for each in found.values()),
         sizes={name: each.sizes[each.readable] for name, each in found.items()},
     )
+
+
+def _name_bad(bad: Sequence[SkippedFile]) -> list[str]:
+    """The first images that cannot be read and why, and how many more there are."""
+    lines = [f"{one_line(each.path)}: {each.reason}" for each in bad[:_NAMED_BAD]]
+    rest = len(bad) - len(lines)
+    return [*lines, f"and {rest} more"] if rest else lines
+
+
+def _hint_root(bad: Sequence[SkippedFile], splits: Splits) -> str:
+    """What to look at where lists name files that are not there."""
+    named = {str(each.paths.root) for each in splits.named().values() if each.root.is_file()}
+    named -= {str(each.root) for each in splits.named().values()}  # an archive is its own root
+    missing = sum(not path_exists(each.path) for each in bad[:_NAMED_BAD])
+    if not named or missing * 2 <= len(bad[:_NAMED_BAD]):
+        return ""
+    return f"; paths in the list are relative to {' and '.join(sorted(named))}; data.root: another"
 
 
 def _require_images(splits: dict[str, LabelledImages]) -> None:
