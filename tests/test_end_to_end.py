@@ -95,7 +95,8 @@ def test_evaluation_rows_equal_predictions(tmp_path: Path, monkeypatch: pytest.M
     import torch
 
     from vtrain.results.evaluate import evaluate
-    from vtrain.results.predict import PredictInput, predict
+    from vtrain.results.inputs import PredictInput
+    from vtrain.results.predict import predict
     from vtrain.runs.model_argument import load_model
 
     monkeypatch.chdir(tmp_path)

@@ -4,16 +4,15 @@ import csv
 import io
 import json
 import os
+import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import vtrain.cli
-from tests.helpers.program import Program, assert_refused
+from tests.helpers.program import Program, assert_refused, environment
 from tests.helpers.runs import CONFIG
 from tests.helpers.tiny import break_image, draw_image, draw_labelled
 from vtrain.system.tensor_files import load_tensors, save_tensors
@@ -80,7 +79,8 @@ def test_json_lines_as_in_the_contract(folder: Path, program: Program) -> None:
 
 
 def mix_inputs() -> list[str]:
-    return ["nix.jpg", IMAGES[0], "broken.jpg", "nothing", IMAGES[5], "notes.txt", "*.gif", ""]
+    """Their paths in the answers: a list stands for its lines."""
+    return ["nix.jpg", IMAGES[0], "broken.jpg", "nothing", IMAGES[5], "no image", "*.gif", ""]
 
 
 def test_csv_rows(folder: Path, program: Program) -> None:
@@ -132,8 +132,7 @@ def test_empty_list_on_stdin(
     folder: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give_stdin(monkeypatch, b"")
-    done = program("predict", "-", "--json", "-q")
-    assert (done.code, done.out) == (0, "")
+    assert_refused(program("predict", "-", "--json", "-q"), 2, "stdin is empty")
 
 
 def test_output_files_hold_the_same_lines_as_stdout(folder: Path, program: Program) -> None:
@@ -160,22 +159,23 @@ def test_output_options_that_do_not_fit_are_refused(folder: Path, program: Progr
     assert_refused(done, 2, "its answer 1 answers", IMAGES[0], IMAGES[1])
 
 
-def test_answers_come_before_the_list_on_stdin_ends(
-    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[str] = []
-
-    def give_lines() -> Iterator[bytes]:
-        yield from (f"{name}\n".encode() for name in ("nix.jpg", *IMAGES[:2]))
-        seen.append(capsys.readouterr().out)
-        yield IMAGES[2].encode()
-
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=give_lines()))
-    command = ["predict", "-", "--json", "--workers", "0", "--batch-size", "2", "-q"]
-    assert vtrain.cli.main(command) == 3
-    seen.append(capsys.readouterr().out)
-    paths = [[row["path"] for row in read_json(text)] for text in seen]
-    assert paths == [["nix.jpg", *IMAGES[:2]], [IMAGES[2]]]
+@pytest.mark.parametrize("workers", [[], ["--workers", "0"], ["--workers", "2"]], ids=str)
+def test_answers_come_while_stdin_stays_open(folder: Path, workers: list[str]) -> None:
+    command = [sys.executable, "-m", "vtrain", "predict", "-", "--json", "-q", *workers]
+    with subprocess.Popen(
+        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for names in ([IMAGES[0]], ["nix.jpg", *IMAGES[1:4]], ["nix.jpg"], [IMAGES[5]]):
+            process.stdin.write("".join(f"{name}\n" for name in names))
+            process.stdin.flush()
+            answers = [json.loads(process.stdout.readline()) for _ in names]
+            assert [each["path"] for each in answers] == names
+            assert [each["status"] == "ok" for each in answers] == [n in IMAGES for n in names]
+        process.stdin.close()
+        assert process.stdout.read() == ""
+    assert process.returncode == 3
 
 
 def test_newest_finished_run_is_the_default_and_is_named(folder: Path, program: Program) -> None:

@@ -21,9 +21,9 @@ from tests.helpers.tiny import break_image, build_tiny_model, draw_image
 from vtrain.errors import ResourceError
 from vtrain.inference.feature_store import FeatureStore, StoreError, identify_views
 from vtrain.models.model_file import load_model_file, save_model
-from vtrain.results import prediction_files, resumable_array
+from vtrain.results import resumable_array
 from vtrain.results.embed import embed
-from vtrain.results.predict import PredictInput
+from vtrain.results.inputs import PredictInput
 from vtrain.results.prediction_files import FileForm, write_predictions
 from vtrain.runs.checkpoint import load_checkpoint, save_checkpoint
 from vtrain.runs.metric_log import COLUMNS, write_metrics
@@ -263,16 +263,15 @@ def save_features(folder: Path, *, resume: bool = False) -> None:
 def save_predictions(form: FileForm, folder: Path, *, resume: bool = False) -> None:
     inputs = [PredictInput(str(path)) for path in sorted(draw_images().iterdir())]
     suffix = "jsonl" if form == "json" else "csv"
-    with patch.object(prediction_files, "FLUSH_SECONDS", 0.0):  # after every answer
-        write_predictions(
-            folder / f"out.{suffix}",
-            inputs,
-            cached_model(),
-            form=form,
-            batch_size=2,
-            workers=0,
-            resume=resume,
-        )
+    write_predictions(
+        folder / f"out.{suffix}",
+        inputs,
+        cached_model(),
+        form=form,
+        batch_size=2,
+        workers=0,
+        resume=resume,
+    )
 
 
 ROWS, FIRST_ROWS = torch.arange(24.0).reshape(6, 4), 2

@@ -21,7 +21,8 @@ from vtrain.inference.forward import Outputs, compute_outputs, prepare_for_infer
 from vtrain.inference.scores import ModelEvaluation, evaluate_model
 from vtrain.models.precision import Precision
 from vtrain.results.evaluate import describe_match, evaluate
-from vtrain.results.predict import PredictInput, predict
+from vtrain.results.inputs import PredictInput
+from vtrain.results.predict import predict
 from vtrain.runs.evaluation_files import (
     EvaluationResult,
     ImagePrediction,

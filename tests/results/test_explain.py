@@ -14,7 +14,8 @@ from tests.helpers.told import Told
 from vtrain.errors import UsageError
 from vtrain.models.classifier import Classifier
 from vtrain.results.explain import RAMP, Explanation, Placement, explain_images, find_class, overlay
-from vtrain.results.predict import PredictInput, predict
+from vtrain.results.inputs import PredictInput
+from vtrain.results.predict import predict
 from vtrain.runs.model_argument import LoadedModel
 from vtrain.system.reporter import SILENT
 

@@ -14,10 +14,9 @@ from vtrain.commands.predict import format_prediction
 from vtrain.data.images import read_image
 from vtrain.data.transforms import EvalTransform, normalize_images
 from vtrain.errors import UsageError
+from vtrain.results.inputs import FoundInputs, PredictInput
 from vtrain.results.predict import (
     ClassProbability,
-    FoundInputs,
-    PredictInput,
     Prediction,
     predict,
     prediction_csv_header,
@@ -280,6 +279,27 @@ def test_inputs_are_taken_as_they_are_needed(tmp_path: Path) -> None:
     for count in range(1, 9):
         assert next(answers).error is None
         assert taken <= count + 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_that_is_there_is_answered_before_the_next_is_waited_for(
+    tmp_path: Path, workers: int
+) -> None:
+    paths = [draw_image(tmp_path / f"{index}.png", seed=index) for index in range(3)]
+    gone = PredictInput("gone", "no such file or folder")
+    answered: list[str] = []
+    seen: list[int] = []
+
+    def give() -> Iterator[PredictInput | None]:
+        for some in (inputs_of(paths[0]), [gone], [gone, *inputs_of(*paths[1:])], []):
+            yield from some
+            yield None
+            seen.append(len(answered))
+
+    for each in predict(give(), build_tiny_model(CLASSES), workers=workers):
+        answered.append(each.path)  # noqa: PERF401 -- `give` looks at it meanwhile
+    assert seen == [1, 2, 5, 5]
+    assert answered == [str(paths[0]), "gone", "gone", *map(str, paths[1:])]
 
 
 def test_errors_without_an_image_between_them_do_not_queue_up() -> None:

@@ -14,8 +14,8 @@ import pytest
 from tests.helpers.tiny import break_image, build_tiny_model, draw_image
 from tests.helpers.told import Told
 from vtrain.errors import InterruptedRunError, ResourceError, UsageError
+from vtrain.results.inputs import PredictInput
 from vtrain.results.predict import (
-    PredictInput,
     predict,
     prediction_csv_header,
     prediction_csv_row,
@@ -163,6 +163,7 @@ def test_answers_of_which_nothing_tells_the_model_are_not_resumed(
         write(output, inputs, "csv", resume=True)
     assert "start afresh without --resume" in (caught.value.hint or "")
     assert output.read_bytes() == before
+    output.unlink()
     assert write(output, inputs, "csv").count == 8
     assert write(output, inputs, "csv", resume=True).count == 8
 
@@ -195,12 +196,17 @@ def test_other_files_are_not_appended_to(
     assert output.read_bytes() == content
 
 
-def test_without_resume_the_file_is_replaced_and_nothing_to_resume_starts(
+def test_without_resume_a_file_is_refused_and_nothing_to_resume_starts(
     tmp_path: Path, inputs: list[PredictInput]
 ) -> None:
     output = tmp_path / "out.csv"
     write(output, inputs, "csv", resume=True)
     whole = output.read_bytes()
+    with pytest.raises(UsageError, match="exists already") as caught:
+        write(output, inputs[:3], "csv")
+    assert "--resume" in (caught.value.hint or "")
+    assert output.read_bytes() == whole
+    output.write_bytes(b"")  # nothing that could get lost
     write(output, inputs[:3], "csv")
     assert whole.startswith(output.read_bytes())
     assert len(output.read_bytes().splitlines()) == 4

@@ -19,7 +19,8 @@ from vtrain.data.splits import sample_classes
 from vtrain.errors import ModelError
 from vtrain.models.model_file import BANK, read_model_file
 from vtrain.results.evaluate import evaluate
-from vtrain.results.predict import Answering, PredictInput, Prediction, predict
+from vtrain.results.inputs import PredictInput
+from vtrain.results.predict import Answering, Prediction, predict
 from vtrain.runs.evaluation_files import ImagePrediction, evaluation_json, read_predictions
 from vtrain.runs.final_evaluation import FinalEvaluation
 from vtrain.runs.model_argument import LoadedModel, load_model

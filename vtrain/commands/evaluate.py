@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtrain.commands.options import Compute, Json, Model, Raw, Tta, choose_workers
+from vtrain.commands.options import Compute, Json, Listed, Model, Raw, Tta, choose_workers
 from vtrain.commands.outcomes import require_all_readable
 from vtrain.system.terminal import Console, print_json, print_line, print_table
 
@@ -14,12 +14,16 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="One subfolder for each class.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="One subfolder for each class; or a tar or list."),
+    ],
     model: Model = None,
     as_json: Json = False,
     raw: Raw = False,
     tta: Tta = False,
     *,
+    listed: Listed,
     compute: Compute,
     console: Console,
 ) -> None:
@@ -28,10 +32,12 @@ def evaluate(
     \b
     vtrain evaluate flowers/val
     vtrain evaluate flowers/test -m runs/flowers-001 --json
+    vtrain evaluate test.csv --columns path=image_id,label=breed --root photos
     """
     from vtrain.results.evaluate import evaluate as run_evaluate
     from vtrain.runs.evaluation_files import evaluation_json
 
+    layout = listed.build_layout([folder])
     loaded = compute.load_model(model, console)
     result, _ = run_evaluate(
         folder,
@@ -40,6 +46,7 @@ def evaluate(
         workers=choose_workers(compute.workers),
         raw=raw,
         tta=tta,
+        layout=layout,
         reporter=console,
     )
     if as_json:

@@ -69,7 +69,7 @@ def explain(
         require_empty_folder,
         write_explanations,
     )
-    from vtrain.results.predict import FoundInputs
+    from vtrain.results.inputs import FoundInputs
     from vtrain.runs.model_argument import load_model
     from vtrain.system.machine import find_device
 

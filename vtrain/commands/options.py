@@ -1,7 +1,7 @@
 """Arguments and options that several commands take."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vtrain.errors import UsageError
 from vtrain.system.terminal import Console
+from vtrain.system.text import enumerate_names, one_line
 
 if TYPE_CHECKING:
+    from vtrain.data.lists import ListLayout
     from vtrain.runs.model_argument import LoadedModel
 
 
@@ -125,26 +128,72 @@ class Compute:
         return load_model(model, device=device, precision=self.precision, reporter=console)
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The options of a command that takes lists: how these are read."""
+
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            metavar="COLUMNS",
+            help="Columns of a list by their names, such as path=image_id,label=breed.",
+        ),
+    ] = None
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root",
+            metavar="FOLDER",
+            help="What paths in a list are relative to; without it the folder of the list.",
+        ),
+    ] = None
+
+    def build_layout(self, sources: Iterable[str | Path]) -> "ListLayout":
+        """How the lists among `sources` are read.
+
+        Raises:
+            UsageError: the options are wrong, or there is no list that they could be about.
+        """
+        from vtrain.data.image_sets import LIST_SUFFIXES
+        from vtrain.data.lists import FOUND_BY_NAME, parse_columns
+
+        layout = FOUND_BY_NAME if self.columns is None else parse_columns(self.columns)
+        given = [f"--{each.name}" for each in fields(self) if getattr(self, each.name) is not None]
+        if given and not any(str(each).lower().endswith(LIST_SUFFIXES) for each in sources):
+            raise UsageError(
+                f"{enumerate_names(given)} was given, but no list ({' '.join(LIST_SUFFIXES)})",
+                "leave it out, or name a list",
+            )
+        if self.root is not None and not self.root.is_dir():
+            raise UsageError(f"--root: there is no folder {one_line(self.root)}")
+        return replace(layout, root=self.root)
+
+
+_GROUPS = {"compute": Compute, "listed": Listed}
+
+
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
     """A command as Typer shall see it: what its signature says, with groups of options spelt out.
 
-    A parameter `compute` becomes the options of `Compute`, in its place; `--quiet` and `--debug`
-    come last. A command that has a parameter `console` gets one that heeds `--quiet`.
+    A parameter `compute` becomes the options of `Compute`, in its place, `listed` those of
+    `Listed`; `--quiet` and `--debug` come last. A command that has a parameter `console` gets one
+    that heeds `--quiet`.
     """
     own = signature(command).parameters
-    group = signature(Compute).parameters
+    groups = {name: signature(_GROUPS[name]).parameters for name in own if name in _GROUPS}
 
     def run(quiet: Quiet = False, debug: Debug = False, **given: Any) -> None:
-        if "compute" in own:
-            given["compute"] = Compute(**{name: given.pop(name) for name in group})
+        for group, options in groups.items():
+            given[group] = _GROUPS[group](**{name: given.pop(name) for name in options})
         if "console" in own:
             given["console"] = Console(quiet=quiet)
         command(**given)
 
     shown: list[Parameter] = []
     for name, each in own.items():
-        if name == "compute":
-            shown += group.values()
+        if name in groups:
+            shown += groups[name].values()
         elif name != "console":
             shown.append(each)
     *common, _ = signature(run).parameters.values()

@@ -3,25 +3,26 @@
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vtrain.commands.options import Compute, Csv, Json, Model, Raw, Tta, choose_workers
+from vtrain.commands.options import Compute, Csv, Json, Listed, Model, Raw, Tta, choose_workers
 from vtrain.commands.outcomes import require_all_answered, require_one_form
 from vtrain.errors import UsageError
 from vtrain.system.terminal import Console, print_csv_row, print_json, print_line
 from vtrain.system.text import format_percent
 
 if TYPE_CHECKING:
-    from vtrain.results.predict import FoundInputs, Prediction
+    from vtrain.results.inputs import FoundInputs
+    from vtrain.results.predict import Prediction
 
 
 def predict(
     paths: Annotated[
         list[str],
         typer.Argument(
-            metavar="PATH...", help="Images, folders, globs, or - for a list of paths on stdin."
+            metavar="PATH...", help="Images, folders, tars, lists, globs, or - for paths on stdin."
         ),
     ],
     model: Model = None,
@@ -33,7 +34,7 @@ def predict(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="Write to a .jsonl or .csv file instead."
+            "--output", "-o", metavar="FILE", help="Write to a new .jsonl or .csv file instead."
         ),
     ] = None,
     resume: Annotated[
@@ -60,6 +61,7 @@ def predict(
     raw: Raw = False,
     tta: Tta = False,
     *,
+    listed: Listed,
     compute: Compute,
     console: Console,
 ) -> None:
@@ -72,42 +74,33 @@ def predict(
     vtrain predict photos/ --min-confidence 0.8 --max-distance 1.5
     find photos -name '*.jpg' | vtrain predict - -o answers.jsonl --resume
     """
-    from vtrain.results.predict import Answering, FoundInputs
+    from vtrain.results.inputs import FoundInputs
+    from vtrain.results.predict import Answering
     from vtrain.results.predict import predict as run_predict
-    from vtrain.results.prediction_files import choose_form, write_predictions
+    from vtrain.results.prediction_files import choose_form, require_new, write_predictions
 
     require_one_form(as_json=as_json, as_csv=as_csv)
     if resume and output is None:
         raise UsageError("--resume needs the --output FILE that it goes on with")
     form = None if output is None else choose_form(output, as_json=as_json, as_csv=as_csv)
-    inputs = FoundInputs(paths, sys.stdin.buffer, reporter=console)
+    if output is not None and not resume:
+        require_new(output)
+    layout = listed.build_layout(paths)
+    inputs = FoundInputs(paths, sys.stdin.buffer, layout=layout, reporter=console)
     loaded = compute.load_model(model, console)
-    answering = Answering(raw, tta, min_confidence, max_distance)
+    asked: dict[str, Any] = {
+        "top_k": top_k,
+        "answering": Answering(raw, tta, min_confidence, max_distance),
+        "batch_size": compute.batch_size,
+        "workers": choose_workers(compute.workers),
+        "reporter": console,
+    }
     if output is not None and form is not None:
-        written = write_predictions(
-            output,
-            inputs,
-            loaded,
-            form=form,
-            top_k=top_k,
-            answering=answering,
-            batch_size=compute.batch_size,
-            workers=choose_workers(compute.workers),
-            resume=resume,
-            reporter=console,
-        )
+        written = write_predictions(output, inputs, loaded, form=form, resume=resume, **asked)
         print_line(f"{output}: {written.count:,} answers")
         require_all_answered(written.failed, written.count)
         return
-    answers = run_predict(
-        inputs,
-        loaded,
-        top_k=top_k,
-        answering=answering,
-        batch_size=compute.batch_size,
-        workers=choose_workers(compute.workers),
-        reporter=console,
-    )
+    answers = run_predict(inputs, loaded, **asked)
     show = _build_printer(as_json, as_csv, min(top_k, len(loaded.classes)))
     _show_predictions(answers, inputs, show, console)
 

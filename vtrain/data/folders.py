@@ -1,5 +1,6 @@
 """Finds images: class folders for training, any depth for prediction; also tars and lists."""
 
+import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -155,17 +156,45 @@ def scan_images(
     Raises:
         DataError: `root` cannot be read, or is neither a folder nor a tar nor a list.
     """
+    paths, skipped, _ = _scan(root, layout, reporter)
+    return paths, skipped
+
+
+def scan_with_labels(
+    root: Path, *, layout: ListLayout = FOUND_BY_NAME, reporter: Reporter = SILENT
+) -> tuple[PackedPaths, list[SkippedFile], list[str] | None]:
+    """As `scan_images`, with the class of each image, "" for none; None where `root` tells none.
+
+    A folder tells them if all its images lie in class folders, of which there are several.
+    """
+    paths, skipped, labels = _scan(root, layout, reporter)
+    if labels is None and root.is_dir():
+        parts = (name.partition(os.sep) for name in map(compose, paths.names()))
+        labels = [first if below else "" for first, below, _ in parts]
+        if "" in labels or len(set(labels)) < 2 or find_splits(root) is not None:
+            labels = None
+    return paths, skipped, labels
+
+
+def _scan(
+    root: Path, layout: ListLayout, reporter: Reporter
+) -> tuple[PackedPaths, list[SkippedFile], list[str] | None]:
+    labels: list[str] = []
     if _is_list(root, "folder"):
         listed = read_list(root, layout, labelled=False, reporter=reporter)
-        return PackedPaths(listed.folder, listed.names, mixed=True), listed.skipped
-    source = _open_source(root, "folder", reporter)
-    if isinstance(source, TarScan):
-        names = source.names
+        labels = listed.classes
+        paths, skipped = PackedPaths(listed.folder, listed.names, mixed=True), listed.skipped
     else:
-        names = source.walk((), entries=source.entries)[""]
-        source.memory.save(reporter)
-    names.sort()
-    return PackedPaths(root, names), sorted(source.skipped, key=path_text)
+        source = _open_source(root, "folder", reporter)
+        if isinstance(source, TarScan):
+            names, labels = source.names, source.classes
+            order = sorted(range(len(names)), key=names.__getitem__)
+            names, labels = [names[i] for i in order], [labels[i] for i in order]
+        else:
+            names = sorted(source.walk((), entries=source.entries)[""])
+            source.memory.save(reporter)
+        paths, skipped = PackedPaths(root, names), sorted(source.skipped, key=path_text)
+    return paths, skipped, labels if any(labels) else None
 
 
 def is_source(path: Path) -> bool:

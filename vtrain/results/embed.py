@@ -3,9 +3,10 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +15,14 @@ import torch
 from torch import Tensor
 
 from vtrain.data.batches import Batch
-from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
+from vtrain.data.folders import (
+    describe_skipped,
+    is_source,
+    name_first_skipped,
+    scan_with_labels,
+)
 from vtrain.data.image_sets import PackedPaths, SkippedFile
+from vtrain.data.lists import FOUND_BY_NAME, ListLayout
 from vtrain.data.loaders import ImageLoader, build_eval_loader
 from vtrain.data.transforms import EvalTransform
 from vtrain.data.workers import resolve_workers
@@ -30,6 +37,7 @@ from vtrain.inference.forward import (
 from vtrain.inference.streams import choose_streams, compute_in_order
 from vtrain.models.classifier import LOGITS, PENULTIMATE
 from vtrain.models.freezing import tensor_digest
+from vtrain.results.inputs import FoundInputs
 from vtrain.results.resumable_array import DoneBlocks, PartialArray, lock_output, require_writable
 from vtrain.runs.model_argument import LoadedModel
 from vtrain.system.json_csv import to_plain, write_csv, write_json
@@ -44,10 +52,22 @@ MAX_FACTS_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
+class _Rows:
+    """The images, one for each row; `errors` are why rows stand for none, by their number.
+
+    `labels` are their classes, "" for none; None where nothing gives any image a class.
+    """
+
+    paths: PackedPaths
+    labels: Sequence[str] | None = None
+    errors: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class _Job:
     """What is computed, from what, and where it goes; the same in every process."""
 
-    paths: PackedPaths
+    rows: "_Rows"
     index: Path
     array: PartialArray
 
@@ -69,7 +89,7 @@ class EmbedResult:
 
 
 def embed(
-    folder: Path,
+    source: Path | FoundInputs,
     output: Path,
     model: LoadedModel,
     *,
@@ -78,18 +98,20 @@ def embed(
     batch_size: int = 32,
     workers: int | Literal["auto"] = "auto",
     resume: bool = False,
+    layout: ListLayout = FOUND_BY_NAME,
     processes: Processes = ALONE,
     reporter: Reporter,
 ) -> EmbedResult:
-    """Write the features of every image below `folder` (or of one image file) to `output`.
+    """Write the features of every image of a folder, tar or list, or of inputs, to `output`.
 
     `output` is a `.npy` file, float32 `[N, D]`, with `feature_maps` `[N, C, H, W]`; the rows
-    follow the sorted paths. The `.csv` beside it has the columns row, path (`folder` joined with
-    what is below it, so that it opens from the same working directory) and status: `ok`, or
-    `error: reason` where the row is NaN. The `.json` says which model and layer they are of. All
-    three replace what was there, when they are complete; the memory needed does not grow with N
-    beyond the list of paths. `layer` is what
-    `Classifier.forward_layer` takes.
+    follow the sorted paths of a folder or tar, the lines of a list (`layout` says how it is read),
+    or the inputs. The `.csv` beside it has the columns row, path (`source` joined with what is
+    below it, so that it opens from the same working directory), status: `ok`, or `error: reason`
+    where the row is NaN; and label, where `source` gives any image a class. The `.json` says which
+    model and layer they are of, for `logits` also the classes. All three replace what was there,
+    when they are complete; the memory needed does not grow with N beyond the list of paths. `layer`
+    is what `Classifier.forward_layer` takes.
 
     Until then the rows are in a hidden file beside `output`, which stays when the work ends early:
     with `resume` it goes on there, in any number of processes, and comes to the same bytes. The
@@ -111,7 +133,8 @@ def embed(
 
     with processes.together():
         settings = {"layer": layer, "feature_maps": feature_maps, "batch_size": batch_size}
-        job = _plan(folder, output, model, forward, settings, reporter)
+        find_rows = partial(_find_rows, source, layout, reporter)
+        job = _plan(find_rows, output, model, forward, settings)
     _require_same_paths(job, processes)
     with ExitStack() as stack:
         with processes.together():
@@ -131,21 +154,21 @@ def embed(
             failures = dict(start.failures)
             for each in processes.gather(own):
                 failures |= each
+            failures |= {row: job.rows.errors.get(row, failures[row]) for row in failures}
             with processes.together():
                 if processes.is_main:
-                    _publish(job, failures)
+                    _publish(job, failures, model.classes if layer == LOGITS else ())
     count, *dim = job.array.shape
-    failed = tuple(SkippedFile(job.paths[row], failures[row]) for row in sorted(failures))
+    failed = tuple(SkippedFile(job.rows.paths[row], failures[row]) for row in sorted(failures))
     return EmbedResult(output, job.index, count, tuple(dim), failed)
 
 
 def _plan(
-    folder: Path,
+    find_rows: Callable[[], _Rows],
     output: Path,
     model: LoadedModel,
     forward: Forward,
     settings: dict[str, Any],
-    reporter: Reporter,
 ) -> _Job:
     if output.suffix != ".npy":
         raise UsageError(
@@ -158,12 +181,13 @@ def _plan(
     crop = model.preprocessing.crop
     blank = torch.zeros(1, 3, crop, crop, dtype=torch.uint8)
     shape = tuple(compute_outputs(forward, blank, model.preprocessing, device).shape[1:])
-    paths = _find_images(folder, reporter)
+    rows = find_rows()
+    paths = rows.paths
     digest = hashlib.sha256()
     for path in paths:
         digest.update(os.fsencode(path) + b"\0")
     work = {
-        "folder": str(folder),
+        "folder": str(paths.root),
         "images": len(paths),
         "list of images": digest.hexdigest(),
         "model": model.source,
@@ -175,7 +199,7 @@ def _plan(
     }
     target = output.resolve() if output.is_symlink() else output
     array = PartialArray(target, (len(paths), *shape), settings["batch_size"], work)
-    return _Job(paths, index, array)
+    return _Job(rows, index, array)
 
 
 def _require_own(facts: Path) -> None:
@@ -192,16 +216,33 @@ def _require_own(facts: Path) -> None:
     )
 
 
-def _find_images(folder: Path, reporter: Reporter) -> PackedPaths:
+def _find_rows(source: Path | FoundInputs, layout: ListLayout, reporter: Reporter) -> _Rows:
+    if isinstance(source, FoundInputs):
+        return _take_inputs(source)
     with suppress(OSError):  # the scan says why it cannot be reached
-        if folder.is_file() and not is_source(folder):
-            return PackedPaths(folder.parent, [folder.name])
-    paths, skipped = scan_images(folder, reporter=reporter)
+        if source.is_file() and not is_source(source):
+            return _Rows(PackedPaths(source.parent, [source.name]))
+    paths, skipped, labels = scan_with_labels(source, layout=layout, reporter=reporter)
     if not paths:
-        raise DataError(f"{one_line(folder)} holds no images{name_first_skipped(skipped)}")
+        raise DataError(f"{one_line(source)} holds no images{name_first_skipped(skipped)}")
     if skipped:
-        reporter.say(describe_skipped(folder, skipped))
-    return paths
+        reporter.say(describe_skipped(source, skipped))
+    return _Rows(paths, labels)
+
+
+def _take_inputs(inputs: FoundInputs) -> _Rows:
+    labels: list[str] = []
+    errors: dict[int, str] = {}
+
+    def take() -> Iterator[str]:
+        for row, each in enumerate(inputs):
+            labels.append(each.label)
+            if each.error is not None:
+                errors[row] = each.error
+            yield each.path
+
+    paths = PackedPaths(Path(), take(), mixed=True)
+    return _Rows(paths, labels if any(labels) else None, errors)
 
 
 def digest_weights(model: LoadedModel) -> str:
@@ -252,7 +293,7 @@ def _build_loader(
     processes: Processes,
     reporter: Reporter,
 ) -> ImageLoader:
-    paths, block_rows = job.paths, job.array.block_rows
+    paths, block_rows = job.rows.paths, job.array.block_rows
     if len(share) < job.array.num_blocks:
         rows = (share[:, None] * block_rows + np.arange(block_rows)).ravel()
         paths = paths.select(rows[rows < len(paths)].tolist())
@@ -307,7 +348,7 @@ def _write_share(
     with ExitStack() as stack:
         with processes.together():
             writer = stack.enter_context(job.array.writing(processes.rank, start.token))
-        bar = stack.enter_context(reporter.progress(len(job.paths), "embedding"))
+        bar = stack.enter_context(reporter.progress(len(job.rows.paths), "embedding"))
         rounds = _Rounds(job, start, processes, bar)
         stop = stack.enter_context(StopRequest(reporter, once=processes.world_size == 1))
         for block, (values, reasons) in zip(share.tolist(), blocks, strict=True):
@@ -382,7 +423,7 @@ def _kept_for_resuming(
         raise
 
 
-def _publish(job: _Job, failures: dict[int, str]) -> None:
+def _publish(job: _Job, failures: dict[int, str], classes: Sequence[str]) -> None:
     # The array takes its place at last: a full disk here leaves the old one.
     names = ("model", "weights", "preprocessing", "precision", "layer", "feature_maps")
     facts = {
@@ -390,11 +431,16 @@ def _publish(job: _Job, failures: dict[int, str]) -> None:
         MADE_BY: f"{job.index.stem}.npy",
         "shape": list(job.array.shape),
         **{name: job.array.work[name] for name in names},
+        **({"classes": list(classes)} if classes else {}),
     }
     write_json(facts_path(job.index), facts)
-    rows = (
-        (row, path, f"error: {failures[row]}" if row in failures else "ok")
-        for row, path in enumerate(job.paths)
+    statuses = (
+        f"error: {failures[row]}" if row in failures else "ok" for row in range(len(job.rows.paths))
     )
-    write_csv(job.index, ("row", "path", "status"), rows)
+    columns: list[Iterable[object]] = [job.rows.paths, statuses]
+    header: tuple[str, ...] = ("row", "path", "status")
+    if job.rows.labels is not None:
+        header, columns = (*header, "label"), [*columns, job.rows.labels]
+    rows = ((row, *cells) for row, cells in enumerate(zip(*columns, strict=True)))
+    write_csv(job.index, header, rows)
     job.array.publish()

@@ -6,6 +6,7 @@ from typing import Literal
 
 from vtrain.data.folders import describe_skipped, name_first_skipped, scan_labelled
 from vtrain.data.image_sets import LabelledImages
+from vtrain.data.lists import FOUND_BY_NAME, ListLayout
 from vtrain.data.loaders import build_eval_loader
 from vtrain.data.transforms import EvalTransform
 from vtrain.data.workers import resolve_workers
@@ -33,20 +34,22 @@ def evaluate(
     workers: int | Literal["auto"] = "auto",
     raw: bool = False,
     tta: bool = False,
+    layout: ListLayout = FOUND_BY_NAME,
     reporter: Reporter,
 ) -> tuple[EvaluationResult, list[ImagePrediction]]:
     """Metrics on a folder with one subfolder per class, and the prediction of every image.
 
     Classes are matched to the model's by name. Images that cannot be read are in `failures` of
     the result and count in no metric; whether that is an error is up to the caller. `raw` leaves
-    the model's temperature out, `tta` averages over four views of each image.
+    the model's temperature out, `tta` averages over four views of each image. `layout` says how a
+    list is read.
 
     Raises:
         DataError: not a labelled folder, a class that the model lacks, or no readable image.
         ModelError: the model gives logits that are not finite.
         ResourceError: a loader worker died or hung.
     """
-    images = _scan(folder, model.classes, reporter)
+    images = _scan(folder, model.classes, layout, reporter)
     for message in describe_match(images):
         reporter.say(message)
     device = find_model_device(model.classifier)
@@ -74,12 +77,14 @@ def evaluate(
     return found, list_predictions(evaluation, images)
 
 
-def _scan(folder: Path, classes: Sequence[str], reporter: Reporter) -> LabelledImages:
+def _scan(
+    folder: Path, classes: Sequence[str], layout: ListLayout, reporter: Reporter
+) -> LabelledImages:
     # ImageNet's published names repeat ("crane" the bird, "crane" the machine): a folder of such
     # a name is taken for the first of them, and its images count once.
     numbers = {name: number for number, name in reversed(list(enumerate(classes)))}
     names = tuple(dict.fromkeys(classes))
-    found = scan_labelled(folder, classes=names, name="folder", reporter=reporter)
+    found = scan_labelled(folder, classes=names, name="folder", layout=layout, reporter=reporter)
     labels = tuple(numbers[names[label]] for label in found.labels)
     if not labels:
         raise DataError(

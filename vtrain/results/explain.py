@@ -4,7 +4,6 @@ import copy
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ from vtrain.models.saliency import (
     find_map_stage,
     find_map_stages,
 )
-from vtrain.results.predict import PredictInput
+from vtrain.results.inputs import FoundInputs, PredictInput
 from vtrain.runs.model_argument import LoadedModel
 from vtrain.system.reporter import SILENT, Reporter
 from vtrain.system.text import one_line
@@ -139,7 +138,8 @@ def explain_images(
     chosen = find_map_stage(model.classifier.spec, stage)
     index = None if class_name is None else find_class(class_name, model.classes)
     job = _Request(take_full_precision(model.classifier), model, chosen, index, reporter)
-    return _explain(iter(paths), job, batch_size)
+    inputs = paths.pausing() if isinstance(paths, FoundInputs) else iter(paths)
+    return _explain(inputs, job, batch_size)
 
 
 def find_class(name: str, classes: Sequence[str]) -> int:
@@ -179,11 +179,11 @@ def take_full_precision(classifier: Classifier) -> Classifier:
 
 
 def _explain(
-    paths: Iterator[PredictInput | Path | str], job: _Request, batch_size: int
+    paths: Iterator[PredictInput | Path | str | None], job: _Request, batch_size: int
 ) -> Iterator[Explanation]:
     shown = False
     transform = EvalTransform(job.model.preprocessing)
-    while taken := list(islice(paths, batch_size)):
+    while taken := list(_take_batch(paths, batch_size)):
         read = [_read(each, transform) for each in taken]
         images = [image for image in read if not isinstance(image, Explanation)]
         answers = iter(_answer_all(images, job) if images else ())
@@ -193,6 +193,19 @@ def _explain(
                 job.reporter.say(_describe_coarse(answer.cells, job))
                 shown = True
             yield answer
+
+
+def _take_batch(
+    paths: Iterator[PredictInput | Path | str | None], size: int
+) -> Iterator[PredictInput | Path | str]:
+    """The next inputs, up to one that is not there yet."""
+    taken = 0
+    for each in paths:
+        if each is not None:
+            yield each
+            taken += 1
+        if taken == size or (taken and each is None):
+            return
 
 
 def _describe_coarse(cells: tuple[int, int], job: _Request) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from vtrain.data.images import read_image
+from vtrain.data.tars import find_status
 from vtrain.data.transforms import EvalTransform
 from vtrain.errors import DataError, ImageError, ModelError, UsageError
 from vtrain.inference.forward import NOT_FINITE, compute_outputs, find_model_device
@@ -118,6 +119,11 @@ def find_neighbors(
             vector = _compute_query(path, *image_model, array)
         best, left_out = _scan(array, vector, metric, k, row, reporter)
         paths = array.find_paths(each for each, _ in best)
+    if paths and not any(map(_is_there, paths.values())):
+        reporter.warn(
+            f"no file is at any of these paths: {one_line(array.index)} has them as they were for "
+            "`vtrain embed`, in the folder that it ran in"
+        )
     neighbors = tuple(
         Neighbor(rank, each, paths[each], value) for rank, (each, value) in enumerate(best, 1)
     )
@@ -174,6 +180,14 @@ class _Embeddings:
     def find_paths(self, rows: Iterable[int]) -> dict[int, Path]:
         wanted = set(rows)
         return {row: Path(path) for row, path in self.rows() if row in wanted}
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        find_status(path)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextmanager
@@ -286,7 +300,16 @@ def _load_model(
             "leave --layer out",
         )
     asked = facts.precision if precision == "auto" else precision
-    loaded = load_model(model or facts.model, device=device, precision=asked, reporter=reporter)
+    try:
+        loaded = load_model(model or facts.model, device=device, precision=asked, reporter=reporter)
+    except ModelError as error:
+        if model is not None:
+            raise
+        raise ModelError(
+            f"{array.path} was made with {one_line(facts.model)}, which cannot be used from here: "
+            f"{error.message}",
+            "say where that model is now: -m MODEL",
+        ) from error
     _require_same(loaded, facts, array, reporter)
     return loaded, facts.layer
 

@@ -1,23 +1,19 @@
 """The most probable classes of images: one answer or one reason for every input, in order."""
 
-import glob
 import math
-import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice, repeat
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from vtrain.data.batches import Batch
-from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
 from vtrain.data.loaders import build_stream_loader
-from vtrain.data.tars import find_status
 from vtrain.data.transforms import EvalTransform
 from vtrain.data.workers import resolve_workers
-from vtrain.errors import DataError, UsageError
+from vtrain.errors import UsageError
 from vtrain.inference.forward import (
     NOT_FINITE,
     compute_probabilities,
@@ -26,6 +22,7 @@ from vtrain.inference.forward import (
 )
 from vtrain.inference.metrics import rank_classes
 from vtrain.inference.streams import choose_streams, compute_in_order
+from vtrain.results.inputs import FoundInputs, PredictInput
 from vtrain.runs.model_argument import LoadedModel
 from vtrain.system.json_csv import SCHEMA
 from vtrain.system.reporter import SILENT, Reporter
@@ -33,14 +30,6 @@ from vtrain.system.reporter import SILENT, Reporter
 LOOK_AHEAD = 65  # inputs; fewer are read without workers
 ERRORS_AT_ONCE = 1000
 UNKNOWN = "unknown"  # the answer for what is rejected
-
-
-@dataclass(frozen=True, slots=True)
-class PredictInput:
-    """One input as it will be named in the answer, or the reason why it stands for no image."""
-
-    path: str
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,74 +89,8 @@ class Answering:
         return answer
 
 
-class FoundInputs(Iterator[PredictInput]):
-    """The images that files, folders, globs and `-` (one path per line on `stdin`) stand for.
-
-    Arguments keep their order and may repeat; a folder gives its images at any depth, sorted, and
-    a glob its matches, sorted. So do a tar and a list (.csv, .tsv, .txt) that are arguments by
-    themselves. What exists under its literal name is not taken for a glob, and lines of `stdin`
-    never are. Any other file is an input whatever its name ends with. What stands for no image
-    gives one input with an error.
-
-    They are found when they are asked for; `known` is how many there are so far, with those of the
-    last folder that was looked into. `reporter` is told of files in folders that are not used.
-    """
-
-    def __init__(self, arguments: Sequence[str], stdin: BinaryIO, *, reporter: Reporter) -> None:
-        self.known = 0
-        self._reporter = reporter
-        self._inputs = self._find(arguments, stdin)
-
-    def __next__(self) -> PredictInput:
-        return next(self._inputs)
-
-    def _find(self, arguments: Sequence[str], stdin: BinaryIO) -> Iterator[PredictInput]:
-        for argument in arguments:
-            if argument == "-":
-                for line in stdin:
-                    name = os.fsdecode(line).rstrip("\r\n")
-                    if name:
-                        yield from self._expand(name)
-            elif glob.has_magic(argument) and not os.path.lexists(argument):
-                # Path.glob takes no absolute patterns
-                names = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207
-                for name in names:
-                    yield from self._expand(name)
-                if not names:
-                    yield from self._count_one(argument, "no file matches this pattern")
-            else:
-                yield from self._expand(argument, may_list=True)
-
-    def _expand(self, name: str, *, may_list: bool = False) -> Iterator[PredictInput]:
-        try:
-            if not name:
-                return self._count_one(name, "the path is empty")
-            path = Path(name)
-            if not path.is_dir() and not (may_list and is_source(path)):
-                find_status(path)
-                return self._count_one(name, None)
-            images, skipped = scan_images(path, reporter=self._reporter)
-        except FileNotFoundError:
-            return self._count_one(name, "no such file or folder")
-        except DataError as error:
-            return self._count_one(name, error.message)
-        except (OSError, ValueError) as error:
-            return self._count_one(name, getattr(error, "strerror", None) or str(error))
-        if not images:
-            first = name_first_skipped(skipped)
-            return self._count_one(name, f"the folder holds no images{first}")
-        if skipped:
-            self._reporter.say(describe_skipped(name, skipped))
-        self.known += len(images)
-        return (PredictInput(str(image)) for image in images)
-
-    def _count_one(self, name: str, error: str | None) -> Iterator[PredictInput]:
-        self.known += 1
-        return iter([PredictInput(name, error)])
-
-
 def predict(
-    inputs: Iterable[PredictInput],
+    inputs: Iterable[PredictInput | None],
     model: LoadedModel,
     *,
     top_k: int = 5,
@@ -185,9 +108,10 @@ def predict(
 
     Inputs are taken as they are needed, so that the memory needed does not grow with their number:
     a batch is full before it is computed, and workers read ahead (see `build_stream_loader`), on a
-    CPU by as many batches more as are computed at a time.
-    `auto` looks at the first 65 inputs to see whether workers are worth while. `reporter` is told
-    of workers that were lost.
+    CPU by as many batches more as are computed at a time. None among them, as `FoundInputs` gives
+    it, says that the next one is not there yet: all before it are answered first.
+    `auto` looks at the first 65 inputs to see whether workers are worth while; where these are not
+    there yet, they are. `reporter` is told of workers that were lost.
 
     Raises:
         UsageError: `top_k` is below 1, or a bound is NaN, or a distance is asked for that the model
@@ -210,7 +134,7 @@ def predict(
 
 
 def _answer(
-    inputs: Iterable[PredictInput],
+    inputs: Iterable[PredictInput | None],
     model: LoadedModel,
     top_k: int,
     answering: Answering,
@@ -218,10 +142,12 @@ def _answer(
     workers: int | Literal["auto"],
     reporter: Reporter,
 ) -> Iterator[Prediction]:
-    inputs = iter(inputs)
+    inputs = inputs.pausing() if isinstance(inputs, FoundInputs) else iter(inputs)
     if workers == "auto":
-        first = list(islice(inputs, LOOK_AHEAD))
-        inputs, workers = chain(first, inputs), resolve_workers(workers, len(first))
+        first = list(_look_ahead(inputs))
+        paused = first[-1:] == [None]
+        count = LOOK_AHEAD if paused else len(first)
+        inputs, workers = chain(first, inputs), resolve_workers(workers, count)
     waiting: deque[PredictInput] = deque()
     device = find_model_device(model.classifier)
     batches = build_stream_loader(
@@ -248,13 +174,28 @@ def _answer(
     assert not waiting, f"no answer for {len(waiting)} inputs"
 
 
+def _look_ahead(inputs: Iterator[PredictInput | None]) -> Iterator[PredictInput | None]:
+    """The first inputs, up to one that is not there yet."""
+    for each in islice(inputs, LOOK_AHEAD):
+        yield each
+        if each is None:
+            return
+
+
 def _form_batches(
-    inputs: Iterable[PredictInput], waiting: deque[PredictInput], batch_size: int
+    inputs: Iterable[PredictInput | None], waiting: deque[PredictInput], batch_size: int
 ) -> Iterator[list[Path]]:
     """Batches of the images among the inputs, all of which queue up in `waiting`."""
     paths: list[Path] = []
     errors = 0
     for each in inputs:
+        if each is None:
+            if paths:
+                yield paths
+                paths, errors = [], 0
+            while waiting:  # batches of none push the others through all that reads ahead
+                yield []
+            continue
         waiting.append(each)
         if each.error is None:
             paths.append(Path(each.path))

@@ -3,11 +3,10 @@
 import csv
 import hashlib
 import json
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -16,10 +15,9 @@ from pydantic import TypeAdapter
 from vtrain.errors import ExitCode, UsageError
 from vtrain.models.freezing import tensor_digest
 from vtrain.results.embed import digest_weights
+from vtrain.results.inputs import FoundInputs, PredictInput
 from vtrain.results.predict import (
     Answering,
-    FoundInputs,
-    PredictInput,
     Prediction,
     predict,
     prediction_csv_header,
@@ -42,9 +40,9 @@ from vtrain.system.signals import build_stop_error
 from vtrain.system.text import one_line
 
 FileForm = Literal["json", "csv"]
-FLUSH_SECONDS = 1.0
 GO_ON = "go on with the same command and --resume"
-SAME = "give the same inputs, model and options, or start afresh without --resume"
+AFRESH = "remove it and start afresh without --resume"
+SAME = f"give the same inputs, model and options, or {AFRESH}"
 SUFFIXES: dict[str, FileForm] = {".jsonl": "json", ".csv": "csv"}
 
 
@@ -100,6 +98,19 @@ def choose_form(output: Path, *, as_json: bool, as_csv: bool) -> FileForm:
     return chosen
 
 
+def require_new(output: Path) -> None:
+    """Refuse a file that holds anything.
+
+    Raises:
+        UsageError: it does.
+    """
+    if output.exists() and output.stat().st_size:
+        raise UsageError(
+            f"output {one_line(output)} exists already",
+            "go on after its last answer with --resume, or choose another name with -o",
+        )
+
+
 def write_predictions(
     output: Path,
     inputs: Iterable[PredictInput],
@@ -118,7 +129,7 @@ def write_predictions(
     The file grows while the work goes on; the sidecar beside it says which model and options its
     answers are of, and stays. With `resume` the file is kept up to the end of its last whole batch,
     so that those to come hold the same images as without a stop; its answers must be those of the
-    first inputs, by the same model and options. Without it, the file is replaced.
+    first inputs, by the same model and options. Without it, a file that holds anything is refused.
 
     Raises:
         UsageError: `output` cannot be written, or holds something else than the same work.
@@ -127,18 +138,20 @@ def write_predictions(
         InterruptedRunError, StoppedError: after a signal; the file can be resumed.
     """
     require_writable(output)
-    found, inputs = inputs, iter(inputs)
+    found = inputs if isinstance(inputs, FoundInputs) else None
+    inputs = iter(inputs)
     columns = min(top_k, len(model.classes))
     answering = answering or Answering()
     origin = _Origin(model.source, _digest_model(model), form, columns, **asdict(answering))
     with lock_output(output):
-        part = WrittenPredictions()
+        part, again = WrittenPredictions(), list[PredictInput]()
+        if not resume:
+            require_new(output)
         if resume and output.exists() and output.stat().st_size:
             _require_same_origin(output, origin)
             part, again = _find_part(output, form, columns, inputs, batch_size)
-            inputs = chain(again, inputs)
         answers = predict(
-            inputs,
+            chain(again, inputs if found is None else found.pausing()),
             model,
             top_k=top_k,
             answering=answering,
@@ -146,6 +159,8 @@ def write_predictions(
             workers=workers,
             reporter=reporter,
         )
+        # Inputs that cannot be used at all are refused before there is a file.
+        answers = chain(list(islice(answers, 1)), answers)
         with (
             reporter.progress(0, "predicting") as bar,
             _appending(output, part.end) as stream,
@@ -156,7 +171,7 @@ def write_predictions(
                 write_json(sidecar_path(output), facts)
             bar.update(part.count)
             for _ in _write_answers(output, stream, answers, part, form, columns):
-                bar.total = found.known if isinstance(found, FoundInputs) else None
+                bar.total = None if found is None else found.known
                 bar.update(1)
     return part
 
@@ -170,15 +185,12 @@ def _write_answers(
     columns: int,
 ) -> Iterator[None]:
     """Append the answers and count them in `part`; yields after each."""
-    flushed_at = time.monotonic()
     if form == "csv" and part.end == 0:
         stream.write(f"{format_csv_row(prediction_csv_header(columns))}\n".encode())
     for answer in answers:
         with _explained(output):
             stream.write(_encode(answer, form, columns))
-            if time.monotonic() - flushed_at >= FLUSH_SECONDS:
-                stream.flush()
-                flushed_at = time.monotonic()
+            stream.flush()  # somebody may wait for it
         part.count += 1
         part.failed += answer.error is not None
         yield
@@ -236,7 +248,7 @@ def _require_same_origin(output: Path, origin: _Origin) -> None:
         found = "is missing" if isinstance(error, FileNotFoundError) else "is damaged"
         raise UsageError(
             f"cannot resume {output}: {path.name}, which says what its answers are of, {found}",
-            "choose another output, or start afresh without --resume, which replaces it",
+            f"choose another output, or {AFRESH}",
         ) from error
     changes = find_changes(asdict(before), asdict(origin))
     if any(change.name != "model" for change in changes):
@@ -270,7 +282,7 @@ def _find_part(
         except (ValueError, TypeError, KeyError, RecursionError, csv.Error) as error:
             raise UsageError(
                 f"cannot resume {output}: it holds something else than predictions as {form}",
-                "start afresh without --resume, which replaces it",
+                f"choose another output, or {AFRESH}",
             ) from error
     following = next(inputs, None)
     return (part, []) if following is None else (kept, [*again, following])
