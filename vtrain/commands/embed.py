@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vtrain.commands.options import Compute, Json, Model, choose_workers
-from vtrain.commands.outcomes import reported_once, require_all_readable
+from vtrain.commands.outcomes import reported_once, require_all_readable, require_no_config
 from vtrain.system.terminal import Console, print_json, print_line
 
 
@@ -54,6 +54,7 @@ def embed(
     from vtrain.system.machine import find_device
     from vtrain.system.processes import read_processes
 
+    require_no_config("embed FOLDER OUT.npy", folder)
     processes = read_processes()
     if not processes.is_main:
         console = Console(quiet=True)

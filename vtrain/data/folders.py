@@ -65,7 +65,8 @@ class SplitFolders:
 class _Found:
     """What a source holds: names below `base` by class, and what it should look like.
 
-    `mixed`: names may be absolute. `numbered`: class names are indices.
+    `mixed`: names may be absolute. `numbered`: class names are indices. `places`: see
+    `LabelledImages`.
     """
 
     base: Path
@@ -74,6 +75,7 @@ class _Found:
     layout: str
     mixed: bool = False
     numbered: bool = False
+    places: frozenset[tuple[int, int]] | None = None
 
 
 def scan_labelled(
@@ -271,7 +273,9 @@ def _find_in_folders(
             f"expected {_CLASS_FOLDERS.format(root=one_line(root))}",
         )
     by_class = scan.walk(list(folders.items()))
-    return _Found(scan.root, by_class, scan.skipped, _CLASS_FOLDERS.format(root=one_line(root)))
+    expected = _CLASS_FOLDERS.format(root=one_line(root))
+    places = None if scan.linked else frozenset(scan.visited)
+    return _Found(scan.root, by_class, scan.skipped, expected, places=places)
 
 
 def _find_in_tars(
@@ -298,7 +302,8 @@ def _find_in_tars(
         else:
             tars.skipped.append(SkippedFile(root / place, no_label))
     numbered = numbered and not names
-    return _Found(root, by_class, tars.skipped, _TAR_MEMBERS, numbered=numbered)
+    places = frozenset(tars.places)
+    return _Found(root, by_class, tars.skipped, _TAR_MEMBERS, numbered=numbered, places=places)
 
 
 def _is_number(label: str) -> bool:
@@ -338,7 +343,9 @@ def _build_labelled(
         places += members
         labels += [label] * len(members)
     paths = PackedPaths(found.base, places, mixed=found.mixed)
-    return LabelledImages(root, tuple(names), paths, tuple(labels), tuple(found.skipped))
+    return LabelledImages(
+        root, tuple(names), paths, tuple(labels), tuple(found.skipped), places=found.places
+    )
 
 
 def _list_classes(

@@ -66,11 +66,13 @@ class TarIndex:
 class TarScan:
     """Images of `archives`, named below a root.
 
-    `folders` are those within the archive that images lie in, "" for none; `labels` are the texts
-    of `.cls` members, "" where there is none, and None if there are none at all.
+    `places` are the archives by device and inode. `folders` are those within the archive that
+    images lie in, "" for none; `labels` are the texts of `.cls` members, "" where there is none,
+    and None if there are none at all.
     """
 
     archives: Sequence[str]
+    places: set[tuple[int, int]] = field(default_factory=set)
     names: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     labels: list[str] | None = None
@@ -116,6 +118,7 @@ def scan_tars(root: Path, archives: Sequence[str], reporter: Reporter) -> TarSca
             if scan.labels is not None:
                 scan.labels.append("" if index.labels is None else index.labels[number])
         path = archive / each
+        scan.places.add(find_status(path)[:2])
         scan.skipped += [
             SkippedFile(path / name, reason)
             for name, reason in index.skipped
