@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vtrain.data.folders import find_splits, scan_images, scan_labelled
+from vtrain.data.folders import EMPTY_CLASS, find_splits, scan_images, scan_labelled
 from vtrain.data.image_names import IMAGE_SUFFIXES
 from vtrain.data.image_sets import LabelledImages, PackedPaths
 from vtrain.data.splits import split_stratified
@@ -188,13 +188,16 @@ def test_val_without_images_is_an_error(tmp_path: Path) -> None:
 
 
 def test_empty_class_folders_are_named(tmp_path: Path) -> None:
-    make(tmp_path, "a/1.png", "b/", "c/.hidden.png", "d/notes.txt", "e/1.png", "f/", "g/", "h/")
+    make(tmp_path, "a/1.png", "b/", "c/.hidden.png", "e/1.png", "f/g/")
+    images = scan_labelled(tmp_path)
+    assert images.classes == ("a", "e")
+    assert notes(images) == dict.fromkeys(["b", "c", "f"], EMPTY_CLASS)
+    make(tmp_path, "c/.hidden.png", "d/notes.txt", "x/notes.txt")
     error = error_of(tmp_path)
-    assert error.message == (
-        f"data.train: class folders without images in {tmp_path}: "
-        "'b', 'c', 'd', 'f', 'g' and 1 more"
-    )
-    assert error.hint == "add images or remove the folders"
+    message = f"data.train: class folders without images in {tmp_path}: 'd', 'x'"
+    assert error.message == message
+    reason = "d/notes.txt is not named like an image"
+    assert error.hint == f"{reason}; add images or remove the folders"
 
 
 @pytest.mark.parametrize(
@@ -248,7 +251,11 @@ def test_splits_are_found_under_their_usual_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "files",
-    [("train/1.png", "bus/1.png", "val/1.png"), ("train/1.png",), ("val/1.png", "test/1.png")],
+    [
+        ("train/1.png", "bus/1.png"),
+        ("training_shoes/1.png", "test tube/1.png"),
+        ("valid/1.png", "invalid/1.png"),
+    ],
 )
 def test_classes_that_happen_to_be_named_like_splits_are_classes(
     tmp_path: Path, files: tuple[str, ...]

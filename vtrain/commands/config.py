@@ -6,12 +6,18 @@ from typing import Annotated
 import typer
 
 from vtrain.commands.options import Config, Json, Overrides, complete_backbones
+from vtrain.errors import UsageError
 from vtrain.system.terminal import Console, print_json, print_line, print_text
-from vtrain.system.text import quote_path
+from vtrain.system.text import one_line, quote_path
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="One subfolder for each class.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="One subfolder for each class, or splits of these; tar or list."
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="CONFIG", help="Where to write it."),
@@ -23,17 +29,24 @@ def init(
     *,
     console: Console,
 ) -> None:
-    """Write a commented config for a folder of images.
+    """Write a commented config for a folder, tar or list of images.
 
     \b
     vtrain init photos/
+    vtrain init labels.csv
     vtrain init photos/ -o photos.yaml --backbone mobilenet_v3_small
     """
     from vtrain.runs.starter_config import build_config_text, inspect_folder, write_config
 
-    path = output or Path(f"{folder.resolve().name}.yaml")
+    if folder.suffix.lower() in (".yaml", ".yml") and folder.is_file():
+        raise UsageError(
+            f"{one_line(folder)} is a config already, expected images",
+            f"to train: vtrain fit {quote_path(folder)}",
+        )
+    name = folder.resolve().stem if folder.is_file() else folder.resolve().name
+    path = output or Path(f"{name}.yaml")
     summary = inspect_folder(folder)
-    write_config(path, build_config_text(summary, backbone=backbone))
+    write_config(path, build_config_text(summary, backbone=backbone, folder=path.parent))
     for line in summary.lines():
         console.say(line)
     console.say(f"next: vtrain fit {quote_path(path)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vtrain.commands.options import Compute, Json, Listed, Model, choose_workers
-from vtrain.commands.outcomes import reported_once, require_all_readable
+from vtrain.commands.outcomes import reported_once, require_all_readable, require_no_config
 from vtrain.errors import UsageError
 from vtrain.system.terminal import Console, print_json, print_line
 from vtrain.system.text import one_line
@@ -67,6 +67,7 @@ def embed(
     from vtrain.system.processes import read_processes
 
     *sources, output = paths
+    require_no_config("embed FOLDER OUT.npy", *sources)
     processes = read_processes()
     if not processes.is_main:
         console = Console(quiet=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vtrain.commands.options import Compute, Json, Listed, Model, Raw, Tta, choose_workers
-from vtrain.commands.outcomes import require_all_readable
+from vtrain.commands.outcomes import require_all_readable, require_no_config
 from vtrain.system.terminal import Console, print_json, print_line, print_table
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def evaluate(
     from vtrain.results.evaluate import evaluate as run_evaluate
     from vtrain.runs.evaluation_files import evaluation_json
 
+    require_no_config("evaluate FOLDER", folder)
     layout = listed.build_layout([folder])
     loaded = compute.load_model(model, console)
     result, _ = run_evaluate(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vtrain.commands.options import BatchSize, Device, Json, Model
-from vtrain.commands.outcomes import require_all_answered
+from vtrain.commands.outcomes import require_all_answered, require_no_config
 from vtrain.system.terminal import Console, print_json, print_line
 from vtrain.system.text import format_percent
 
@@ -73,6 +73,7 @@ def explain(
     from vtrain.runs.model_argument import load_model
     from vtrain.system.machine import find_device
 
+    require_no_config("explain IMAGE -o FOLDER", *paths)
     require_empty_folder(output)
     inputs = FoundInputs(paths, sys.stdin.buffer, reporter=console)
     # Gradients in float32: there is little to compute, and a lower precision rounds them.

@@ -23,6 +23,22 @@ def require_one_form(*, as_json: bool, as_csv: bool) -> None:
         raise UsageError("--json and --csv were both given", "choose one of them")
 
 
+def require_no_config(command: str, *paths: str | Path) -> None:
+    """Before any work: a config is for fit; `command` is one for images."""
+    for path in map(Path, paths):
+        if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
+            continue
+        from vtrain.runs.folder import RUNS, find_run_names
+
+        made = [run for run in find_run_names(RUNS) if Path(run).name.startswith(f"{path.stem}-")]
+        use = f"vtrain {command} -m {quote_path(made[-1] if made else 'RUN')}"
+        train = f"vtrain fit {quote_path(path)}"
+        raise UsageError(
+            f"{one_line(path)} is a config, expected images",
+            f"to use what it trained: {use}" if made else f"to train: {train}; then: {use}",
+        )
+
+
 def require_place(path: Path, name: str) -> None:
     """Before any work: a file goes to a folder that is there; `name` is what the file is called."""
     shown = f"{name} {one_line(path)}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vtrain.commands.options import Compute, Csv, Json, Listed, Model, Raw, Tta, choose_workers
-from vtrain.commands.outcomes import require_all_answered, require_one_form
+from vtrain.commands.outcomes import require_all_answered, require_no_config, require_one_form
 from vtrain.errors import UsageError
 from vtrain.system.terminal import Console, print_csv_row, print_json, print_line
 from vtrain.system.text import format_percent
@@ -79,6 +79,7 @@ def predict(
     from vtrain.results.predict import predict as run_predict
     from vtrain.results.prediction_files import choose_form, require_new, write_predictions
 
+    require_no_config("predict IMAGE", *paths)
     require_one_form(as_json=as_json, as_csv=as_csv)
     if resume and output is None:
         raise UsageError("--resume needs the --output FILE that it goes on with")

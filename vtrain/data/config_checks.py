@@ -2,19 +2,22 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 from vtrain.config.checks import Check
 from vtrain.config.keys import ColumnsConfig, FitConfig
 from vtrain.config.mistakes import KeyMistake
 from vtrain.data.image_sets import LIST_SUFFIXES, TAR_SUFFIX
+from vtrain.data.overlaps import describe_nesting
+from vtrain.data.tars import find_archive
 from vtrain.system.files import describe_missing
 
 
 def check_folder(config: FitConfig, *, name: str) -> Iterator[KeyMistake]:
     """A source of images that is not there, or is none."""
     value = getattr(config.data, name)
-    if value is None:
+    if value is None or find_archive(Path(value)) is not None:
         return
     problem = describe_missing(Path(value), "folder")
     is_source = value.lower().endswith((TAR_SUFFIX, *LIST_SUFFIXES))
@@ -55,6 +58,19 @@ def check_lists(config: FitConfig) -> Iterator[KeyMistake]:
             yield KeyMistake(("data", "root"), problem)
 
 
+def check_apart(config: FitConfig) -> Iterator[KeyMistake]:
+    """A split that is another one, or lies in it, or holds it."""
+    values = {name: getattr(config.data, name) for name in ("train", "val", "test")}
+    given = {name: Path(value) for name, value in values.items() if value is not None}
+    for (name, path), (later, other) in combinations(given.items(), 2):
+        if (how := describe_nesting(other, path)) is not None:
+            text = f"{other} {how} data.{name}, {path}: an image would be in both splits"
+            advice = "leave data.val out and set data.val_fraction" if later == "val" else ""
+            advice = advice or "leave data.test out, or give it images of its own"
+            yield KeyMistake(("data", later), f"{text}; {advice}")
+            return
+
+
 def check_exclude(config: FitConfig) -> Iterator[KeyMistake]:
     """A list of excluded images that is not there, or is no file."""
     if config.data.exclude is None:
@@ -74,5 +90,6 @@ CHECKS: tuple[Check, ...] = (
     (("data.test",), partial(check_folder, name="test")),
     (("data.val", "data.val_fraction"), check_validation),
     (("data.train", "data.val", "data.test", "data.columns", "data.root"), check_lists),
+    (("data.train", "data.val", "data.test"), check_apart),
     (("data.exclude",), check_exclude),
 )

@@ -1,9 +1,8 @@
 """Finds images: class folders for training, any depth for prediction; also tars and lists."""
 
-import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -17,37 +16,51 @@ from vtrain.data.image_sets import (
     SkippedFile,
     join_prefix,
 )
+from vtrain.data.layouts import (
+    TEST,
+    TRAIN,
+    VAL,
+    Layout,
+    find_kinds,
+    look_at_folders,
+    look_at_members,
+    read_layout,
+)
 from vtrain.data.lists import FOUND_BY_NAME, ListLayout, ListScan, read_list
 from vtrain.data.tars import (
     LABEL_SUFFIX,
     TarScan,
     compressed_error,
+    find_archive,
     is_compressed,
     scan_tars,
 )
-from vtrain.data.walk import FolderScan, path_text
+from vtrain.data.walk import FolderEntries, FolderScan, path_text
 from vtrain.errors import DataError
 from vtrain.system.files import explain_missing
 from vtrain.system.reporter import SILENT, Reporter
-from vtrain.system.text import enumerate_names, one_line
+from vtrain.system.text import enumerate_names, one_line, quote_path
 
-_SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
+EMPTY_CLASS = "is an empty class folder"
 _CLASS_FOLDERS = "one folder for each class: {root}/<class>/<image>"
 _TAR_MEMBERS = "members named <class>/<image>, or pairs <name>.jpg and <name>.cls"
 _LIST_LINES = "lines of path and class"
+_NO_LABEL = f"has no {LABEL_SUFFIX} member that names its class"
 
 
 @dataclass(frozen=True, slots=True)
 class SplitFolders:
-    """The split folders found below one root; None where there is no such folder."""
+    """The split folders found below one root; None where there is no such folder.
+
+    `flat` are validation and test folders with images and without class folders; `remarks` tell
+    what was guessed.
+    """
 
     train: Path
     val: Path | None
     test: Path | None
+    flat: tuple[Path, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +68,7 @@ class _Found:
     """What a source holds: names below `base` by class, and what it should look like.
 
     `mixed`: names may be absolute. `numbered`: class names are indices. `groups`: what each name
-    belongs to.
+    belongs to. `places`: see `LabelledImages`.
     """
 
     base: Path
@@ -65,6 +78,7 @@ class _Found:
     mixed: bool = False
     numbered: bool = False
     groups: dict[str, str] | None = None
+    places: frozenset[tuple[int, int]] | None = None
 
 
 def scan_labelled(
@@ -99,16 +113,22 @@ def scan_labelled(
     Raises:
         DataError: `root` or a class folder cannot be used; the message names all that are wrong.
     """
+    found_layout = Layout()
     if _is_list(root, name):
         found = _find_listed(root, layout, name, reporter)
     else:
         source = _open_source(root, name, reporter)
+        place, found_layout = _read_layout(root, source, classes)
+        if classes is None:
+            _require_classes(place, found_layout, name)
+        for remark in found_layout.remarks:
+            reporter.say(f"{name}: {remark}")
         if isinstance(source, TarScan):
-            found = _find_in_tars(root, source, classes)
+            found = _find_in_tars(root, source, classes, found_layout)
         else:
-            found = _find_in_folders(source, classes, name)
+            found = _find_in_folders(source, classes, name, found_layout)
             source.memory.save(reporter)
-    return _build_labelled(root, found, classes, name)
+    return _build_labelled(root, found, classes, name, found_layout)
 
 
 def scan_training(
@@ -139,9 +159,10 @@ def scan_training(
     parts = _group_listed(listed)
     train = parts.pop("train", _Found(listed.folder, {}, [], _LIST_LINES))
     train.skipped.extend(listed.skipped)
-    found = {"train": _build_labelled(root, train, None, "data.train")}
+    found = {"train": _build_labelled(root, train, None, "data.train", Layout())}
     for name, part in sorted(parts.items(), reverse=True):
-        found[name] = _build_labelled(root, part, found["train"].classes, f"data.{name}")
+        classes = found["train"].classes
+        found[name] = _build_labelled(root, part, classes, f"data.{name}", Layout())
     return found
 
 
@@ -156,7 +177,7 @@ def scan_images(
     Raises:
         DataError: `root` cannot be read, or is neither a folder nor a tar nor a list.
     """
-    paths, skipped, _ = _scan(root, layout, reporter)
+    paths, skipped, *_ = _scan(root, layout, reporter)
     return paths, skipped
 
 
@@ -167,34 +188,40 @@ def scan_with_labels(
 
     A folder tells them if all its images lie in class folders, of which there are several.
     """
-    paths, skipped, labels = _scan(root, layout, reporter)
-    if labels is None and root.is_dir():
-        parts = (name.partition(os.sep) for name in map(compose, paths.names()))
-        labels = [first if below else "" for first, below, _ in parts]
-        if "" in labels or len(set(labels)) < 2 or find_splits(root) is not None:
+    paths, skipped, source, labels = _scan(root, layout, reporter)
+    if source is not None and labels is None:
+        _, found = _read_layout(root, source)
+        folders: Iterable[str] = (name.rpartition("/")[0] for name in paths.names())
+        if isinstance(source, TarScan):
+            folders = source.folders
+        labels = [_first_below(found.base, each) for each in folders]
+        if found.splits or found.doubt or "" in labels or len(set(labels)) < 2:
             labels = None
-    return paths, skipped, labels
+    return paths, skipped, labels and list(map(compose, labels))
 
 
 def _scan(
     root: Path, layout: ListLayout, reporter: Reporter
-) -> tuple[PackedPaths, list[SkippedFile], list[str] | None]:
-    labels: list[str] = []
+) -> tuple[PackedPaths, list[SkippedFile], TarScan | FolderScan | None, list[str] | None]:
+    """What `scan_images` finds, where it was found if not in a list, and the classes if named."""
     if _is_list(root, "folder"):
         listed = read_list(root, layout, labelled=False, reporter=reporter)
-        labels = listed.classes
-        paths, skipped = PackedPaths(listed.folder, listed.names, mixed=True), listed.skipped
+        labels = listed.classes if any(listed.classes) else None
+        return PackedPaths(listed.folder, listed.names, mixed=True), listed.skipped, None, labels
+    source = _open_source(root, "folder", reporter)
+    if isinstance(source, TarScan):
+        source.sort()
+        names, labels = source.names, source.labels
     else:
-        source = _open_source(root, "folder", reporter)
-        if isinstance(source, TarScan):
-            names, labels = source.names, source.classes
-            order = sorted(range(len(names)), key=names.__getitem__)
-            names, labels = [names[i] for i in order], [labels[i] for i in order]
-        else:
-            names = sorted(source.walk((), entries=source.entries)[""])
-            source.memory.save(reporter)
-        paths, skipped = PackedPaths(root, names), sorted(source.skipped, key=path_text)
-    return paths, skipped, labels if any(labels) else None
+        names, labels = sorted(source.walk((), entries=source.entries)[""]), None
+        source.memory.save(reporter)
+    return PackedPaths(root, names), sorted(source.skipped, key=path_text), source, labels
+
+
+def _first_below(base: str, place: str) -> str:
+    """The first folder of a place below `base`, "" where there is none."""
+    start = f"{base}/" if base else ""
+    return place[len(start) :].partition("/")[0] if place.startswith(start) else ""
 
 
 def is_source(path: Path) -> bool:
@@ -203,29 +230,59 @@ def is_source(path: Path) -> bool:
 
 
 def find_splits(root: Path) -> SplitFolders | None:
-    """The `train`, `val` and `test` folders below `root` under any of their usual names.
+    """The `train`, `val` and `test` folders of a folder or tar under any of their usual names.
 
-    None if there is no train folder, or neither of the others, or if `root` holds other folders
-    too: then they are classes that happen to have such names.
+    None if there is no train folder, or neither of the others, or if `root` is a list.
 
     Raises:
-        DataError: `root` is not a folder that can be read.
+        DataError: `root` cannot be read, or it is not clear whether it holds splits or classes.
     """
-    _require_source(root, "folder", files=False)
-    scan = FolderScan(root)
-    return _match_splits(root, [name for name, _ in scan.open_root("folder").folders])
-
-
-def _match_splits(root: Path, folders: Sequence[str]) -> SplitFolders | None:
-    found: dict[str, Path] = {}
-    for folder in folders:
-        kinds = [kind for kind, names in _SPLIT_NAMES.items() if folder.lower() in names]
-        if not kinds or kinds[0] in found:
-            return None
-        found[kinds[0]] = root / folder
-    if "train" not in found or len(found) < 2:
+    if _is_list(root, "folder"):
         return None
-    return SplitFolders(found["train"], found.get("val"), found.get("test"))
+    base, layout = _read_layout(root, _open_source(root, "folder", SILENT))
+    if layout.doubt is not None:
+        raise DataError(f"{one_line(base)} {layout.doubt[0]}", layout.doubt[1])
+    if not layout.splits:
+        return None
+    places = {kind: base / place for kind, place in layout.splits}
+    if TRAIN in layout.flat:
+        raise _flat_error(places[TRAIN])
+    flat = tuple(places.pop(kind) for kind in layout.flat)
+    return SplitFolders(places[TRAIN], places.get(VAL), places.get(TEST), flat, layout.remarks)
+
+
+def _flat_error(folder: Path) -> DataError:
+    return DataError(
+        f"{one_line(folder)} holds images without class folders",
+        f"expected {_CLASS_FOLDERS.format(root=one_line(folder))}; if a list says the classes of "
+        "images, give that: data.train=list.csv",
+    )
+
+
+def _read_layout(
+    root: Path, source: TarScan | FolderScan, known: Collection[str] | None = None
+) -> tuple[Path, Layout]:
+    """How the folders of a source are to be read, and what their places are below."""
+    if isinstance(source, FolderScan):
+        return root, read_layout(root, look_at_folders(root), known)
+    archives = source.archives
+    kinds = find_kinds([name[: -len(TAR_SUFFIX)] for name in archives])
+    if TRAIN in kinds.values() and len(set(kinds.values())) > 1:
+        if len(archives) == len(set(kinds.values())):
+            return root, Layout(splits=tuple(zip(kinds.values(), archives, strict=True)))
+        advice = "put the archives of each split into a folder of its own"
+        doubt = f"holds archives of several splits, {enumerate_names(archives)}"
+        return root, Layout(doubt=(doubt, advice))
+    base = root / archives[0] if len(archives) == 1 else root
+    if source.labels is not None:
+        return base, Layout()
+    layout = read_layout(base, look_at_members(source.folders), known)
+    if layout.splits and len(archives) > 1:
+        advice = "write the archives of each split into a folder of its own, or unpack them"
+        names = [place for _, place in layout.splits]
+        doubt = f"has splits in its archives, {enumerate_names(names)}"
+        return base, Layout(doubt=(doubt, advice))
+    return base, layout
 
 
 def name_first_skipped(skipped: Sequence[SkippedFile]) -> str:
@@ -242,13 +299,13 @@ def describe_skipped(root: Path | str, skipped: Sequence[SkippedFile]) -> str:
 
 def _is_list(root: Path, name: str) -> bool:
     """Whether `root` is a list; whatever it is, it exists and is something that can be used."""
-    mode = _require_source(root, name, files=True)
+    mode = _require_source(root, name)
     return stat.S_ISREG(mode) and root.name.lower().endswith(LIST_SUFFIXES)
 
 
 def _open_source(root: Path, name: str, reporter: Reporter) -> TarScan | FolderScan:
     """The images of tars, or else a folder of which the entries are known."""
-    if root.is_file():
+    if not root.is_dir():  # a tar, or a folder in one
         return scan_tars(root, [""], reporter)
     scan = FolderScan(root)
     entries = scan.open_root(name)
@@ -266,32 +323,63 @@ def _open_source(root: Path, name: str, reporter: Reporter) -> TarScan | FolderS
     return tars
 
 
-def _find_in_folders(scan: FolderScan, classes: Sequence[str] | None, name: str) -> _Found:
+def _find_in_folders(
+    scan: FolderScan, classes: Sequence[str] | None, name: str, layout: Layout
+) -> _Found:
     root = scan.root
-    folders = _list_classes(scan, name)
-    if classes is None:
-        _require_classes(root, folders, name)
-    else:
-        _require_known(root, folders, classes, name)
+    entries = scan.entries
+    for part in layout.base.split("/") if layout.base else ():
+        for stray in entries.images:
+            scan.skip(str(root / stray), OUTSIDE)
+        root = root / part
+        status = scan.enter(str(root))
+        listed = status and scan.list_folder(str(root), status)
+        entries = listed or FolderEntries((), ())
+    folders = _list_classes(scan, root, entries, name)
+    if classes is not None:
+        _require_known(scan.root, folders, classes, name, layout)
+    elif len(folders) < 2:
+        only = f"one class folder only, {enumerate_names(list(folders))}"
+        raise DataError(
+            f"{name}: {one_line(root)} has {only if folders else 'no class folders'}",
+            f"expected {_CLASS_FOLDERS.format(root=one_line(root))}",
+        )
     by_class = scan.walk(list(folders.items()))
-    return _Found(root, by_class, scan.skipped, _CLASS_FOLDERS.format(root=one_line(root)))
+    expected = _CLASS_FOLDERS.format(root=one_line(root))
+    places = None if scan.linked else frozenset(scan.visited)
+    return _Found(scan.root, by_class, scan.skipped, expected, places=places)
 
 
-def _find_in_tars(root: Path, tars: TarScan, classes: Sequence[str] | None) -> _Found:
-    labels = filter(None, tars.classes)
-    numbered = tars.has_labels and all(each.isascii() and each.isdigit() for each in labels)
+def _find_in_tars(
+    root: Path, tars: TarScan, classes: Sequence[str] | None, layout: Layout
+) -> _Found:
+    base = f"{layout.base}/" if layout.base else ""
+    labels = tars.labels
+    if labels is None:
+        inside = {  # the first folder below the base
+            each: f"{each}/"[len(base) :].partition("/")[0] if f"{each}/".startswith(base) else ""
+            for each in set(tars.folders)
+        }
+        labels = [inside[each] for each in tars.folders]
+    given = set(labels) - {""}
+    numbered = tars.labels is not None and all(map(_is_number, given))
     names = {}
-    if numbered and classes is not None and not {*tars.classes, ""} <= {*classes, ""}:
+    if numbered and classes is not None and not given <= set(classes):
         names = {str(number): each for number, each in enumerate(classes)}
     by_class: dict[str, list[str]] = {}
-    no_label = f"has no {LABEL_SUFFIX} member that names its class"
-    for place, label in zip(tars.names, tars.classes, strict=True):
+    no_label = OUTSIDE if tars.labels is None else _NO_LABEL
+    for place, label in zip(tars.names, labels, strict=True):
         if label:
             by_class.setdefault(names.get(label, compose(label)), []).append(place)
         else:
-            tars.skipped.append(SkippedFile(root / place, no_label if tars.has_labels else OUTSIDE))
+            tars.skipped.append(SkippedFile(root / place, no_label))
     numbered = numbered and not names
-    return _Found(root, by_class, tars.skipped, _TAR_MEMBERS, numbered=numbered)
+    places = frozenset(tars.places)
+    return _Found(root, by_class, tars.skipped, _TAR_MEMBERS, numbered=numbered, places=places)
+
+
+def _is_number(label: str) -> bool:
+    return label.isascii() and label.isdigit()
 
 
 def _find_listed(root: Path, layout: ListLayout, name: str, reporter: Reporter) -> _Found:
@@ -332,17 +420,21 @@ def _group_listed(listed: ListScan) -> dict[str, _Found]:
 
 
 def _build_labelled(
-    root: Path, found: _Found, classes: Sequence[str] | None, name: str
+    root: Path, found: _Found, classes: Sequence[str] | None, name: str, layout: Layout
 ) -> LabelledImages:
-    found.skipped.sort(key=path_text)
+    if classes is not None:
+        _require_known(root, found.by_class, classes, name, layout)
+    else:
+        _leave_out_empty(root / layout.base, found, name)
     if classes is None and len(found.by_class) == 1:
         raise DataError(
             f"{name}: {one_line(root)} has one class only, {enumerate_names(list(found.by_class))}",
             f"expected {found.layout}",
         )
-    if classes is not None:
-        _require_known(root, found.by_class, classes, name)
-    _require_images(root, found, name, each_class=classes is None)
+    if not any(found.by_class.values()):
+        hint = f"expected {found.layout}{name_first_skipped(found.skipped)}"
+        raise DataError(f"{name}: no images in {one_line(root)}", hint)
+    found.skipped.sort(key=path_text)
     numbers = int if found.numbered else None
     names = sorted(found.by_class, key=numbers) if classes is None else classes
     places: list[str] = []
@@ -352,34 +444,45 @@ def _build_labelled(
         places += members
         labels += [label] * len(members)
     paths = PackedPaths(found.base, places, mixed=found.mixed)
-    groups = None if found.groups is None else tuple(found.groups[place] for place in places)
-    return LabelledImages(root, tuple(names), paths, tuple(labels), tuple(found.skipped), groups)
+    return LabelledImages(
+        root,
+        tuple(names),
+        paths,
+        tuple(labels),
+        tuple(found.skipped),
+        groups=tuple(map(found.groups.__getitem__, places)) if found.groups else None,
+        places=found.places,
+    )
 
 
-def _list_classes(scan: FolderScan, name: str) -> dict[str, str]:
+def _list_classes(
+    scan: FolderScan, root: Path, entries: FolderEntries, name: str
+) -> dict[str, str]:
     """Class folders: NFC name to path, real folders before links to folders."""
-    prefix = join_prefix(scan.root)
+    prefix = join_prefix(root)
     folders: dict[str, str] = {}
-    for folder, _ in sorted(scan.entries.folders, key=lambda each: (each[1], each[0])):
+    for folder, _ in sorted(entries.folders, key=lambda each: (each[1], each[0])):
         class_name = compose(folder)
         if class_name in folders:
             twins = f"{Path(folders[class_name]).name!a} and {folder!a}"
             raise DataError(
-                f"{name}: two folders in {one_line(scan.root)} are both the class "
+                f"{name}: two folders in {one_line(root)} are both the class "
                 f"{enumerate_names([class_name])} in Unicode's normal form: {twins}",
                 "merge them into one folder",
             )
         folders[class_name] = prefix + folder
-    for stray in scan.entries.images:
+    for stray in entries.images:
         scan.skip(prefix + stray, OUTSIDE)
     return folders
 
 
-def _require_source(root: Path, name: str, *, files: bool) -> int:
-    """The mode of a folder, or with `files` also of a tar or list."""
+def _require_source(root: Path, name: str) -> int:
+    """The mode of a folder, tar or list."""
     try:
         mode = root.stat().st_mode
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if (inside := find_archive(root)) is not None:
+            return inside[0].stat().st_mode
         message = f"{name}: there is no folder {one_line(root)}"
         raise DataError(message, one_line(explain_missing(root))) from error
     except (OSError, ValueError) as error:
@@ -388,42 +491,43 @@ def _require_source(root: Path, name: str, *, files: bool) -> int:
         return mode
     if is_compressed(root.name):
         raise compressed_error(root)
-    if not files or not stat.S_ISREG(mode) or not is_source(root):
-        others = f", a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})" if files else ""
+    if not stat.S_ISREG(mode) or not is_source(root):
+        others = f", a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})"
         kind = "a file" if stat.S_ISREG(mode) else "not a regular file"
         raise DataError(f"{name}: {one_line(root)} is {kind}, expected a folder{others}")
     return mode
 
 
-def _require_classes(root: Path, folders: dict[str, str], name: str) -> None:
-    _require_no_splits(root, folders, name)
-    layout = f"expected {_CLASS_FOLDERS.format(root=one_line(root))}"
-    if not folders:
-        raise DataError(f"{name}: {one_line(root)} has no class folders", layout)
-    if len(folders) == 1:
-        only = enumerate_names(list(folders))
-        raise DataError(f"{name}: {one_line(root)} has one class folder only, {only}", layout)
+def _require_classes(root: Path, layout: Layout, name: str) -> None:
+    """Refuse folders that are splits, or may be, where classes are expected."""
+    if layout.splits:
+        raise _splits_error(root, layout, name)
+    if layout.doubt is not None:
+        raise DataError(f"{name}: {one_line(root)} {layout.doubt[0]}", layout.doubt[1])
 
 
-def _require_no_splits(root: Path, folders: Iterable[str], name: str) -> None:
-    """Refuse folders that are splits where classes are expected."""
-    splits = _match_splits(root, list(folders))
-    if splits is None:
-        return
-    held_out = splits.val or splits.test
-    hint = f"use {held_out} instead"
+def _splits_error(root: Path, layout: Layout, name: str) -> DataError:
+    places = {kind: root / place for kind, place in layout.splits}
+    if TRAIN in layout.flat:
+        return _flat_error(places[TRAIN])
+    held_out = [places[kind] for kind in (VAL, TEST) if kind in places and kind not in layout.flat]
     if name == "data.train":
-        hint = f"use data.train={splits.train} data.val={held_out}"
-    message = f"{name}: {one_line(root)} holds splits, not classes"
-    raise DataError(message, one_line(hint))
+        val = f"data.val={held_out[0]}" if held_out else "data.val_fraction=0.2"
+        hint = f"use {quote_path(f'data.train={places[TRAIN]}')} {quote_path(val)}"
+    else:
+        hint = f"use {quote_path((held_out or [places[TRAIN]])[0])} instead"
+    return DataError(f"{name}: {one_line(root)} holds splits, not classes", hint)
 
 
-def _require_known(root: Path, folders: Iterable[str], classes: Sequence[str], name: str) -> None:
+def _require_known(
+    root: Path, folders: Iterable[str], classes: Sequence[str], name: str, layout: Layout
+) -> None:
     known = {compose(name) for name in classes}
     unknown = [folder for folder in folders if folder not in known]
     if not unknown:
         return
-    _require_no_splits(root, folders, name)
+    if layout.splits:
+        raise _splits_error(root, layout, name)
     raise DataError(
         f"{name}: {one_line(root)} has classes that training does not have: "
         f"{enumerate_names(sorted(unknown))}",
@@ -431,19 +535,27 @@ def _require_known(root: Path, folders: Iterable[str], classes: Sequence[str], n
     )
 
 
-def _require_images(root: Path, found: _Found, name: str, *, each_class: bool) -> None:
-    if not any(found.by_class.values()):
-        hint = f"expected {found.layout}{name_first_skipped(found.skipped)}"
-        raise DataError(f"{name}: no images in {one_line(root)}", hint)
+def _leave_out_empty(root: Path, found: _Found, name: str) -> None:
+    """Leave out class folders in which there is nothing at all, and note them.
+
+    Raises:
+        DataError: there are files in a class folder, and none that is used.
+    """
     empty = sorted(key for key, files in found.by_class.items() if not files)
-    if not each_class or not empty:
+    if not empty or len(empty) == len(found.by_class):
         return
-    causes = [
-        f"{one_line(relative)} {reason}"
-        for relative, reason in ((s.path.relative_to(root), s.reason) for s in found.skipped)
-        if relative.parts and compose(relative.parts[0]) == empty[0]
-    ]
-    raise DataError(
-        f"{name}: class folders without images in {one_line(root)}: {enumerate_names(empty)}",
-        "; ".join([*causes[:1], "add images or remove the folders"]),
-    )
+    causes: dict[str, str] = {}
+    for each in found.skipped:
+        if each.path.is_relative_to(root):
+            below = each.path.relative_to(root)
+            if below.parts and (key := compose(below.parts[0])) in empty:
+                causes.setdefault(key, f"{one_line(below)} {each.reason}")
+    if causes:
+        raise DataError(
+            f"{name}: class folders without images in {one_line(root)}: "
+            f"{enumerate_names(sorted(causes))}",
+            f"{next(iter(causes.values()))}; add images or remove the folders",
+        )
+    for key in empty:
+        del found.by_class[key]
+        found.skipped.append(SkippedFile(root / key, EMPTY_CLASS))

@@ -3,7 +3,7 @@
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
@@ -119,7 +119,8 @@ def join_prefix(root: Path | str) -> str:
 class LabelledImages:
     """Images of one split in the order of the scan: `labels[i]` indexes `classes`.
 
-    `groups[i]` names what the image belongs to, where a list says so.
+    `groups[i]` names what the image belongs to, where a list says so. `places` are the folders and
+    archives (by device and inode) that hold every image; None if images may lie elsewhere.
     """
 
     root: Path
@@ -128,6 +129,7 @@ class LabelledImages:
     labels: tuple[int, ...]
     skipped: tuple[SkippedFile, ...] = ()
     groups: tuple[str, ...] | None = None
+    places: frozenset[tuple[int, int]] | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.paths)

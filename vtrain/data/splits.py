@@ -14,10 +14,12 @@ import numpy as np
 
 from vtrain.config.keys import DataConfig
 from vtrain.data.exclusion import Exclusion, exclude_images
-from vtrain.data.folders import scan_labelled, scan_training
+from vtrain.data.folders import EMPTY_CLASS, scan_labelled, scan_training
 from vtrain.data.image_checks import Sizes, inspect_images
 from vtrain.data.image_sets import LabelledImages, SkippedFile
+from vtrain.data.layouts import describe_class_names
 from vtrain.data.lists import layout_of
+from vtrain.data.overlaps import require_apart
 from vtrain.data.tars import find_status
 from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError
@@ -98,6 +100,7 @@ def scan_splits(config: DataConfig, *, seed: int, reporter: Reporter) -> Splits:
         train, val = split_stratified(train, config.val_fraction, seed=seed)
         val = replace(val, skipped=())  # both have those of the folder: say them once
     splits = Splits(train, val, test)
+    require_apart(splits.named())
     if config.exclude is not None:
         # After the split: a held-out image stays held out, whatever else is left out.
         kept, exclusion = exclude_images(splits.named(), Path(config.exclude))
@@ -150,6 +153,14 @@ def describe_unmatched(exclusion: Exclusion) -> str:
 
 
 def _say_surprises(splits: Splits, reporter: Reporter) -> None:
+    for remark in describe_class_names(splits.classes):
+        reporter.warn(remark)
+    empty = [each.path.name for each in splits.train.skipped if each.reason == EMPTY_CLASS]
+    if empty:
+        reporter.warn(
+            f"data.train: class folders without images are left out: {enumerate_names(empty)}; the "
+            "model will not know these classes"
+        )
     for name, images in splits.named().items():
         counts = zip(images.classes, images.class_counts(), strict=True)
         missing = [label for label, count in counts if count == 0]

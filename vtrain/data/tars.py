@@ -64,12 +64,26 @@ class TarIndex:
 
 @dataclass(slots=True)
 class TarScan:
-    """Images of one or more archives, named below a root; a class is "" where there is none."""
+    """Images of `archives`, named below a root.
 
+    `places` are the archives by device and inode. `folders` are those within the archive that
+    images lie in, "" for none; `labels` are the texts of `.cls` members, "" where there is none,
+    and None if there are none at all.
+    """
+
+    archives: Sequence[str]
+    places: set[tuple[int, int]] = field(default_factory=set)
     names: list[str] = field(default_factory=list)
-    classes: list[str] = field(default_factory=list)
-    has_labels: bool = False  # from `.cls` members
+    folders: list[str] = field(default_factory=list)
+    labels: list[str] | None = None
     skipped: list[SkippedFile] = field(default_factory=list)
+
+    def sort(self) -> None:
+        """Bring the images into the order of their names."""
+        order = sorted(range(len(self.names)), key=self.names.__getitem__)
+        self.names = [self.names[i] for i in order]
+        self.folders = [self.folders[i] for i in order]
+        self.labels = self.labels and [self.labels[i] for i in order]
 
 
 def is_compressed(name: str) -> bool:
@@ -88,27 +102,53 @@ def compressed_error(path: Path) -> DataError:
 def scan_tars(root: Path, archives: Sequence[str], reporter: Reporter) -> TarScan:
     """All images of `archives`, names below `root`; a single archive is its own root, named "".
 
-    An image's class is its `.cls` member's text if any archive has such members, else the first
-    folder of its name. Indices are kept in the cache folder.
+    `root` may also be a folder within an archive. Indices are kept in the cache folder.
 
     Raises:
         DataError: an archive is compressed, damaged or cut off.
     """
-    scan = TarScan()
-    indices = [(archive, _index_for_scan(root / archive, reporter)) for archive in archives]
-    scan.has_labels = any(index.labels is not None for _, index in indices)
-    for archive, index in indices:
-        prefix = f"{archive}/" if archive else ""
+    scan = TarScan(archives)
+    archive, inside = find_archive(root) or (root, "")
+    indices = [(each, _index_for_scan(archive / each, reporter)) for each in archives]
+    if any(index.labels is not None for _, index in indices):
+        scan.labels = []
+    folders: dict[str, str] = {}  # one text for all images of a folder
+    for each, index in indices:
+        prefix = f"{each}/" if each else ""
         for number, name in enumerate(index.images.names()):
+            if not name.startswith(inside):
+                continue
+            name = name[len(inside) :]
+            folder = name.rpartition("/")[0]
             scan.names.append(prefix + name)
-            folder, slash, _ = name.partition("/")
-            label = folder if slash else ""
-            if scan.has_labels:
-                label = index.labels[number] if index.labels is not None else ""
-            scan.classes.append(label)
-        path = root / archive
-        scan.skipped += [SkippedFile(path / name, reason) for name, reason in index.skipped]
+            scan.folders.append(folders.setdefault(folder, folder))
+            if scan.labels is not None:
+                scan.labels.append("" if index.labels is None else index.labels[number])
+        path = archive / each
+        scan.places.add(find_status(path)[:2])
+        scan.skipped += [
+            SkippedFile(path / name, reason)
+            for name, reason in index.skipped
+            if name.startswith(inside)
+        ]
     return scan
+
+
+def find_archive(path: Path) -> tuple[Path, str] | None:
+    """The archive that a path leads into, and the folder there, which ends with a slash.
+
+    None for a path that leads into no archive, or to no folder of one.
+    """
+    error = NotADirectoryError(20, "Not a directory", str(path))
+    try:
+        archive, name, identity = _split_path(path, error)
+        images = _load_index(archive, identity).images
+    except (OSError, DataError):
+        return None
+    folder = f"{name}/"
+    number = bisect_left(range(len(images)), folder, key=images.name)
+    found = number < len(images) and images.name(number).startswith(folder)
+    return (Path(archive), folder) if found else None
 
 
 def find_status(path: Path | str) -> FileStatus:

@@ -24,13 +24,17 @@ class FolderEntries:
 
 @dataclass(slots=True)
 class FolderScan:
-    """One walk: which folders were visited (by device and inode), what was not used and why."""
+    """One walk: which folders were visited (by device and inode), what was not used and why.
+
+    `linked`: whether images were reached by links to them, which may lie anywhere.
+    """
 
     root: Path
     memory: FolderMemory = field(init=False)
     entries: FolderEntries = field(init=False)  # of the root, once it is open
     skipped: list[SkippedFile] = field(default_factory=list)
     visited: set[tuple[int, int]] = field(default_factory=set)
+    linked: bool = False
 
     def __post_init__(self) -> None:
         self.memory = FolderMemory(self.root)
@@ -107,6 +111,7 @@ class FolderScan:
                 self.skip(prefix + name, reason)
             else:
                 images.append(name)
+                self.linked = True
 
     def walk(
         self, starts: Sequence[tuple[str, str]], *, entries: FolderEntries | None = None

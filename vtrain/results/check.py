@@ -116,9 +116,13 @@ def open_source(
             "vtrain init FOLDER writes one",
         )
     size = image_size or IMAGE_SIZE
-    splits = find_splits(path) if path.is_dir() else None
+    splits = find_splits(path)
     if splits is None:
         return _open_folder(path, size, reporter)
+    for remark in splits.remarks:
+        reporter.say(remark)
+    for flat in splits.flat:
+        reporter.say(f"{one_line(flat)} holds images without class folders: vtrain check {flat}")
     train = scan_labelled(splits.train, name="train", reporter=reporter)
     found = {"train": train}
     for name, folder in (("val", splits.val), ("test", splits.test)):
@@ -136,7 +140,7 @@ def _open_folder(path: Path, image_size: int, reporter: Reporter) -> Source:
             raise
         names = [each.name for each in path.iterdir() if each.is_dir()] if path.is_dir() else []
         folders = sorted(name for name in names if not name.startswith(HIDDEN_PREFIXES))
-        if len(folders) > 1:  # some are empty
+        if len(folders) > 1:  # some hold files, and none that is an image
             images = scan_labelled(path, classes=folders, name="folder", reporter=reporter)
         else:
             found, skipped = scan_images(path, reporter=reporter)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vtrain.data.exclusion import Exclusion
+from vtrain.data.folders import EMPTY_CLASS
 from vtrain.data.image_checks import Inspection, Trait, find_wrong_suffixes, format_name
 from vtrain.data.image_sets import LabelledImages, SkippedFile
 from vtrain.data.splits import describe_unmatched
@@ -197,7 +198,8 @@ def find_unreadable(bad: Sequence[SkippedFile], total: int, *, skipped: bool) ->
 
 
 def find_unused(skipped: Sequence[SkippedFile]) -> Iterator[Finding]:
-    """Files that no command takes for images."""
+    """Files that no command takes for images; empty class folders are a finding of their own."""
+    skipped = [each for each in skipped if each.reason != EMPTY_CLASS]
     if skipped:
         files = plural(len(skipped), "file", "is", "are")
         example = f"{one_line(skipped[0].path)} {skipped[0].reason}"
@@ -264,11 +266,13 @@ def find_class_troubles(data: DataSet) -> Iterator[Finding]:
     first, *others = data.split_names
     counts = dict(zip(names, data.class_counts(first), strict=True))
     filled = {name: count for name, count in counts.items() if count}
+    left_out = next(iter(data.splits.values())).skipped
+    empty = [each.path.name for each in left_out if each.reason == EMPTY_CLASS]
     few = [name for name, count in filled.items() if count < FEW_TRAINING_IMAGES]
     troubles = [
         (
             "empty_class",
-            [name for name in names if name not in filled],
+            [*(name for name in names if name not in filled), *empty],
             f"no readable image in {first}",
         ),
         ("few_images", few, f"fewer than {FEW_TRAINING_IMAGES} images in {first}"),

@@ -120,7 +120,7 @@ def rank_backbones(
 
 def _scan(folder: Path, reporter: Reporter) -> tuple[Path | None, LabelledImages]:
     """The split that is used, if there are splits, and its images."""
-    splits = find_splits(folder) if folder.is_dir() else None
+    splits = find_splits(folder)
     used = splits.train if splits else folder
     if splits:
         reporter.say(f"{one_line(folder)} holds splits: probing {one_line(used)}, and nothing else")

@@ -1,5 +1,6 @@
 """Looks at a folder of images and writes a commented config that is ready to run."""
 
+import os
 import statistics
 import textwrap
 from collections import Counter
@@ -9,11 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtrain.config.yaml12 import format_scalar
-from vtrain.data.folders import find_splits, scan_labelled
-from vtrain.errors import ImageError, UsageError
+from vtrain.data.folders import (
+    EMPTY_CLASS,
+    SplitFolders,
+    find_splits,
+    scan_images,
+    scan_labelled,
+)
+from vtrain.data.image_sets import LabelledImages
+from vtrain.data.layouts import describe_class_names
+from vtrain.data.overlaps import require_apart
+from vtrain.errors import DataError, ImageError, UsageError
 from vtrain.models.backbone_spec import BackboneSpec
 from vtrain.models.zoo import find_backbone
 from vtrain.system.files import write_text
+from vtrain.system.reporter import Reporter
+from vtrain.system.text import enumerate_names, one_line, quote_path
 
 MAX_HEADERS = 200  # image headers read for their sizes, spread over all images
 VAL_FRACTION = 0.2
@@ -39,6 +51,7 @@ class FolderSummary:
     `counts` has the images per class of each split, in the order of `classes`. `sizes` are
     (width, height) in pixels of a sample of training images, `formats` counts suffixes over all
     images, `skipped` the files that are not used. Without `val` a share of `train` is held out.
+    `notes` tell what was guessed and what is odd.
     """
 
     train: Path
@@ -49,6 +62,7 @@ class FolderSummary:
     sizes: tuple[tuple[int, int], ...]
     formats: dict[str, int]
     skipped: int
+    notes: tuple[str, ...] = ()
 
     @property
     def training_images(self) -> int:
@@ -72,7 +86,7 @@ class FolderSummary:
             lines.append(f"size: short side {_span(short)} px, long side {_span(long)} px")
         if self.skipped:
             lines.append(f"not used: {self.skipped} files that are not images in a class folder")
-        return lines
+        return [*lines, *(f"note: {each}" for each in self.notes)]
 
 
 def _span(numbers: Sequence[int]) -> str:
@@ -81,20 +95,32 @@ def _span(numbers: Sequence[int]) -> str:
 
 
 def inspect_folder(root: Path) -> FolderSummary:
-    """Scan a folder that has `train` and `val` or `test` subfolders, or one subfolder a class.
+    """Scan a source of images: a folder or tar of splits or classes, or a list.
 
     No image is decoded; the headers of up to `MAX_HEADERS` are read for their sizes.
 
     Raises:
-        DataError: the folder has neither layout, or a split has classes that train lacks.
+        DataError: it has no layout that is known, or a split has classes that train lacks; the
+            message names all that is wrong.
     """
-    splits = find_splits(root)
-    train = splits.train if splits else root
-    val, test = (splits.val, splits.test) if splits else (None, None)
-    images = {"train": scan_labelled(train, name="train")}
-    for name, folder in (("val", val), ("test", test)):
+    notes = _Notes()
+    splits = find_splits(root) or SplitFolders(root, None, None)
+    notes += splits.remarks
+    images = {"train": scan_labelled(splits.train, name="train", reporter=notes)}
+    problems: list[DataError] = []
+    for name, folder in (("val", splits.val), ("test", splits.test)):
         if folder is not None:
-            images[name] = scan_labelled(folder, classes=images["train"].classes, name=name)
+            try:
+                images[name] = scan_labelled(
+                    folder, classes=images["train"].classes, name=name, reporter=notes
+                )
+            except DataError as error:
+                problems.append(error)
+    if problems:
+        hints = dict.fromkeys(each.hint for each in problems if each.hint)
+        raise DataError("\n".join(each.message for each in problems), "; ".join(hints))
+    require_apart(images)
+    notes += _describe_odd(images["train"], splits.flat)
     from vtrain.data.images import read_size  # heavy: a folder that cannot be used needs it not
 
     formats = Counter(path.suffix.lower() for split in images.values() for path in split.paths)
@@ -104,19 +130,48 @@ def inspect_folder(root: Path) -> FolderSummary:
         with suppress(ImageError):  # training names the file
             sizes.append(read_size(path))
     return FolderSummary(
-        train=train,
-        val=val,
-        test=test,
+        train=splits.train,
+        val=splits.val,
+        test=splits.test,
         classes=images["train"].classes,
         counts={name: tuple(split.class_counts()) for name, split in images.items()},
         sizes=tuple(sizes),
         formats=dict(formats.most_common()),
-        skipped=sum(len(split.skipped) for split in images.values()),
+        skipped=sum(each.reason != EMPTY_CLASS for s in images.values() for each in s.skipped),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def build_config_text(summary: FolderSummary, *, backbone: str = "resnet18") -> str:
+class _Notes(list[str], Reporter):
+    """What scanning has to say."""
+
+    def say(self, message: str) -> None:
+        """Kept, as are warnings."""
+        self.append(message)
+
+    warn = say
+
+
+def _describe_odd(train: LabelledImages, flat: Sequence[Path]) -> Iterator[str]:
+    """Class folders without images, odd names, and splits without class folders."""
+    empty = [each.path.name for each in train.skipped if each.reason == EMPTY_CLASS]
+    if empty:
+        yield (
+            f"class folders without images are left out: {enumerate_names(empty)}; the model will "
+            "not know these classes"
+        )
+    yield from describe_class_names(train.classes)
+    for folder in flat:
+        count = f"{one_line(folder)} has {len(scan_images(folder)[0])} images without class folders"
+        yield f"{count} and is not used; once trained: vtrain predict {quote_path(folder)}"
+
+
+def build_config_text(
+    summary: FolderSummary, *, backbone: str = "resnet18", folder: Path = Path()
+) -> str:
     """A config for the folder, with what was found in comments; it loads without a change.
+
+    It is to lie in `folder`, which paths in it are relative to.
 
     Raises:
         UsageError: no such backbone, or a folder whose name is not valid Unicode.
@@ -135,13 +190,13 @@ def build_config_text(summary: FolderSummary, *, backbone: str = "resnet18") -> 
         lines.append("  weights: none  # it has none, so everything is trained from scratch")
         how = "none"
     lines.append(f"freeze: {how}")
-    lines += ["", "data:", f"  train: {_format_path(summary.train)}"]
+    lines += ["", "data:", f"  train: {_format_path(summary.train, folder)}"]
     if summary.val is not None:
-        lines.append(f"  val: {_format_path(summary.val)}")
+        lines.append(f"  val: {_format_path(summary.val, folder)}")
     else:
         lines.append(f"  val_fraction: {VAL_FRACTION}  # of each class, chosen by seed")
     if summary.test is not None:
-        lines.append(f"  test: {_format_path(summary.test)}")
+        lines.append(f"  test: {_format_path(summary.test, folder)}")
     comment = "" if images >= 4 * BATCH_SIZE else f"  # there are {images} training images"
     lines += [
         "  augment: auto  # random crops and flips; none if left and right differ, as in text",
@@ -197,8 +252,10 @@ def choose_batch_size(images: int) -> int:
     return min(size, max(images, 1))
 
 
-def _format_path(path: Path) -> str:
+def _format_path(path: Path, folder: Path) -> str:
     text = str(path)
+    if not path.is_absolute() and folder.resolve() != Path.cwd():
+        text = os.path.relpath(path.resolve(), folder.resolve())
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
