@@ -57,7 +57,7 @@ def test_columns_are_found_by_name(folder: Path) -> None:
 def test_paths_alone(folder: Path) -> None:
     path = make(folder, "x.txt", *(row[0] for row in ROWS))
     assert scan_images(path)[0] == [folder / row[0] for row in ROWS]
-    with pytest.raises(DataError, match=r"x\.txt names no classes, it has paths alone"):
+    with pytest.raises(DataError, match=r"x\.txt names no classes, only paths"):
         scan_labelled(path)
 
 

@@ -472,14 +472,14 @@ PLACES = (
         many_missing,
         FIT,
         3,
-        ("3000 of 3012 images cannot be read", "gone/0.png", "and 2000 more", "data.root"),
+        ("3000 of 3012 images cannot be read", "gone/0.png", "and 2980 more", "data.root"),
     ),
     Door(
         "missing files are skipped if asked to",
         many_missing,
         (("fit", "c.yaml", "run_dir=run", "data.on_bad_image=skip"),),
         0,
-        ("skipped gone/0.png", "skipped and 2000 more"),
+        ("skipped gone/0.png", "skipped and 2980 more"),
         check=trained(holds()),
     ),
     Door(
@@ -517,7 +517,7 @@ SPLITS = (
     bad(
         "a split of another name",
         rows("path", "label", "split", cells=lambda n, p, c: (p, c, "AB"[n % 2])),
-        "x.csv:2: 'A' in column 'split', expected train, val or test",
+        "the column of splits of x.csv holds 'A', 'B', expected train, val or test",
     ),
     bad(
         "no validation anywhere",

@@ -157,6 +157,12 @@ def scan_training(
             "keeps them on one side"
         )
     parts = _group_listed(listed)
+    if unknown := set(parts) - {"train", "val", "test"}:
+        raise DataError(
+            f"data.train: the column of splits of {one_line(root)} holds "
+            f"{enumerate_names(sorted(unknown))}, expected train, val or test",
+            "name the lines so; or say which column it is: data.columns: {split: NAME}",
+        )
     train = parts.pop("train", _Found(listed.folder, {}, [], _LIST_LINES))
     train.skipped.extend(listed.skipped)
     found = {"train": _build_labelled(root, train, None, "data.train", Layout())}

@@ -1,5 +1,6 @@
 """Which columns of a list hold what: by their names, by the files that they lead to, or asked."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ _NAMES = {
         photo photopath imageindex"""),
     "id": _words("imageid imgid pictureid photoid fileid id uuid"),
     "label": _words("""label labels labelname labelid class classes classname classid classlabel
-        category categoryname categoryid target targets species speciesname breed variety y tag
+        category categoryname categoryid target targets species speciesname breed y tag
         cls diagnosis dx groundtruth gt"""),
     "split": _words("split splits subset set dataset partition datasettype phase usage fold"),
     "group": _words("""group groupid patient patientid subject subjectid animal animalid individual
@@ -35,6 +36,8 @@ SPLIT_WORDS = {
     "val": _words("val valid validation dev eval evaluation"),
     "test": _words("test testing tst"),
 }
+_LIKE_A_PATH = re.compile(r"[/\\]|\.\w{1,5}$").search
+_WINDOWS = re.compile(r"[A-Za-z]:[/\\]").match
 _USUAL_HEADERS = {"path", "file", "filename", "image", "label", "class"}
 _SAY_COLUMNS = (
     "name the columns: data.columns: {path: NAME, label: NAME} in a config, "
@@ -127,6 +130,10 @@ class _Finder:
 
     def find(self) -> Columns:
         """Path, then what stands beside it."""
+        try:
+            "".join(self.header).encode()
+        except UnicodeError as error:
+            raise self.table.refuse_bytes() from error
         if wanted := next(iter(self.wanted.values()), None):
             self._require_header(wanted)
         found = self.found
@@ -155,9 +162,18 @@ class _Finder:
         return self._read(column).found > 0
 
     def _looks_like_header(self, first: Row) -> bool:
-        """Whether the first row names no file while others do, in the same column."""
-        if not self.rows or any(is_image_name(cell) for cell in first):
+        """Whether the first row names no file while others do, in the same column.
+
+        A row that is taken for a header is a row lost: in doubt it is none. One cell alone, what
+        looks like a path, and what stands below as well, are no names of columns.
+        """
+        if not self.rows or len(first) < 2 or any(map(_LIKE_A_PATH, first)):
             return False
+        counts = [cell.strip() for cell in first] == [str(n) for n in range(len(first))]  # pandas
+        for column, cell in enumerate(first):
+            below = self._cells(column)
+            if cell.strip() and not counts and (cell in below or _is_number(cell.strip())):
+                return False
         return any(
             (self._is_path(column) or _mostly(is_image_name, self._cells(column)))
             and not find_reading(self.folder, [cell]).found
@@ -219,8 +235,6 @@ class _Finder:
         if (asked := self._find_asked("path")) is not None:
             return asked
         known = self._known("path") or self._known("id")
-        if not known and self.has_header and self.table.keys is None and len(self.header) == 1:
-            return 0
         candidates = known or [n for n in range(len(self.header)) if not self._is_index(n)]
         if len(candidates) == 1 and (known or not self.has_header):
             return candidates[0]
@@ -229,10 +243,11 @@ class _Finder:
             here = [n for n in candidates if _mostly(is_image_name, self._cells(n))][:1]
         if len(here) == 1:
             if not known and (self.has_header or here[0] != 0):
-                self.found.said.append(f"paths from {self._name(here[0])}, whose files are there")
+                reason = "whose files are there" if self._is_path(here[0]) else "by their suffix"
+                self.found.said.append(f"paths from {self._name(here[0])}, {reason}")
             return here[0]
-        if not here and not known:
-            raise self._not_understood("names its files")
+        if not known and (not here or not self.has_header):
+            raise self._not_understood(f"{'alone ' if here else ''}names its files")
         raise self._ambiguous("path", here or candidates)
 
     def _not_understood(self, what: str) -> DataError:
@@ -263,6 +278,11 @@ class _Finder:
                 f"working directory {one_line(Path.cwd())}",
                 f"paths are relative to the list; say data.root={one_line(Path.cwd())} for a "
                 "config, --root . for a command",
+            )
+        elif _WINDOWS(cells[0]) and os.sep == "/":
+            raise DataError(
+                f"{self.where}: {one_line(cells[0])} is a path of another machine",
+                "write paths relative to the list, or to the folder that data.root (--root) names",
             )
         elif (below := find_below(self.folder, cells)) is not None:
             reading = below
@@ -318,8 +338,9 @@ class _Finder:
             n for n in others if n not in self._known("split")
         ]
         if not rest:
+            named = f"its columns are {enumerate_names(self.header)}"
             raise DataError(
-                f"{self.where} names no classes, it has paths alone",
+                f"{self.where} names no classes, {named if self.has_header else 'only paths'}",
                 "expected a column of classes beside them; predict takes a list without",
             )
         if not self.has_header and len(rest) > 1:

@@ -171,6 +171,8 @@ class _Reader:
             )
         if len(row) < columns.width:
             row = row + [""] * (columns.width - len(row))
+        if self.labelled and not row[columns.path]:
+            raise ValueError("no path")
         name = columns.reading.name(row[columns.path])
         label = self._find_class(row)
         if self.labelled and (reason := self._find_fault(name, label)) is not None:
@@ -179,7 +181,11 @@ class _Reader:
         scan.names.append(name)
         scan.classes.append(label)
         if scan.splits is not None and columns.split is not None:
-            scan.splits.append(self._find_split(row[columns.split]))
+            cell = row[columns.split]
+            split = self.splits.get(cell)
+            if split is None:
+                split = self.splits[cell] = find_split_word(cell) or cell.strip()
+            scan.splits.append(split)
         if scan.groups is not None and columns.group is not None:
             scan.groups.append(row[columns.group].strip())
 
@@ -203,16 +209,6 @@ class _Reader:
             cell.encode()  # a surrogate stands for a byte that is none of UTF-8
             label = self.classes[cell] = compose(cell.strip())
         return label
-
-    def _find_split(self, cell: str) -> str:
-        split = self.splits.get(cell)
-        if split is None:
-            split = find_split_word(cell)
-            if split is None:
-                name = self.columns.header[self.columns.split or 0]
-                raise ValueError(f"{cell!r} in column {name!r}, expected train, val or test")
-            self.splits[cell] = split
-        return split
 
     def _find_fault(self, name: str, label: str) -> str | None:
         """Why a line of a labelled list does not count."""

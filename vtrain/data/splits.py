@@ -28,8 +28,6 @@ from vtrain.system.json_csv import to_plain
 from vtrain.system.reporter import Forwarding, Reporter
 from vtrain.system.text import enumerate_names, one_line
 
-_NAMED_BAD = 1_000  # images that messages name one by one
-
 
 @dataclass(frozen=True, slots=True)
 class Splits:
@@ -200,14 +198,15 @@ def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> S
             if found[name].bad:
                 named[name] = images.subset(np.flatnonzero(found[name].readable).tolist())
     bad = [each for inspection in found.values() for each in inspection.bad]
+    hint = _hint_root(bad, splits)
+    lines = _name_bad(bad, 20 if hint else 1_000)
     if bad and config.on_bad_image == "error":
-        lines = "".join(f"\n  {line}" for line in _name_bad(bad))
+        text = "".join(f"\n  {line}" for line in lines)
         raise DataError(
-            f"{len(bad)} of {total} images cannot be read:{lines}",
-            "repair or remove them, or set data.on_bad_image=skip to train without them"
-            f"{_hint_root(bad, splits)}",
+            f"{len(bad)} of {total} images cannot be read:{text}",
+            f"repair or remove them, or set data.on_bad_image=skip to train without them{hint}",
         )
-    for line in _name_bad(bad):
+    for line in lines:
         reporter.warn(f"skipped {line}")
     _require_images(named)
     return replace(
@@ -222,21 +221,21 @@ def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> S
     )
 
 
-def _name_bad(bad: Sequence[SkippedFile]) -> list[str]:
+def _name_bad(bad: Sequence[SkippedFile], most: int) -> list[str]:
     """The first images that cannot be read and why, and how many more there are."""
-    lines = [f"{one_line(each.path)}: {each.reason}" for each in bad[:_NAMED_BAD]]
+    lines = [f"{one_line(each.path)}: {each.reason}" for each in bad[:most]]
     rest = len(bad) - len(lines)
     return [*lines, f"and {rest} more"] if rest else lines
 
 
 def _hint_root(bad: Sequence[SkippedFile], splits: Splits) -> str:
     """What to look at where lists name files that are not there."""
-    named = {str(each.paths.root) for each in splits.named().values() if each.root.is_file()}
-    named -= {str(each.root) for each in splits.named().values()}  # an archive is its own root
-    missing = sum(not path_exists(each.path) for each in bad[:_NAMED_BAD])
-    if not named or missing * 2 <= len(bad[:_NAMED_BAD]):
+    images = splits.named().values()
+    folders = {str(each.paths.root) for each in images if each.root != each.paths.root}
+    first = bad[:20]
+    if not folders or sum(path_exists(each.path) for each in first) * 2 > len(first):
         return ""
-    return f"; paths in the list are relative to {' and '.join(sorted(named))}; data.root: another"
+    return f"; paths in lists are relative to {', '.join(sorted(folders))}: see data.root"
 
 
 def _require_images(splits: dict[str, LabelledImages]) -> None:
