@@ -206,6 +206,7 @@ def _inspect(
         readable=np.concatenate([each.readable for each in parts]),
         bad=[bad for each in parts for bad in each.bad],
         sizes=np.concatenate([each.sizes for each in parts]),
+        digests=np.concatenate([each.digests for each in parts]),
         facts=np.concatenate([each.facts for each in parts]),
         read=sum(each.read for each in parts),
         known=sum(each.known for each in parts),
