@@ -136,7 +136,8 @@ def inspect_images(
     """
     keys, sizes = stat_images(paths, workers=choose_workers(len(paths)))
     kept = ScanFile("images", root, (CHECK_RULES, _FACT_RULES, PIL.__version__))
-    readable, digests, facts = _find_known(kept, keys, with_facts, max(_MIN_LIMIT, _MAX_GROWTH * count))
+    limit = max(_MIN_LIMIT, _MAX_GROWTH * count)
+    readable, digests, facts = _find_known(kept, keys, with_facts, limit)
     unknown = np.flatnonzero(~readable)
     bar.update(len(paths) - len(unknown))
     workers = choose_workers(len(unknown))

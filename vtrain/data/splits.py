@@ -2,8 +2,7 @@
 
 import hashlib
 import os
-from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, zip_longest
@@ -13,16 +12,33 @@ from typing import Any
 import numpy as np
 
 from vtrain.config.keys import DataConfig
+from vtrain.data.config_checks import find_group_column
 from vtrain.data.exclusion import Exclusion, exclude_images
 from vtrain.data.folders import scan_labelled
+from vtrain.data.groups import Groups, choose_sides, describe_frames, find_groups, require_apart
 from vtrain.data.image_checks import Sizes, inspect_images
 from vtrain.data.image_sets import LabelledImages, SkippedFile
+from vtrain.data.leaks import Leak, find_leaks
+from vtrain.data.lists import FOUND_BY_NAME
 from vtrain.data.tars import find_status
 from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError
 from vtrain.system.json_csv import to_plain
-from vtrain.system.reporter import Forwarding, Reporter
+from vtrain.system.reporter import SILENT, Forwarding, Reporter
 from vtrain.system.text import enumerate_names, one_line
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutGroups:
+    """How many groups each split got, of those that `by` makes."""
+
+    by: str
+    counts: dict[str, int]
+
+    def describe(self) -> str:
+        """One line for the plan."""
+        parts = ", ".join(f"{count:,} in {name}" for name, count in self.counts.items())
+        return f"groups: {parts} (data.group: {one_line(self.by)}); none is in two splits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +47,9 @@ class Splits:
 
     `bad_images` could not be read and are in no split. `checked` images were read to find them,
     `known` ones were found good before and are unchanged. `sizes` of the images in bytes, by split,
-    are known once they were checked. `exclusion` tells what `data.exclude` left out.
+    are known once they were checked, `leaks` as well. `exclusion` tells what `data.exclude` left
+    out, `groups` how many groups of `data.group` each split has, `notes` are warnings about the
+    way in which images were held out.
     """
 
     train: LabelledImages
@@ -42,6 +60,14 @@ class Splits:
     known: int = field(default=0, compare=False)
     sizes: dict[str, Sizes] = field(default_factory=dict, compare=False, repr=False)
     exclusion: Exclusion | None = None
+    leaks: tuple[Leak, ...] = ()
+    groups: HeldOutGroups | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes results on these splits too good, a line each."""
+        return [*self.notes, *(each.message for each in self.leaks)]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -66,29 +92,39 @@ def scan_splits(config: DataConfig, *, seed: int, reporter: Reporter) -> Splits:
         DataError: a folder, or the list of `data.exclude`, cannot be used.
     """
     once = _OneWarning(reporter)
-    train = scan_labelled(Path(config.train), name="data.train", reporter=once)
-    if config.val is not None:
-        val = scan_labelled(Path(config.val), classes=train.classes, name="data.val", reporter=once)
-    else:
-        assert config.val_fraction is not None  # the config has exactly one of the two
-        train, val = split_stratified(train, config.val_fraction, seed=seed)
-        val = replace(val, skipped=())  # both have those of the folder: say them once
-    test = None
-    if config.test is not None:
-        test = scan_labelled(
-            Path(config.test), classes=train.classes, name="data.test", reporter=once
-        )
-    splits = Splits(train, val, test)
+    layout = replace(FOUND_BY_NAME, group=find_group_column(config))
+    train = scan_labelled(Path(config.train), name="data.train", layout=layout, reporter=once)
+    fractions = {"val": config.val_fraction, "test": config.test_fraction}
+    wanted = {name: fraction for name, fraction in fractions.items() if fraction is not None}
+    groups = find_groups(train, config, reporter) if wanted else None
+    held_out, held_groups = hold_out(train, wanted, seed=seed, groups=groups, reporter=reporter)
+    for name, place in (("val", config.val), ("test", config.test)):
+        if place is not None:
+            held_out[name] = scan_labelled(
+                Path(place),
+                classes=train.classes,
+                name=f"data.{name}",
+                layout=layout,
+                reporter=once,
+            )
+    splits = Splits(held_out["train"], held_out["val"], held_out.get("test"), groups=held_groups)
+    require_apart(splits.named(), config)
+    if wanted and groups is None and (note := describe_frames(train)) is not None:
+        splits = replace(splits, notes=(note,))
     if config.exclude is not None:
         # After the split: a held-out image stays held out, whatever else is left out.
         kept, exclusion = exclude_images(splits.named(), Path(config.exclude))
-        splits = Splits(kept["train"], kept["val"], kept.get("test"), exclusion=exclusion)
+        splits = replace(_with_images(splits, kept), exclusion=exclusion)
         counts = ", ".join(f"{count} {name}" for name, count in exclusion.counts.items())
         reporter.say(f"data.exclude: {one_line(exclusion.path)} leaves out {counts} images")
         if exclusion.unmatched:
             reporter.warn(describe_unmatched(exclusion))
     _say_surprises(splits, reporter)
     return splits
+
+
+def _with_images(splits: Splits, named: dict[str, LabelledImages]) -> Splits:
+    return replace(splits, train=named["train"], val=named["val"], test=named.get("test"))
 
 
 class _OneWarning(Forwarding):
@@ -160,11 +196,10 @@ def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> S
     for each in bad:
         reporter.warn(f"skipped {one_line(each.path)}: {each.reason}")
     _require_images(named)
+    digests = {name: each.digests[each.readable] for name, each in found.items()}
     return replace(
-        splits,
-        train=named["train"],
-        val=named["val"],
-        test=named.get("test"),
+        _with_images(splits, named),
+        leaks=find_leaks(named, digests),
         bad_images=tuple(bad),
         checked=sum(each.read for each in found.values()),
         known=sum(each.known for each in found.values()),
@@ -207,6 +242,9 @@ def describe_splits(splits: Splits) -> dict[str, Any]:
         },
         "bad_images": to_plain(splits.bad_images),
         "exclude": str(splits.exclusion.path) if splits.exclusion else None,
+        "groups": to_plain(splits.groups),
+        "leaks": to_plain(splits.leaks),
+        "warnings": splits.warnings,
     }
 
 
@@ -227,24 +265,50 @@ def split_digest(images: LabelledImages, sizes: Sizes | None = None) -> str:
     return digest.hexdigest()
 
 
-def split_stratified(
-    images: LabelledImages, fraction: float, *, seed: int
-) -> tuple[LabelledImages, LabelledImages]:
-    """Split off `fraction` of each class (0 to 1, rounded) for validation: (train, val).
+def hold_out(
+    images: LabelledImages,
+    fractions: Mapping[str, float],
+    *,
+    seed: int,
+    groups: Groups | None = None,
+    reporter: Reporter = SILENT,
+) -> tuple[dict[str, LabelledImages], HeldOutGroups | None]:
+    """Split off a share of each class (0 to 1, rounded) for each split in `fractions`.
 
-    A class with at least two images gets at least one on each side; a single image stays in train.
-    Which images go is decided by a hash of the seed and the path below the root, so neither the
-    order of the file system nor other files matter.
+    Returns those and what is left of `train`, and how many groups each of them got. Without groups,
+    a class with images enough gets at least one in each; a single image stays in train. Which
+    images go is decided by a hash of the seed and the path below the root, so neither the order of
+    the file system nor other files matter. The first split takes from one end of that order and the
+    second from the other: the first one's images do not depend on whether there is a second.
     """
-    held_out = bytearray(len(images))
-    for members in _shuffle_classes(images, seed):
-        wanted = round(len(members) * fraction)
-        count = min(max(wanted, 1), len(members) - 1)
-        for index in members[:count]:
-            held_out[index] = 1
-    train = array("Q", (index for index, held in enumerate(held_out) if not held))
-    val = array("Q", (index for index, held in enumerate(held_out) if held))
-    return images.subset(train), images.subset(val)
+    if not fractions:
+        return {"train": images}, None
+    names = ["train", *fractions]
+    sides = bytearray(len(images))  # of each image: the index of its split in `names`
+    counts = None
+    if groups is not None:
+        chosen = choose_sides(images, groups, fractions, seed=seed, reporter=reporter)
+        side_of = bytearray(len(groups.names))
+        for side, name in enumerate(fractions, start=1):
+            for group in chosen[name]:
+                side_of[group] = side
+        sides = bytearray(side_of[group] for group in groups.ids)
+        counts = {name: side_of.count(side) for side, name in enumerate(names)}
+    else:
+        for free in _shuffle_classes(images, seed):
+            size = len(free)
+            for side, fraction in enumerate(fractions.values(), start=1):
+                count = min(max(round(size * fraction), 1), len(free) - 1)
+                for index in free[:count]:
+                    sides[index] = side
+                free = free[count:][::-1]
+    found = np.frombuffer(sides, np.uint8)
+    splits = {}
+    for side, name in enumerate(names):
+        own = images.subset(np.flatnonzero(found == side).tolist())
+        # All have the files of the folder that are not used: they are said once.
+        splits[name] = replace(own, skipped=()) if side else own
+    return splits, HeldOutGroups(groups.by, counts) if groups and counts else None
 
 
 def sample_stratified(images: LabelledImages, count: int, *, seed: int) -> LabelledImages:
