@@ -63,7 +63,7 @@ def find_groups(images: LabelledImages, config: DataConfig, reporter: Reporter) 
     else:
         found = list(name_groups(images, config))
         alone = found.count(None)
-        told = f"data.group: {alone:,} of {len(found):,} images are in no group of {one_line(by)!r}"
+        told = f"data.group: {alone:,} of {len(found):,} images are in no group of {one_line(by)}"
         if alone == len(found):
             hint = f"expected one in paths such as {one_line(_portable(places[0]))}"
             raise DataError(told, hint)

@@ -1,6 +1,6 @@
 """Equal files in several splits, or of several classes: what makes a result too good, or wrong."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from vtrain.data.image_checks import Digests
 from vtrain.data.image_sets import LabelledImages
 from vtrain.system.text import one_line
 
+_LEAVE_OUT = "`vtrain check CONFIG --write-list FILE` lists what to leave out with data.exclude"
 _ACROSS = (("val", "train"), ("test", "train"), ("test", "val"))
 
 
@@ -25,20 +26,26 @@ class Leak:
 
 
 def find_leaks(
-    splits: Mapping[str, LabelledImages], digests: Mapping[str, Digests]
+    splits: Mapping[str, LabelledImages],
+    digests: Mapping[str, Digests],
+    *,
+    held_out: Collection[str],
 ) -> tuple[Leak, ...]:
     """Files of equal bytes in two splits, and under two classes; `digests` of each split's images.
 
-    Images that were changed or compressed again are for `vtrain check`.
+    Images that were changed or compressed again are for `vtrain check`. `held_out` are the splits
+    whose images come from one source.
     """
     _, ids = np.unique(np.concatenate([digests[name] for name in splits]), return_inverse=True)
     ends = np.cumsum([len(images) for images in splits.values()])
     found = dict(zip(splits, np.split(ids.reshape(-1), ends[:-1]), strict=True))
-    return (*_find_shared(splits, found), *_find_conflicts(splits, found))
+    return (*_find_shared(splits, found, held_out), *_find_conflicts(splits, found))
 
 
 def _find_shared(
-    splits: Mapping[str, LabelledImages], ids: Mapping[str, NDArray[np.intp]]
+    splits: Mapping[str, LabelledImages],
+    ids: Mapping[str, NDArray[np.intp]],
+    held_out: Collection[str],
 ) -> Iterator[Leak]:
     for name, other in _ACROSS:
         if name not in splits:
@@ -50,7 +57,9 @@ def _find_shared(
             second = np.flatnonzero(ids[other] == ids[name][shared[0]])[0]
             paths = splits[name].paths[shared[0]], splits[other].paths[int(second)]
             text = f"of {name} {'is' if len(shared) == 1 else 'are'} also in {other}"
-            yield _build("leaked", len(shared), text, paths)
+            one_source = name in held_out and other in held_out
+            hint = "data.group=duplicates keeps them in one" if one_source else _LEAVE_OUT
+            yield _build("leaked", len(shared), text, paths, hint)
 
 
 def _find_conflicts(
@@ -67,7 +76,7 @@ def _find_conflicts(
     paths = [path for each in both for path in _find_path(list(splits.values()), each)]
     classes = [splits["train"].classes[labels[each]] for each in both]
     text = f"are in two classes, {one_line(classes[0])} and {one_line(classes[1])} for one"
-    yield _build("conflicting_labels", count, text, (paths[0], paths[1]))
+    yield _build("conflicting_labels", count, text, (paths[0], paths[1]), _LEAVE_OUT)
 
 
 def _find_path(splits: Sequence[LabelledImages], position: int) -> Iterator[Path]:
@@ -77,11 +86,7 @@ def _find_path(splits: Sequence[LabelledImages], position: int) -> Iterator[Path
         position -= len(images)
 
 
-def _build(kind: str, count: int, text: str, paths: tuple[Path, Path]) -> Leak:
-    first, second = map(one_line, paths)
-    message = (
-        f"{count:,} image{'' if count == 1 else 's'} {text} (equal files), such as {first} and "
-        f"{second}; `vtrain check CONFIG --write-list FILE` lists what to leave out with "
-        "data.exclude"
-    )
+def _build(kind: str, count: int, text: str, paths: tuple[Path, Path], hint: str) -> Leak:
+    images, (first, second) = f"image{'' if count == 1 else 's'}", map(one_line, paths)
+    message = f"{count:,} {images} {text} (equal files), such as {first} and {second}; {hint}"
     return Leak(kind, count, paths, message)

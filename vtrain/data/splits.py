@@ -197,9 +197,11 @@ def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> S
         reporter.warn(f"skipped {one_line(each.path)}: {each.reason}")
     _require_images(named)
     digests = {name: each.digests[each.readable] for name, each in found.items()}
+    fractions = (("val", config.val_fraction), ("test", config.test_fraction))
+    held_out = ["train", *(name for name, fraction in fractions if fraction)]
     return replace(
         _with_images(splits, named),
-        leaks=find_leaks(named, digests),
+        leaks=find_leaks(named, digests, held_out=held_out),
         bad_images=tuple(bad),
         checked=sum(each.read for each in found.values()),
         known=sum(each.known for each in found.values()),
