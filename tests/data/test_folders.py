@@ -11,7 +11,7 @@ import pytest
 from vtrain.data.folders import EMPTY_CLASS, find_splits, scan_images, scan_labelled
 from vtrain.data.image_names import IMAGE_SUFFIXES
 from vtrain.data.image_sets import LabelledImages, PackedPaths
-from vtrain.data.splits import split_stratified
+from vtrain.data.splits import hold_out
 from vtrain.errors import DataError
 
 
@@ -319,6 +319,13 @@ def labelled(counts: list[int]) -> LabelledImages:
     names, labels = zip(*pairs, strict=True)
     paths = PackedPaths(root, names)
     return LabelledImages(root, tuple(map(str, range(len(counts)))), paths, labels)
+
+
+def split_stratified(
+    images: LabelledImages, fraction: float, *, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    found, _ = hold_out(images, {"val": fraction}, seed=seed)
+    return found["train"], found["val"]
 
 
 @pytest.mark.parametrize(

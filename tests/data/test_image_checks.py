@@ -1,5 +1,6 @@
 """Images are read once, unless anything about them has changed; what is odd about a file."""
 
+import hashlib
 import io
 import os
 import shutil
@@ -115,6 +116,22 @@ def test_good_images_are_read_once(root: Path, read: list[str], with_facts: bool
     assert again.facts.tobytes() == first.facts.tobytes()
     assert again.sizes.tolist() == [path.stat().st_size for path in scan_labelled(root).paths]
     assert len(read) == 4
+
+
+def test_every_look_gives_the_same_digests(root: Path, read: list[str]) -> None:
+    shutil.copy(root / "ant/000.jpg", root / "bee/copy.jpg")
+    bad = break_image(root / "ant/bad.jpg")
+    settle()
+    first = look(root)
+    contents = [path.read_bytes() for path in scan_labelled(root).paths]
+    digests = [hashlib.sha256(content).digest()[:16] for content in contents]
+    digests[[path.name for path in scan_labelled(root).paths].index(bad.name)] = bytes(16)
+    again = look(root)
+    assert len(read) == len(contents) + 1  # the bad one twice
+    with_facts, known = look(root, with_facts=True), look(root, with_facts=True)
+    for found in (first, again, with_facts, known):
+        assert [each.tobytes() for each in found.digests] == digests
+    assert known.facts["digest"].tobytes() == known.digests.tobytes()
 
 
 def test_whose_facts_are_known_is_known_to_be_readable(root: Path, tmp_path: Path) -> None:

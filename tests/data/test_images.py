@@ -9,8 +9,10 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -173,7 +175,7 @@ def find_bad(
     """The images that cannot be read, and why."""
     reasons = map_images(check_image, paths, workers=workers, bar=bar)
     found = zip(paths, reasons, strict=True)
-    return [SkippedFile(path, reason) for path, reason in found if reason is not None]
+    return [SkippedFile(path, reason) for path, reason in found if isinstance(reason, str)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -204,14 +206,14 @@ def test_a_file_that_is_the_end_of_its_process_is_listed(
 ) -> None:
     good = write(tmp_path / "good.png", save(two_colours(), format="PNG"))
     killer = write(tmp_path / "killer.png", save(two_colours(), format="PNG"))
-    truly_read = images.read_image
+    truly_open = images._open_regular
 
-    def read(path: Path) -> Image.Image:
+    def open_image(path: Path) -> AbstractContextManager[BinaryIO]:
         if path == killer:
             act()
-        return truly_read(path)
+        return truly_open(path)
 
-    monkeypatch.setattr(images, "read_image", read)  # forked workers inherit it
+    monkeypatch.setattr(images, "_open_regular", open_image)  # forked workers inherit it
     for name in ("_CHECK_SECONDS", "_APART_SECONDS"):
         monkeypatch.setattr(file_pool, name, 1.0)
     found = find_bad([*[good] * 20, killer, *[good] * 20], workers=2)

@@ -181,12 +181,12 @@ def test_batch_size_suits_the_number_of_images(images: int, batch_size: int) -> 
 
 def test_training_images_are_counted_as_the_split_does() -> None:
     from vtrain.data.folders import scan_labelled
-    from vtrain.data.splits import split_stratified
+    from vtrain.data.splits import hold_out
 
     for name, count in (("a", 1), ("b", 2), ("c", 7), ("d", 13)):
         draw(f"set/{name}", count)
-    train, _ = split_stratified(scan_labelled(Path("set")), 0.2, seed=0)
-    assert inspect_folder(Path("set")).training_images == len(train)
+    found, _ = hold_out(scan_labelled(Path("set")), {"val": 0.2}, seed=0)
+    assert inspect_folder(Path("set")).training_images == len(found["train"])
 
 
 def test_folders_that_hold_no_classes() -> None:

@@ -71,6 +71,18 @@ def _check_validation(config: FitConfig) -> Iterator[KeyMistake]:
         yield KeyMistake(("data", "val_fraction"), text)
 
 
+def _check_test(config: FitConfig) -> Iterator[KeyMistake]:
+    val, test = config.data.val_fraction or 0.0, config.data.test_fraction
+    if test is None:
+        return
+    if config.data.test is not None:
+        text = "set beside data.test; keep one of them, and set the other to null"
+        yield KeyMistake(("data", "test_fraction"), text)
+    elif val + test >= 1:
+        text = f"got {test:g}, expected less than {1 - val:g}: data.val_fraction takes {val:g}"
+        yield KeyMistake(("data", "test_fraction"), text)
+
+
 def _check_warmup(config: FitConfig) -> Iterator[KeyMistake]:
     warmup, epochs = config.optim.warmup_epochs, config.train.epochs
     if warmup > epochs:
@@ -102,6 +114,7 @@ def _check_precision(config: FitConfig) -> Iterator[KeyMistake]:
 CHECKS: tuple[Check, ...] = (
     (("run_dir",), _check_run_dir),
     (("data.val", "data.val_fraction"), _check_validation),
+    (("data.val_fraction", "data.test", "data.test_fraction"), _check_test),
     (("optim.warmup_epochs", "train.epochs"), _check_warmup),
     (("freeze", "train.epochs", "train.probe_epochs"), _check_probe),
     (("freeze", "train.epochs"), _check_phases),

@@ -35,7 +35,7 @@ _PIECE_FILES = 1_024
 # A file of so many times as many images as there are, but no fewer than so many, starts anew.
 _MAX_GROWTH = 4
 _MIN_LIMIT = 100_000
-_FACT_RULES = 1  # to be raised when the facts change
+_FACT_RULES = 2  # to be raised when what is kept changes
 _NO_KEY = 0
 _NO_SIZE = 2**64 - 1  # -1 as a signed number
 # So many files are asked about by several processes; fewer take less time than starting those.
@@ -81,10 +81,13 @@ FACTS = np.dtype(
     ]
 )
 _NUMBERS = struct.Struct("<IIBB")  # those of FACTS
+# What is kept of every image that can be read; its facts lie apart: most do not ask for them.
+_KNOWN = np.dtype([("key", "<u8"), ("digest", "V16")])
 
 Facts: TypeAlias = NDArray[Any]  # [N] of FACTS
 Keys: TypeAlias = NDArray[np.uint64]  # [N], hashes of what `os.stat` tells of files
 Sizes: TypeAlias = NDArray[np.int64]  # [N], bytes
+Digests: TypeAlias = NDArray[np.void]  # [N], 16 bytes each, of the bytes of files
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +95,16 @@ class Inspection:
     """Which images can be read, and what is known of them.
 
     `readable` is bool `[N]`, and `bad` are the others with their reasons, in order. `sizes` `[N]`
-    are those of the files in bytes, -1 for one that is not there. `facts` are `[N]` of `FACTS`,
-    zeros for images that cannot be read, or `[0]` if they were not asked for. `read` images were
-    read for this, `known` ones are unchanged since they were.
+    are those of the files in bytes, -1 for one that is not there. `digests` `[N]` are of the files'
+    bytes, `facts` `[N]` of `FACTS`, or `[0]` if they were not asked for; both are zeros for images
+    that cannot be read. `read` images were read for this, `known` ones are unchanged since they
+    were.
     """
 
     readable: NDArray[np.bool_]
     bad: list[SkippedFile]
     sizes: Sizes
+    digests: Digests
     facts: Facts
     read: int
     known: int
@@ -131,12 +136,13 @@ def inspect_images(
     """
     keys, sizes = stat_images(paths, workers=choose_workers(len(paths)))
     kept = ScanFile("images", root, (CHECK_RULES, _FACT_RULES, PIL.__version__))
-    readable, facts = _find_known(kept, keys, with_facts, max(_MIN_LIMIT, _MAX_GROWTH * count))
+    limit = max(_MIN_LIMIT, _MAX_GROWTH * count)
+    readable, digests, facts = _find_known(kept, keys, with_facts, limit)
     unknown = np.flatnonzero(~readable)
     bar.update(len(paths) - len(unknown))
     workers = choose_workers(len(unknown))
     step = max(workers, 1) * _PIECE_FILES
-    read: Callable[[Path], bytes | None] = inspect_image if with_facts else check_image
+    read: Callable[[Path], bytes] = inspect_image if with_facts else check_image
     bad: list[SkippedFile] = []
     for first in range(0, len(unknown), step):
         piece = unknown[first : first + step]
@@ -147,37 +153,44 @@ def inspect_images(
                 bad.append(SkippedFile(path, each))
                 continue
             readable[position] = True
-            if each is not None:
+            digests[position] = each[: digests.itemsize]
+            if with_facts:
                 facts[position] = np.frombuffer(each, FACTS)[0]
         new = piece[readable[piece] & (keys[piece] != _NO_KEY)]
         if len(new):
+            known = np.empty(len(new), _KNOWN)
+            known["key"], known["digest"] = keys[new], digests[new]
             values = facts[new].tobytes() if with_facts else b""
-            kept.add(keys[new].tobytes(), values, reporter=reporter)
-    return Inspection(readable, bad, sizes, facts, len(unknown), len(paths) - len(unknown))
+            kept.add(known.tobytes(), values, reporter=reporter)
+    read_now = len(unknown)
+    return Inspection(readable, bad, sizes, digests, facts, read_now, len(paths) - read_now)
 
 
 def _find_known(
     kept: ScanFile, keys: Keys, with_facts: bool, limit: int
-) -> tuple[NDArray[np.bool_], Facts]:
-    """Which of the images with these keys are known to be readable, and their facts."""
+) -> tuple[NDArray[np.bool_], Digests, Facts]:
+    """Which of the images with these keys are known to be readable; their digests and facts."""
     pieces = kept.read(values=with_facts)
-    if sum(len(part) for part, _ in pieces) > limit * keys.itemsize:
+    if sum(len(part) for part, _ in pieces) > limit * _KNOWN.itemsize:
         kept.restart()
         pieces = []
     if with_facts:
         pieces = [piece for piece in pieces if piece[1]]
-    stored = np.frombuffer(b"".join(part for part, _ in pieces), np.uint64)
-    known, first = np.unique(stored, return_index=True)
+    stored = np.frombuffer(b"".join(part for part, _ in pieces), _KNOWN)
+    known, first = np.unique(stored["key"], return_index=True)
+    digests = np.zeros(len(keys), _KNOWN["digest"])
     facts = np.zeros(len(keys) if with_facts else 0, FACTS)
     if not len(known):
-        return np.zeros(len(keys), np.bool_), facts
+        return np.zeros(len(keys), np.bool_), digests, facts
     places = np.searchsorted(known, keys).clip(max=len(known) - 1)
     readable: NDArray[np.bool_] = (known[places] == keys) & (keys != _NO_KEY)
+    found = first[places[readable]]
+    digests[readable] = stored["digest"][found]
     if with_facts:
         values = np.frombuffer(b"".join(part for _, part in pieces), FACTS)
         del pieces  # facts are 1 kB an image: no second copy of them
-        facts[readable] = values[first[places[readable]]]
-    return readable, facts
+        facts[readable] = values[found]
+    return readable, digests, facts
 
 
 def stat_images(paths: Sequence[Path], *, workers: int) -> tuple[Keys, Sizes]:

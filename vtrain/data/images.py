@@ -115,9 +115,12 @@ def read_image(
         return _flatten(_turn_upright(image), background)
 
 
-def check_image(path: Path | str) -> None:
-    """Read one image in full for nothing but its errors, which are those of `read_image`."""
-    read_image(path)
+def check_image(path: Path | str) -> bytes:
+    """Read one image in full for its errors, those of `read_image`; a hash of the file's bytes."""
+    with _reasons(), NO_WARNINGS, _open_regular(path) as file:
+        loaded, _ = _load(file, min_edge=None)
+        _flatten(_turn_upright(loaded), WHITE)
+        return _hash(file)
 
 
 def read_size(path: Path | str) -> tuple[int, int]:
@@ -138,8 +141,7 @@ def read_whole(path: Path | str) -> WholeImage:
     """
     with _reasons(), NO_WARNINGS, _open_regular(path) as file:
         loaded, stored = _load(file, min_edge=None)
-        file.seek(0)
-        digest = hashlib.sha256(file.read()).digest()[:_DIGEST_BYTES]
+        digest = _hash(file)
         upright = _turn_upright(loaded)
         image = _flatten(upright, WHITE)
         return WholeImage(
@@ -152,6 +154,11 @@ def read_whole(path: Path | str) -> WholeImage:
             deep="16" in stored or loaded.mode == "F" or loaded.mode.startswith("I"),
             animated=_is_animated(loaded),
         )
+
+
+def _hash(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return hashlib.sha256(file.read()).digest()[:_DIGEST_BYTES]
 
 
 def _is_animated(image: ImageFile.ImageFile) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vtrain.config.keys import DataConfig
+from vtrain.data.config_checks import find_group_column
 from vtrain.data.image_names import compose
 from vtrain.data.image_sets import SkippedFile
 from vtrain.data.list_columns import Columns, find_columns, find_split_word
@@ -39,10 +40,8 @@ COLUMNS = ("path", "label", "split", "group")
 def layout_of(config: DataConfig) -> ListLayout:
     """How a config says that its lists are read; `data.group` may name a column."""
     named = config.columns
-    by_column = config.group not in (None, "folder", "duplicates") and "(" not in str(config.group)
-    group = named.group or (config.group if by_column else None)
     root = None if config.root is None else Path(config.root)
-    return ListLayout(named.path, named.label, named.split, group, root)
+    return ListLayout(named.path, named.label, named.split, find_group_column(config), root)
 
 
 def parse_columns(text: str) -> ListLayout:

@@ -2,8 +2,7 @@
 
 import hashlib
 import os
-from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, zip_longest
@@ -15,9 +14,17 @@ import numpy as np
 from vtrain.config.keys import DataConfig
 from vtrain.data.exclusion import Exclusion, exclude_images
 from vtrain.data.folders import EMPTY_CLASS, scan_labelled, scan_training
+from vtrain.data.groups import (
+    Groups,
+    choose_sides,
+    describe_frames,
+    find_groups,
+    require_groups_apart,
+)
 from vtrain.data.image_checks import Sizes, inspect_images
 from vtrain.data.image_sets import LabelledImages, SkippedFile
 from vtrain.data.layouts import describe_class_names
+from vtrain.data.leaks import Leak, find_leaks
 from vtrain.data.lists import layout_of
 from vtrain.data.overlaps import require_apart
 from vtrain.data.tars import find_status
@@ -25,8 +32,21 @@ from vtrain.data.workers import resolve_workers
 from vtrain.errors import DataError
 from vtrain.system.files import path_exists
 from vtrain.system.json_csv import to_plain
-from vtrain.system.reporter import Forwarding, Reporter
+from vtrain.system.reporter import SILENT, Forwarding, Reporter
 from vtrain.system.text import enumerate_names, one_line
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutGroups:
+    """How many groups each split got, of those that `by` makes."""
+
+    by: str
+    counts: dict[str, int]
+
+    def describe(self) -> str:
+        """One line for the plan."""
+        parts = ", ".join(f"{count:,} in {name}" for name, count in self.counts.items())
+        return f"groups: {parts} (data.group: {one_line(self.by)}); none is in two splits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +55,9 @@ class Splits:
 
     `bad_images` could not be read and are in no split. `checked` images were read to find them,
     `known` ones were found good before and are unchanged. `sizes` of the images in bytes, by split,
-    are known once they were checked. `exclusion` tells what `data.exclude` left out.
+    are known once they were checked, `leaks` as well. `exclusion` tells what `data.exclude` left
+    out, `groups` how many groups of `data.group` each split has, `notes` are warnings about the
+    way in which images were held out.
     """
 
     train: LabelledImages
@@ -46,6 +68,14 @@ class Splits:
     known: int = field(default=0, compare=False)
     sizes: dict[str, Sizes] = field(default_factory=dict, compare=False, repr=False)
     exclusion: Exclusion | None = None
+    leaks: tuple[Leak, ...] = ()
+    groups: HeldOutGroups | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """What makes results on these splits too good, a line each."""
+        return [*self.notes, *(each.message for each in self.leaks)]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -71,38 +101,37 @@ def scan_splits(config: DataConfig, *, seed: int, reporter: Reporter) -> Splits:
     """
     once = _OneWarning(reporter)
     layout = layout_of(config)
-    found = scan_training(
-        Path(config.train),
-        layout=layout,
-        hint_group=config.group is None and config.val_fraction is not None,
-        reporter=once,
-    )
-    train = found["train"]
-    layout = replace(layout, split=None, group=None)  # the lists of one split need no such column
+    fractions = {"val": config.val_fraction, "test": config.test_fraction}
+    wanted = {name: fraction for name, fraction in fractions.items() if fraction is not None}
+    ungrouped = (config.group or config.columns.group) is None and bool(wanted)
+    found = scan_training(Path(config.train), layout=layout, hint_group=ungrouped, reporter=once)
+    classes, layout = found["train"].classes, replace(layout, split=None)
     for name in ("val", "test"):
         source = getattr(config, name)
         _require_one_source(config, name, found)
         if source is not None:
             found[name] = scan_labelled(
                 Path(source),
-                classes=train.classes,
+                classes=classes,
                 name=f"data.{name}",
                 layout=layout,
                 reporter=once,
             )
-    test = found.get("test")
-    if "val" in found:
-        val = found["val"]
-    else:
-        assert config.val_fraction is not None
-        train, val = split_stratified(train, config.val_fraction, seed=seed)
-        val = replace(val, skipped=())  # both have those of the folder: say them once
-    splits = Splits(train, val, test)
+    groups = find_groups(found["train"], config, reporter) if wanted else None
+    held_out, held_groups = hold_out(
+        found["train"], wanted, seed=seed, groups=groups, reporter=reporter
+    )
+    notes = () if groups or not wanted else describe_frames(found["train"])
+    found |= held_out
+    splits = Splits(
+        found["train"], found["val"], found.get("test"), groups=held_groups, notes=notes
+    )
     require_apart(splits.named())
+    require_groups_apart(splits.named(), config)
     if config.exclude is not None:
         # After the split: a held-out image stays held out, whatever else is left out.
         kept, exclusion = exclude_images(splits.named(), Path(config.exclude))
-        splits = Splits(kept["train"], kept["val"], kept.get("test"), exclusion=exclusion)
+        splits = replace(_with_images(splits, kept), exclusion=exclusion)
         counts = ", ".join(f"{count} {name}" for name, count in exclusion.counts.items())
         reporter.say(f"data.exclude: {one_line(exclusion.path)} leaves out {counts} images")
         if exclusion.unmatched:
@@ -113,7 +142,7 @@ def scan_splits(config: DataConfig, *, seed: int, reporter: Reporter) -> Splits:
 
 def _require_one_source(config: DataConfig, name: str, found: Mapping[str, LabelledImages]) -> None:
     """Refuse lines of a split in the list of `data.train` beside a key for it, or neither."""
-    keys = [key for key in (name, f"{name}_fraction") if getattr(config, key, None) is not None]
+    keys = [key for key in (name, f"{name}_fraction") if getattr(config, key) is not None]
     if name in found and keys:
         raise DataError(
             f"data.train: {one_line(config.train)} has {len(found[name])} lines of {name} in its "
@@ -126,6 +155,10 @@ def _require_one_source(config: DataConfig, name: str, found: Mapping[str, Label
             "set data.val to a folder or list, or data.val_fraction=0.2; or mark lines as val in a "
             "column of the list called split",
         )
+
+
+def _with_images(splits: Splits, named: dict[str, LabelledImages]) -> Splits:
+    return replace(splits, train=named["train"], val=named["val"], test=named.get("test"))
 
 
 class _OneWarning(Forwarding):
@@ -209,11 +242,12 @@ def check_splits(splits: Splits, config: DataConfig, *, reporter: Reporter) -> S
     for line in lines:
         reporter.warn(f"skipped {line}")
     _require_images(named)
+    digests = {name: each.digests[each.readable] for name, each in found.items()}
+    fractions = (("val", config.val_fraction), ("test", config.test_fraction))
+    held_out = ["train", *(name for name, fraction in fractions if fraction)]
     return replace(
-        splits,
-        train=named["train"],
-        val=named["val"],
-        test=named.get("test"),
+        _with_images(splits, named),
+        leaks=find_leaks(named, digests, held_out=held_out),
         bad_images=tuple(bad),
         checked=sum(each.read for each in found.values()),
         known=sum(each.known for each in found.values()),
@@ -273,6 +307,9 @@ def describe_splits(splits: Splits) -> dict[str, Any]:
         },
         "bad_images": to_plain(splits.bad_images),
         "exclude": str(splits.exclusion.path) if splits.exclusion else None,
+        "groups": to_plain(splits.groups),
+        "leaks": to_plain(splits.leaks),
+        "warnings": splits.warnings,
     }
 
 
@@ -293,24 +330,50 @@ def split_digest(images: LabelledImages, sizes: Sizes | None = None) -> str:
     return digest.hexdigest()
 
 
-def split_stratified(
-    images: LabelledImages, fraction: float, *, seed: int
-) -> tuple[LabelledImages, LabelledImages]:
-    """Split off `fraction` of each class (0 to 1, rounded) for validation: (train, val).
+def hold_out(
+    images: LabelledImages,
+    fractions: Mapping[str, float],
+    *,
+    seed: int,
+    groups: Groups | None = None,
+    reporter: Reporter = SILENT,
+) -> tuple[dict[str, LabelledImages], HeldOutGroups | None]:
+    """Split off a share of each class (0 to 1, rounded) for each split in `fractions`.
 
-    A class with at least two images gets at least one on each side; a single image stays in train.
-    Which images go is decided by a hash of the seed and the path below the root, so neither the
-    order of the file system nor other files matter.
+    Returns those and what is left of `train`, and how many groups each of them got. Without groups,
+    a class with images enough gets at least one in each; a single image stays in train. Which
+    images go is decided by a hash of the seed and the path below the root, so neither the order of
+    the file system nor other files matter. The first split takes from one end of that order and the
+    second from the other: the first one's images do not depend on whether there is a second.
     """
-    held_out = bytearray(len(images))
-    for members in _shuffle_classes(images, seed):
-        wanted = round(len(members) * fraction)
-        count = min(max(wanted, 1), len(members) - 1)
-        for index in members[:count]:
-            held_out[index] = 1
-    train = array("Q", (index for index, held in enumerate(held_out) if not held))
-    val = array("Q", (index for index, held in enumerate(held_out) if held))
-    return images.subset(train), images.subset(val)
+    if not fractions:
+        return {"train": images}, None
+    names = ["train", *fractions]
+    sides = bytearray(len(images))  # of each image: the index of its split in `names`
+    counts = None
+    if groups is not None:
+        chosen = choose_sides(images, groups, fractions, seed=seed, reporter=reporter)
+        side_of = bytearray(len(groups.names))
+        for side, name in enumerate(fractions, start=1):
+            for group in chosen[name]:
+                side_of[group] = side
+        sides = bytearray(side_of[group] for group in groups.ids)
+        counts = {name: side_of.count(side) for side, name in enumerate(names)}
+    else:
+        for free in _shuffle_classes(images, seed):
+            size = len(free)
+            for side, fraction in enumerate(fractions.values(), start=1):
+                count = min(max(round(size * fraction), 1), len(free) - 1)
+                for index in free[:count]:
+                    sides[index] = side
+                free = free[count:][::-1]
+    found = np.frombuffer(sides, np.uint8)
+    splits = {}
+    for side, name in enumerate(names):
+        own = images.subset(np.flatnonzero(found == side).tolist())
+        # All have the files of the folder that are not used: they are said once.
+        splits[name] = replace(own, skipped=()) if side else own
+    return splits, HeldOutGroups(groups.by, counts) if groups and counts else None
 
 
 def sample_stratified(images: LabelledImages, count: int, *, seed: int) -> LabelledImages:

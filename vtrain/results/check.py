@@ -1,7 +1,7 @@
 """Looks through a data set for what would spoil a result: damaged files, copies, odd classes."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vtrain.data.duplicates import Group, find_similar_pairs, group_images, join_pairs
+from vtrain.data.duplicates import Group, find_similar_pairs, join_pairs
 from vtrain.data.exclusion import Exclusion, write_exclusion
 from vtrain.data.folders import find_splits, is_source, scan_images, scan_labelled
-from vtrain.data.image_checks import Inspection, hash_all_pixels, inspect_images
+from vtrain.data.groups import group_inspected
+from vtrain.data.image_checks import Inspection, inspect_images
 from vtrain.data.image_names import HIDDEN_PREFIXES
 from vtrain.data.image_sets import LabelledImages
 from vtrain.data.splits import scan_splits
@@ -165,7 +166,7 @@ def check_images(
     """
     choose_workers = partial(resolve_workers, workers)
     data = _inspect(source, choose_workers, reporter)
-    groups = _find_groups(data, choose_workers)
+    groups = group_inspected(data.inspection, data.path, choose_workers)
     paths = [path for images in source.splits.values() for path in images.paths]
     # Splits of one folder have the same files that are not used.
     skipped = {each.path: each for images in source.splits.values() for each in images.skipped}
@@ -210,26 +211,12 @@ def _inspect(
         readable=np.concatenate([each.readable for each in parts]),
         bad=[bad for each in parts for bad in each.bad],
         sizes=np.concatenate([each.sizes for each in parts]),
+        digests=np.concatenate([each.digests for each in parts]),
         facts=np.concatenate([each.facts for each in parts]),
         read=sum(each.read for each in parts),
         known=sum(each.known for each in parts),
     )
     return DataSet(source.splits, source.labelled, whole, source.image_size)
-
-
-def _find_groups(data: DataSet, choose_workers: Callable[[int], int]) -> list[Group]:
-    """Groups of the same readable images, by their positions in the data set."""
-    positions = np.flatnonzero(data.inspection.readable)
-    facts = data.inspection.facts[positions]
-
-    def hash_some(asked: Sequence[int]) -> list[bytes | None]:
-        paths = [data.path(int(positions[each])) for each in asked]
-        return hash_all_pixels(paths, choose_workers=choose_workers)
-
-    sizes = np.stack([facts["width"], facts["height"]], axis=1)
-    found = group_images(facts["digest"], facts["thumb"], sizes, hash_pixels=hash_some)
-    places = positions.tolist()
-    return [replace(group, members=tuple(places[m] for m in group.members)) for group in found]
 
 
 def _find_similar(data: DataSet, groups: Sequence[Group], embed: Embed) -> Iterator[Finding]:

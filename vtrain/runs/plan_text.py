@@ -14,10 +14,9 @@ from vtrain.system.text import format_count, one_line
 def run_facts(plan: FitPlan) -> dict[str, Any]:
     """What must be the same when a run is resumed, besides its config: data and preprocessing."""
     facts: dict[str, Any] = {"classes": ", ".join(map(one_line, plan.splits.classes))}
-    for name, split in plan.data.items():
-        if isinstance(split, dict):
-            facts[f"data.{name} count"] = split["count"]
-            facts[f"data.{name} files"] = split["sha256"][:12]
+    for name in plan.splits.named():
+        facts[f"data.{name} count"] = plan.data[name]["count"]
+        facts[f"data.{name} files"] = plan.data[name]["sha256"][:12]
     if plan.splits.exclusion is not None:
         facts["images left out by data.exclude"] = plan.splits.exclusion.digest[:12]
     for name, value in to_plain(plan.preprocessing).items():
@@ -42,6 +41,10 @@ def show_facts(plan: FitPlan, reporter: Reporter) -> None:
         + f" images of {len(splits.classes)} classes ({each} per class)"
         + f"; {splits.describe_check()}"
     )
+    if splits.groups is not None:
+        reporter.say(splits.groups.describe())
+    for text in splits.warnings:
+        reporter.warn(text)
     pre = plan.preprocessing
     reporter.say(
         f"input: {pre.crop}x{pre.crop} px (resize {pre.resize}, {pre.interpolation}), "

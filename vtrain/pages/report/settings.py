@@ -44,7 +44,13 @@ def tabulate_data(data: Mapping[str, Any]) -> list[Table]:
             )
         )
     columns = ("split", "folder", "images", "classes", "per class", "skipped files", "SHA-256")
-    return [Table("The images that were used", columns, tuple(rows), (2, 3, 4, 5))] if rows else []
+    tables = [Table("The images that were used", columns, tuple(rows), (2, 3, 4, 5))]
+    groups = data.get("groups")
+    if isinstance(groups, dict) and isinstance(groups.get("counts"), dict):
+        title = f"Groups, none of them in two splits (data.group: {one_line(groups.get('by'))})"
+        numbers = tuple((one_line(name), str(count)) for name, count in groups["counts"].items())
+        tables.append(Table(title, ("split", "groups"), numbers, (1,)))
+    return tables if rows else []
 
 
 def build_model(record: RunRecord) -> Section:

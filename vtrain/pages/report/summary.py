@@ -14,7 +14,7 @@ from vtrain.pages.report.values import (
 )
 from vtrain.runs.evaluation_files import EvaluationResult
 from vtrain.runs.record import RunRecord
-from vtrain.system.text import format_duration, format_percent
+from vtrain.system.text import format_duration, format_percent, one_line
 
 FEW_TRAIN = 20  # images of a class that teach little
 
@@ -119,7 +119,8 @@ def _warn_of_data(record: RunRecord) -> list[str]:
     bad = record.data.get("bad_images")
     if isinstance(bad, list) and bad:
         warnings.append(f"{len(bad)} damaged images were left out; data.json names them")
-    return warnings
+    told = record.data.get("warnings")
+    return [*warnings, *map(one_line, told if isinstance(told, list) else ())]
 
 
 def _warn_of_evaluation(split: str, evaluation: EvaluationResult) -> list[str]:
