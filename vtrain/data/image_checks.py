@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vtrain.data.file_pool import map_images
+from vtrain.data.image_names import INSTALLED_EXTRAS
 from vtrain.data.image_sets import PackedPaths, SkippedFile
 from vtrain.data.images import CHECK_RULES, check_image, read_image, read_whole
 from vtrain.data.kept_scans import ScanFile, is_settled
@@ -44,17 +45,19 @@ _BLOCK_FILES = 16_384
 
 # Pillow's name of each format that is read, and the suffixes that go with it.
 FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jfif"),
-    "MPO": (".jpg", ".jpeg", ".jfif"),  # a JPEG with further pictures, as some phones write
-    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".jpe", ".jfif"),  # a JPEG with further pictures, as some phones write
+    "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
-    "BMP": (".bmp",),
-    "DIB": (".bmp",),
+    "BMP": (".bmp", ".dib"),
+    "DIB": (".bmp", ".dib"),
     "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "GIF": (".gif",),
     "AVIF": (".avif",),
     "other": (),
+    "HEIF": (".heic", ".heif", ".hif"),
+    "JXL": (".jxl",),
 }
 _FORMAT_NUMBERS = {name: number for number, name in enumerate(FORMATS)}
 
@@ -130,7 +133,9 @@ def inspect_images(
         reporter: is told once if nothing can be kept.
     """
     keys, sizes = stat_images(paths, workers=choose_workers(len(paths)))
-    kept = ScanFile("images", root, (CHECK_RULES, _FACT_RULES, PIL.__version__))
+    kept = ScanFile(
+        "images", root, (CHECK_RULES, _FACT_RULES, PIL.__version__, *INSTALLED_EXTRAS.items())
+    )
     readable, facts = _find_known(kept, keys, with_facts, max(_MIN_LIMIT, _MAX_GROWTH * count))
     unknown = np.flatnonzero(~readable)
     bar.update(len(paths) - len(unknown))

@@ -1,30 +1,82 @@
 """Names of images and classes, and how messages speak of them."""
 
+import importlib.metadata
 import unicodedata
+from contextlib import suppress
 
+# Decoders that Pillow lacks, by the extra that brings them: package and suffixes.
+EXTRAS = {
+    "heif": ("pillow-heif", (".heic", ".heif", ".hif")),
+    "jxl": ("pillow-jxl-plugin", (".jxl",)),
+}
+
+
+def _find_extras() -> dict[str, str]:
+    """Extras that are installed, with the versions of their packages; nothing is imported."""
+    found = {}
+    for extra, (package, _) in EXTRAS.items():
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[extra] = importlib.metadata.version(package)
+    return found
+
+
+INSTALLED_EXTRAS = _find_extras()
 IMAGE_SUFFIXES = (
     ".jpg",
     ".jpeg",
+    ".jpe",
     ".jfif",
     ".png",
+    ".apng",
     ".webp",
     ".bmp",
+    ".dib",
     ".tif",
     ".tiff",
     ".ppm",
     ".pgm",
     ".pbm",
+    ".pnm",
     ".gif",
     ".avif",
+    *(suffix for extra in INSTALLED_EXTRAS for suffix in EXTRAS[extra][1]),
 )
 HIDDEN_PREFIXES = (".", "__MACOSX")
+# What systems, disks and programs leave behind, in lower case: none can be meant as a class.
+SYSTEM_NAMES = frozenset(
+    (
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "found.000",
+        "@eadir",  # Synology
+        "#recycle",
+        "#snapshot",
+        "@tmp",
+        "@recycle",  # QNAP
+        "@recently-snapshot",
+        "network trash folder",
+        "temporary items",
+        "__pycache__",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "icon\r",
+    )
+)
 NOT_AN_IMAGE = "is not named like an image"
 OUTSIDE = "lies outside the class folders"
+BACKSLASHES = "has backslashes in its name, where an archive had folders"
 
 
 def is_image_name(name: str) -> bool:
     """Whether a file name ends like an image, in upper or lower case."""
     return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder does not exist for a scan."""
+    return name.startswith(HIDDEN_PREFIXES) or name.lower() in SYSTEM_NAMES
 
 
 def compose(name: str) -> str:

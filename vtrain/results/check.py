@@ -13,7 +13,7 @@ from vtrain.data.duplicates import Group, find_similar_pairs, group_images, join
 from vtrain.data.exclusion import Exclusion, write_exclusion
 from vtrain.data.folders import find_splits, is_source, scan_images, scan_labelled
 from vtrain.data.image_checks import Inspection, hash_all_pixels, inspect_images
-from vtrain.data.image_names import HIDDEN_PREFIXES
+from vtrain.data.image_names import is_hidden
 from vtrain.data.image_sets import LabelledImages
 from vtrain.data.splits import scan_splits
 from vtrain.data.workers import resolve_workers
@@ -135,7 +135,7 @@ def _open_folder(path: Path, image_size: int, reporter: Reporter) -> Source:
         if not path.exists() or not is_source(path):
             raise
         names = [each.name for each in path.iterdir() if each.is_dir()] if path.is_dir() else []
-        folders = sorted(name for name in names if not name.startswith(HIDDEN_PREFIXES))
+        folders = sorted(name for name in names if not is_hidden(name))
         if len(folders) > 1:  # some are empty
             images = scan_labelled(path, classes=folders, name="folder", reporter=reporter)
         else:
