@@ -1,11 +1,13 @@
 """Finds images: class folders for training, any depth for prediction; also tars and lists."""
 
+import os
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtrain.data.image_names import NOT_AN_IMAGE, OUTSIDE, compose, describe_error
+from vtrain.data.formats import BY_REASON, describe_file, describe_unread, split_foreign
+from vtrain.data.image_names import BACKSLASHES, NOT_AN_IMAGE, OUTSIDE, compose, describe_error
 from vtrain.data.image_sets import (
     LIST_SUFFIXES,
     TAR_SUFFIX,
@@ -26,7 +28,7 @@ from vtrain.data.walk import FolderScan, path_text
 from vtrain.errors import DataError
 from vtrain.system.files import explain_missing
 from vtrain.system.reporter import SILENT, Reporter
-from vtrain.system.text import enumerate_names, one_line
+from vtrain.system.text import enumerate_names, one_line, quote_path
 
 _SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -103,6 +105,7 @@ def scan_labelled(
         else:
             found = _find_in_folders(source, classes, name)
             source.memory.save(reporter)
+        _say_found(source.found, reporter)
     return _build_labelled(root, found, classes, name)
 
 
@@ -126,6 +129,7 @@ def scan_images(
     else:
         names = source.walk((), entries=source.entries)[""]
         source.memory.save(reporter)
+    _say_found(source.found, reporter)
     names.sort()
     return PackedPaths(root, names), sorted(source.skipped, key=path_text)
 
@@ -162,21 +166,44 @@ def _match_splits(root: Path, folders: Sequence[str]) -> SplitFolders | None:
 
 
 def name_first_skipped(skipped: Sequence[SkippedFile]) -> str:
-    """What follows "no images": the first file that is not used and why, or nothing."""
+    """What follows "no images": why files are not used, or nothing."""
+    foreign = list(describe_unread(skipped, Path()))
+    if foreign:
+        return "; " + "; ".join(foreign)
     return f"; skipped {one_line(skipped[0].path)}: {skipped[0].reason}" if skipped else ""
 
 
-def describe_skipped(root: Path | str, skipped: Sequence[SkippedFile]) -> str:
-    """How many files below `root` are not used, and the first of them (there is at least one)."""
-    first = skipped[0]
-    where = f"the first is {one_line(first.path)}: {first.reason}"
-    return f"{one_line(root)}: {len(skipped)} skipped, {where}"
+def report_skipped(
+    root: Path | str,
+    skipped: Sequence[SkippedFile],
+    reporter: Reporter,
+    images: LabelledImages | None = None,
+) -> None:
+    """Warn of formats that are not read, and say how many other files below `root` are not used.
+
+    `images` are those that are used, where there are classes.
+    """
+    counts = {}
+    if images is not None:
+        counts = dict(zip(images.classes, images.class_counts(), strict=True))
+    for message in describe_unread(skipped, Path(root), counts):
+        reporter.warn(f"{one_line(root)}: {message}")
+    _, others = split_foreign(skipped)
+    if others:
+        where = f"the first is {one_line(others[0].path)}: {others[0].reason}"
+        reporter.say(f"{one_line(root)}: {len(others)} skipped, {where}")
 
 
 def _is_list(root: Path, name: str) -> bool:
     """Whether `root` is a list; whatever it is, it exists and is something that can be used."""
     mode = _require_source(root, name, files=True)
     return stat.S_ISREG(mode) and root.name.lower().endswith(LIST_SUFFIXES)
+
+
+def _say_found(found: Sequence[str], reporter: Reporter) -> None:
+    if found:
+        files = "1 file, " if len(found) == 1 else f"{len(found):,} files such as "
+        reporter.say(f"read for what is in them, not for their names: {files}{one_line(found[0])}")
 
 
 def _open_source(root: Path, name: str, reporter: Reporter) -> TarScan | FolderScan:
@@ -202,6 +229,7 @@ def _open_source(root: Path, name: str, reporter: Reporter) -> TarScan | FolderS
 def _find_in_folders(scan: FolderScan, classes: Sequence[str] | None, name: str) -> _Found:
     root = scan.root
     folders = _list_classes(scan, name)
+    _require_unpacked(scan, name)
     if classes is None:
         _require_classes(root, folders, name)
     else:
@@ -222,7 +250,8 @@ def _find_in_tars(root: Path, tars: TarScan, classes: Sequence[str] | None) -> _
         if label:
             by_class.setdefault(names.get(label, compose(label)), []).append(place)
         else:
-            tars.skipped.append(SkippedFile(root / place, no_label if tars.has_labels else OUTSIDE))
+            outside = BACKSLASHES if "\\" in place else OUTSIDE
+            tars.skipped.append(SkippedFile(root / place, no_label if tars.has_labels else outside))
     numbered = numbered and not names
     return _Found(root, by_class, tars.skipped, _TAR_MEMBERS, numbered=numbered)
 
@@ -274,7 +303,7 @@ def _list_classes(scan: FolderScan, name: str) -> dict[str, str]:
             )
         folders[class_name] = prefix + folder
     for stray in scan.entries.images:
-        scan.skip(prefix + stray, OUTSIDE)
+        scan.skip(prefix + stray, BACKSLASHES if "\\" in stray else OUTSIDE)
     return folders
 
 
@@ -293,8 +322,9 @@ def _require_source(root: Path, name: str, *, files: bool) -> int:
         raise compressed_error(root)
     if not files or not stat.S_ISREG(mode) or not is_source(root):
         others = f", a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})" if files else ""
-        kind = "a file" if stat.S_ISREG(mode) else "not a regular file"
-        raise DataError(f"{name}: {one_line(root)} is {kind}, expected a folder{others}")
+        kind = "is a file" if stat.S_ISREG(mode) else "is not a regular file"
+        kind = describe_file(root) or kind
+        raise DataError(f"{name}: {one_line(root)} {kind}, expected a folder{others}")
     return mode
 
 
@@ -321,6 +351,20 @@ def _require_no_splits(root: Path, folders: Iterable[str], name: str) -> None:
     raise DataError(message, one_line(hint))
 
 
+def _require_unpacked(scan: FolderScan, name: str) -> None:
+    """Refuse files that an archive made by Windows left without their folders."""
+    strays = [each for each in scan.entries.images if "\\" in each and os.sep != "\\"]
+    if strays:
+        count = "1 file" if len(strays) == 1 else f"{len(strays):,} files"
+        raise DataError(
+            f"{name}: {count} in {one_line(scan.root)} such as {one_line(strays[0])} "
+            f"{'has' if len(strays) == 1 else 'have'} backslashes in the name, where the archive "
+            "had folders",
+            f"unpack it again with unzip, or make the folders: cd {quote_path(scan.root)}; "
+            'for f in *\\\\*; do to=${f//\\\\//}; mkdir -p "${to%/*}" && mv -n "$f" "$to"; done',
+        )
+
+
 def _require_known(root: Path, folders: Iterable[str], classes: Sequence[str], name: str) -> None:
     known = {compose(name) for name in classes}
     unknown = [folder for folder in folders if folder not in known]
@@ -343,7 +387,11 @@ def _require_images(root: Path, found: _Found, name: str, *, each_class: bool) -
         return
     causes = [
         f"{one_line(relative)} {reason}"
-        for relative, reason in ((s.path.relative_to(root), s.reason) for s in found.skipped)
+        # What is of a known format says most.
+        for relative, reason in (
+            (each.path.relative_to(root), each.reason)
+            for each in sorted(found.skipped, key=lambda each: each.reason not in BY_REASON)
+        )
         if relative.parts and compose(relative.parts[0]) == empty[0]
     ]
     raise DataError(

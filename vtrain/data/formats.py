@@ -62,6 +62,10 @@ def _brands(*names: bytes) -> tuple[Start, ...]:
     return tuple((4, b"ftyp" + name) for name in names)
 
 
+def _suffixes(names: str) -> tuple[str, ...]:
+    return tuple(f".{name}" for name in names.split())
+
+
 _TIFF_STARTS: tuple[Start, ...] = ((0, b"II*\0"), (0, b"MM\0*"))
 _TO_JPEG = "convert to JPEG or PNG"
 HEIC = Format(
@@ -97,9 +101,9 @@ RAW = Format(
         (0, b"FOVb"),
         (0, b"\0MRM"),
     ),
-    tuple(
-        ".cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .dng .raf .orf .rw2 .rwl .pef .srw .x3f .3fr "
-        ".iiq .kdc .dcr .mrw .erf .mef .mos".split()
+    _suffixes(
+        "cr2 cr3 crw nef nrw arw srf sr2 dng raf orf rw2 rwl pef srw x3f 3fr "
+        "iiq kdc dcr mrw erf mef mos"
     ),
     weak_starts=_TIFF_STARTS,
 )
@@ -139,9 +143,7 @@ FORMATS = (
             (0, b"\0\0\x01\xb3"),
             (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11"),
         ),
-        tuple(
-            ".mp4 .m4v .mov .qt .avi .mkv .webm .mpg .mpeg .wmv .flv .3gp .mts .m2ts .ogv".split()
-        ),
+        _suffixes("mp4 m4v mov qt avi mkv webm mpg mpeg wmv flv 3gp mts m2ts ogv"),
         ((4, b"wide"), (4, b"free"), (4, b"skip"), (0, b"\x47"), (4, b"\x47"), (0, b"OggS")),
     ),
     Format(
@@ -220,7 +222,7 @@ NAMELESS = Format(
     "images without a suffix, beside images that have one,",
     "give it one, such as .jpg",
 )
-_BY_REASON = {each.reason: each for each in (*FORMATS, NAMELESS)}
+BY_REASON = {each.reason: each for each in (*FORMATS, NAMELESS)}
 _SUFFIXES = frozenset(suffix for each in FORMATS for suffix in each.suffixes)
 # `x.jpg?size=large`, `x.jpg!d`, `x.jpg_1`, `x.jpg.download`, `x.jpg (1)`
 _ODD_NAME = re.compile(rf"(?:{'|'.join(map(re.escape, IMAGE_SUFFIXES))})(?![a-z0-9])", re.I)
@@ -246,14 +248,18 @@ def _is_avif(head: bytes) -> bool:
     return head[4:8] == b"ftyp" and b"avi" in head[8 : min(int.from_bytes(head[:4], "big"), 132)]
 
 
-def find_format(reason: str) -> Format | None:
-    """The format that a reason not to use a file speaks of."""
-    return _BY_REASON.get(reason)
-
-
 def is_looked_into(name: str) -> bool:
     """Whether the bytes of a file that is not named like an image decide what it is."""
     return _suffix_of(name) in _SUFFIXES or _is_bare(name) or _ODD_NAME.search(name) is not None
+
+
+def describe_file(path: Path) -> str | None:
+    """What a file that is no image is, with what to do; None if it is of no known format."""
+    try:
+        found = identify(read_head(str(path)), path.suffix.lower()) if path.is_file() else None
+    except OSError:
+        return None
+    return found.reason if found is not None else None
 
 
 def judge(
@@ -307,15 +313,15 @@ def read_head(path: str) -> bytes:
 
 def split_foreign(skipped: Sequence[SkippedFile]) -> tuple[list[SkippedFile], list[SkippedFile]]:
     """Files of known formats that are not read, and what else is not used."""
-    foreign = [each for each in skipped if each.reason in _BY_REASON]
-    return foreign, [each for each in skipped if each.reason not in _BY_REASON]
+    foreign = [each for each in skipped if each.reason in BY_REASON]
+    return foreign, [each for each in skipped if each.reason not in BY_REASON]
 
 
 def group_foreign(skipped: Iterable[SkippedFile]) -> dict[str, list[SkippedFile]]:
     """Files of known formats that are not read, by their reasons, the most frequent first."""
     groups: dict[str, list[SkippedFile]] = {}
     for each in skipped:
-        if each.reason in _BY_REASON:
+        if each.reason in BY_REASON:
             groups.setdefault(each.reason, []).append(each)
     return dict(sorted(groups.items(), key=lambda group: -len(group[1])))
 
@@ -323,20 +329,29 @@ def group_foreign(skipped: Iterable[SkippedFile]) -> dict[str, list[SkippedFile]
 def describe_unread(
     skipped: Iterable[SkippedFile], root: Path, read: Mapping[str, int] | None = None
 ) -> Iterator[str]:
-    """One sentence for each format that is not read: how many of which classes, and what to do.
+    """One sentence for each format that is not read; arguments as for `describe_group`."""
+    for reason, files in group_foreign(skipped).items():
+        text = describe_group(reason, files, root, read or {})
+        yield f"{text}: {BY_REASON[reason].advice}"
+
+
+def describe_group(
+    reason: str, files: Sequence[SkippedFile], root: Path, read: Mapping[str, int]
+) -> str:
+    """How many files of one format, and of which classes, are not read.
 
     Args:
-        skipped: files that are not used; others than of known formats do not count.
+        reason: why they are not.
+        files: they, at least one.
         root: where they come from.
         read: images of each class that are read, where there are classes.
     """
-    for reason, files in group_foreign(skipped).items():
-        found = _BY_REASON[reason]
-        noun = found.noun.partition(" ")[2]
-        what = f"1 {noun} is" if len(files) == 1 else f"{len(files):,} {found.plural} are"
-        where = _describe_places(find_classes(files, root, read or {}), read or {})
-        such = "" if len(files) == 1 else "such as "
-        yield f"{what} not read{where}, {such}{one_line(files[0].path)}: {found.advice}"
+    found = BY_REASON[reason]
+    noun = found.noun.partition(" ")[2]
+    what = f"1 {noun} is" if len(files) == 1 else f"{len(files):,} {found.plural} are"
+    where = _describe_places(find_classes(files, root, read), read)
+    such = "" if len(files) == 1 else "such as "
+    return f"{what} not read{where}, {such}{one_line(files[0].path)}"
 
 
 def find_classes(files: Iterable[SkippedFile], root: Path, classes: Container[str]) -> Counter[str]:

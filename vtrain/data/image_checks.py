@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vtrain.data.file_pool import map_images
-from vtrain.data.image_names import INSTALLED_EXTRAS
+from vtrain.data.image_names import EXTRAS, INSTALLED_EXTRAS
 from vtrain.data.image_sets import PackedPaths, SkippedFile
 from vtrain.data.images import CHECK_RULES, check_image, read_image, read_whole
 from vtrain.data.kept_scans import ScanFile, is_settled
@@ -133,9 +134,8 @@ def inspect_images(
         reporter: is told once if nothing can be kept.
     """
     keys, sizes = stat_images(paths, workers=choose_workers(len(paths)))
-    kept = ScanFile(
-        "images", root, (CHECK_RULES, _FACT_RULES, PIL.__version__, *INSTALLED_EXTRAS.items())
-    )
+    decoders = [PIL.__version__, *(version(EXTRAS[extra][0]) for extra in INSTALLED_EXTRAS)]
+    kept = ScanFile("images", root, (CHECK_RULES, _FACT_RULES, *decoders))
     readable, facts = _find_known(kept, keys, with_facts, max(_MIN_LIMIT, _MAX_GROWTH * count))
     unknown = np.flatnonzero(~readable)
     bar.update(len(paths) - len(unknown))

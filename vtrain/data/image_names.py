@@ -1,26 +1,14 @@
 """Names of images and classes, and how messages speak of them."""
 
-import importlib.metadata
 import unicodedata
-from contextlib import suppress
+from importlib.util import find_spec
 
-# Decoders that Pillow lacks, by the extra that brings them: package and suffixes.
+# Decoders that Pillow lacks, by the extra that brings them: package, module and suffixes.
 EXTRAS = {
-    "heif": ("pillow-heif", (".heic", ".heif", ".hif")),
-    "jxl": ("pillow-jxl-plugin", (".jxl",)),
+    "heif": ("pillow-heif", "pillow_heif", (".heic", ".heif", ".hif")),
+    "jxl": ("pillow-jxl-plugin", "pillow_jxl", (".jxl",)),
 }
-
-
-def _find_extras() -> dict[str, str]:
-    """Extras that are installed, with the versions of their packages; nothing is imported."""
-    found = {}
-    for extra, (package, _) in EXTRAS.items():
-        with suppress(importlib.metadata.PackageNotFoundError):
-            found[extra] = importlib.metadata.version(package)
-    return found
-
-
-INSTALLED_EXTRAS = _find_extras()
+INSTALLED_EXTRAS = tuple(name for name, (_, module, _) in EXTRAS.items() if find_spec(module))
 IMAGE_SUFFIXES = (
     ".jpg",
     ".jpeg",
@@ -39,7 +27,7 @@ IMAGE_SUFFIXES = (
     ".pnm",
     ".gif",
     ".avif",
-    *(suffix for extra in INSTALLED_EXTRAS for suffix in EXTRAS[extra][1]),
+    *(suffix for extra in INSTALLED_EXTRAS for suffix in EXTRAS[extra][2]),
 )
 HIDDEN_PREFIXES = (".", "__MACOSX")
 # What systems, disks and programs leave behind, in lower case: none can be meant as a class.

@@ -2,7 +2,7 @@
 
 import importlib
 from functools import cache
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image, ImageFile
 
@@ -30,7 +30,8 @@ def _load_heif() -> None:
 @cache
 def _load_jxl() -> None:
     importlib.import_module("pillow_jxl")
-    importlib.import_module("pillow_jxl.JpegXLImagePlugin").DECODE_THREADS = 0
+    plugin: Any = importlib.import_module("pillow_jxl.JpegXLImagePlugin")
+    plugin.DECODE_THREADS = 0
 
 
 def read_early_size(file: BinaryIO, found: Format) -> tuple[int, int] | None:

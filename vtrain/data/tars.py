@@ -52,7 +52,8 @@ class TarIndex:
     """The images of one archive, sorted by name, with the places of their bytes.
 
     `labels` is None for an archive without labels of its own, else a text for each image, empty
-    where it has none. `found` are images in spite of their names. `kept` tells whether the index is in the cache folder.
+    where it has none. `found` are images in spite of their names. `kept` tells whether the index is
+    in the cache folder.
     """
 
     images: PackedPaths

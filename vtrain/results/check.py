@@ -172,7 +172,7 @@ def check_images(
         find_class_troubles(data),
         find_odd_sizes(data),
         find_odd_files(data, paths),
-        find_unused(list(skipped.values())),
+        find_unused(data, list(skipped.values())),
         find_exclusion_remarks(source.exclusion),
     )
     kinds = list(KINDS)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vtrain.data.batches import Batch
-from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
+from vtrain.data.folders import is_source, name_first_skipped, report_skipped, scan_images
 from vtrain.data.image_sets import PackedPaths, SkippedFile
 from vtrain.data.loaders import ImageLoader, build_eval_loader
 from vtrain.data.transforms import EvalTransform
@@ -199,8 +199,7 @@ def _find_images(folder: Path, reporter: Reporter) -> PackedPaths:
     paths, skipped = scan_images(folder, reporter=reporter)
     if not paths:
         raise DataError(f"{one_line(folder)} holds no images{name_first_skipped(skipped)}")
-    if skipped:
-        reporter.say(describe_skipped(folder, skipped))
+    report_skipped(folder, skipped, reporter)
     return paths
 
 

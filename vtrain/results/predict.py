@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from vtrain.data.batches import Batch
-from vtrain.data.folders import describe_skipped, is_source, name_first_skipped, scan_images
+from vtrain.data.folders import is_source, name_first_skipped, report_skipped, scan_images
 from vtrain.data.loaders import build_stream_loader
 from vtrain.data.tars import find_status
 from vtrain.data.transforms import EvalTransform
@@ -156,8 +156,7 @@ class FoundInputs(Iterator[PredictInput]):
         if not images:
             first = name_first_skipped(skipped)
             return self._count_one(name, f"the folder holds no images{first}")
-        if skipped:
-            self._reporter.say(describe_skipped(name, skipped))
+        report_skipped(name, skipped, self._reporter)
         self.known += len(images)
         return (PredictInput(str(image)) for image in images)
 
