@@ -252,6 +252,11 @@ def _find_in_tars(root: Path, tars: TarScan, classes: Sequence[str] | None) -> _
         else:
             outside = BACKSLASHES if "\\" in place else OUTSIDE
             tars.skipped.append(SkippedFile(root / place, no_label if tars.has_labels else outside))
+    for each in tars.skipped if not tars.has_labels else ():
+        # A class of nothing but files that are not read is no less a class.
+        folders = each.path.relative_to(root).parts[0 if root.is_file() else 1 : -1]
+        if folders and each.reason in BY_REASON:
+            by_class.setdefault(compose(folders[0]), [])
     numbered = numbered and not names
     return _Found(root, by_class, tars.skipped, _TAR_MEMBERS, numbered=numbered)
 

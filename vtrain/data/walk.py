@@ -95,15 +95,25 @@ class FolderScan:
         if listing.links or listing.found:
             images = [*images, *listing.found]
             self.found += [prefix + name for name in listing.found]
+            alone = not listing.images and not any(map(is_image_name, listing.links))
             # What a link leads to changes without a trace in the folder that holds the link.
             for name in listing.links:
-                self.follow(prefix, name, images, folders)
+                self.follow(prefix, name, images, folders, alone=alone)
         return FolderEntries(images, folders)
 
     def follow(
-        self, prefix: str, name: str, images: list[str], folders: list[tuple[str, bool]]
+        self,
+        prefix: str,
+        name: str,
+        images: list[str],
+        folders: list[tuple[str, bool]],
+        *,
+        alone: bool,
     ) -> None:
-        """Put a link where it belongs: images, folders, or what is skipped and why."""
+        """Put a link where it belongs: images, folders, or what is skipped and why.
+
+        `alone`: no file or link in its folder is named like an image.
+        """
         try:
             mode = os.stat(prefix + name).st_mode  # noqa: PTH116  # one of possibly many
         except FileNotFoundError:
@@ -114,7 +124,7 @@ class FolderScan:
             reason = _describe_kind(name, mode)
             if reason == NOT_AN_IMAGE:
                 read = partial(read_head, prefix + name)
-                reason = judge(name, images, read, alone=not images)
+                reason = judge(name, images, read, alone=alone)
                 if reason is None:
                     self.found.append(prefix + name)
             if stat.S_ISDIR(mode):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vtrain.config.yaml12 import format_scalar
 from vtrain.data.folders import find_splits, scan_labelled
+from vtrain.data.formats import describe_unread, split_foreign
 from vtrain.errors import ImageError, UsageError
 from vtrain.models.backbone_spec import BackboneSpec
 from vtrain.models.zoo import find_backbone
@@ -38,7 +39,8 @@ class FolderSummary:
 
     `counts` has the images per class of each split, in the order of `classes`. `sizes` are
     (width, height) in pixels of a sample of training images, `formats` counts suffixes over all
-    images, `skipped` the files that are not used. Without `val` a share of `train` is held out.
+    images, `skipped` the files that are not used, `unread` tells of formats that are not read.
+    Without `val` a share of `train` is held out.
     """
 
     train: Path
@@ -49,6 +51,7 @@ class FolderSummary:
     sizes: tuple[tuple[int, int], ...]
     formats: dict[str, int]
     skipped: int
+    unread: tuple[str, ...] = ()
 
     @property
     def training_images(self) -> int:
@@ -72,7 +75,7 @@ class FolderSummary:
             lines.append(f"size: short side {_span(short)} px, long side {_span(long)} px")
         if self.skipped:
             lines.append(f"not used: {self.skipped} files that are not images in a class folder")
-        return lines
+        return [*lines, *(f"not read: {each}" for each in self.unread)]
 
 
 def _span(numbers: Sequence[int]) -> str:
@@ -111,7 +114,14 @@ def inspect_folder(root: Path) -> FolderSummary:
         counts={name: tuple(split.class_counts()) for name, split in images.items()},
         sizes=tuple(sizes),
         formats=dict(formats.most_common()),
-        skipped=sum(len(split.skipped) for split in images.values()),
+        skipped=sum(len(split_foreign(split.skipped)[1]) for split in images.values()),
+        unread=tuple(
+            message
+            for each in images.values()
+            for message in describe_unread(
+                each.skipped, each.root, dict(zip(each.classes, each.class_counts(), strict=True))
+            )
+        ),
     )
 
 
