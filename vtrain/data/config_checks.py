@@ -9,6 +9,7 @@ from pathlib import Path
 from vtrain.config.checks import Check
 from vtrain.config.keys import ColumnsConfig, DataConfig, FitConfig
 from vtrain.config.mistakes import KeyMistake
+from vtrain.data.formats import describe_file
 from vtrain.data.image_sets import LIST_SUFFIXES, TAR_SUFFIX
 from vtrain.data.overlaps import describe_nesting
 from vtrain.data.tars import find_archive
@@ -28,9 +29,9 @@ def check_folder(config: FitConfig, *, name: str) -> Iterator[KeyMistake]:
     is_source = value.lower().endswith((TAR_SUFFIX, *LIST_SUFFIXES))
     is_file = problem is None and Path(value).is_file()
     if problem is None and not Path(value).is_dir() and not (is_file and is_source):
-        kind = "a file" if is_file else "not a regular file"
+        kind = describe_file(Path(value)) or ("is a file" if is_file else "is not a regular file")
         others = f"a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})"
-        problem = f"{value} is {kind}, expected a folder of class folders, {others}"
+        problem = f"{value} {kind}, expected a folder of class folders, {others}"
     if problem is not None:
         yield KeyMistake(("data", name), problem)
 

@@ -1,5 +1,6 @@
 """Finds images: class folders for training, any depth for prediction; also tars and lists."""
 
+import os
 import stat
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -7,7 +8,8 @@ from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 
-from vtrain.data.image_names import NOT_AN_IMAGE, OUTSIDE, compose, describe_error
+from vtrain.data.formats import BY_REASON, describe_file, describe_unread, split_foreign
+from vtrain.data.image_names import BACKSLASHES, NOT_AN_IMAGE, OUTSIDE, compose, describe_error
 from vtrain.data.image_sets import (
     LIST_SUFFIXES,
     TAR_SUFFIX,
@@ -128,6 +130,7 @@ def scan_labelled(
         else:
             found = _find_in_folders(source, classes, name, found_layout)
             source.memory.save(reporter)
+        _say_found(source.found, reporter)
     return _build_labelled(root, found, classes, name, found_layout)
 
 
@@ -221,6 +224,7 @@ def _scan(
     else:
         names, labels = sorted(source.walk((), entries=source.entries)[""]), None
         source.memory.save(reporter)
+    _say_found(source.found, reporter)
     return PackedPaths(root, names), sorted(source.skipped, key=path_text), source, labels
 
 
@@ -292,21 +296,44 @@ def _read_layout(
 
 
 def name_first_skipped(skipped: Sequence[SkippedFile]) -> str:
-    """What follows "no images": the first file that is not used and why, or nothing."""
+    """What follows "no images": why files are not used, or nothing."""
+    foreign = list(describe_unread(skipped, Path()))
+    if foreign:
+        return "; " + "; ".join(foreign)
     return f"; skipped {one_line(skipped[0].path)}: {skipped[0].reason}" if skipped else ""
 
 
-def describe_skipped(root: Path | str, skipped: Sequence[SkippedFile]) -> str:
-    """How many files below `root` are not used, and the first of them (there is at least one)."""
-    first = skipped[0]
-    where = f"the first is {one_line(first.path)}: {first.reason}"
-    return f"{one_line(root)}: {len(skipped)} skipped, {where}"
+def report_skipped(
+    root: Path | str,
+    skipped: Sequence[SkippedFile],
+    reporter: Reporter,
+    images: LabelledImages | None = None,
+) -> None:
+    """Warn of formats that are not read, and say how many other files below `root` are not used.
+
+    `images` are those that are used, where there are classes.
+    """
+    counts = {}
+    if images is not None:
+        counts = dict(zip(images.classes, images.class_counts(), strict=True))
+    for message in describe_unread(skipped, Path(root), counts):
+        reporter.warn(f"{one_line(root)}: {message}")
+    _, others = split_foreign(skipped)
+    if others:
+        where = f"the first is {one_line(others[0].path)}: {others[0].reason}"
+        reporter.say(f"{one_line(root)}: {len(others)} skipped, {where}")
 
 
 def _is_list(root: Path, name: str) -> bool:
     """Whether `root` is a list; whatever it is, it exists and is something that can be used."""
     mode = _require_source(root, name)
     return stat.S_ISREG(mode) and root.name.lower().endswith(LIST_SUFFIXES)
+
+
+def _say_found(found: Sequence[str], reporter: Reporter) -> None:
+    if found:
+        files = "1 file, " if len(found) == 1 else f"{len(found):,} files such as "
+        reporter.say(f"read for what is in them, not for their names: {files}{one_line(found[0])}")
 
 
 def _open_source(root: Path, name: str, reporter: Reporter) -> TarScan | FolderScan:
@@ -341,6 +368,7 @@ def _find_in_folders(
         status = scan.enter(str(root))
         listed = status and scan.list_folder(str(root), status)
         entries = listed or FolderEntries((), ())
+    _require_unpacked(root, entries, name)
     folders = _list_classes(scan, root, entries, name)
     if classes is not None:
         _require_known(scan.root, folders, classes, name, layout)
@@ -359,13 +387,9 @@ def _find_in_folders(
 def _find_in_tars(
     root: Path, tars: TarScan, classes: Sequence[str] | None, layout: Layout
 ) -> _Found:
-    base = f"{layout.base}/" if layout.base else ""
     labels = tars.labels
     if labels is None:
-        inside = {  # the first folder below the base
-            each: f"{each}/"[len(base) :].partition("/")[0] if f"{each}/".startswith(base) else ""
-            for each in set(tars.folders)
-        }
+        inside = {each: _first_below(layout.base, each) for each in set(tars.folders)}
         labels = [inside[each] for each in tars.folders]
     given = set(labels) - {""}
     numbered = tars.labels is not None and all(map(_is_number, given))
@@ -378,7 +402,14 @@ def _find_in_tars(
         if label:
             by_class.setdefault(names.get(label, compose(label)), []).append(place)
         else:
-            tars.skipped.append(SkippedFile(root / place, no_label))
+            outside = BACKSLASHES if "\\" in place else no_label
+            tars.skipped.append(SkippedFile(root / place, outside))
+    for each in tars.skipped if tars.labels is None else ():
+        # A class of nothing but files that are not read is no less a class.
+        if each.reason in BY_REASON:
+            folder = "/".join(each.path.relative_to(root).parts[1 if root.is_dir() else 0 : -1])
+            if label := _first_below(layout.base, folder):
+                by_class.setdefault(compose(label), [])
     numbered = numbered and not names
     places = frozenset(tars.places)
     return _Found(root, by_class, tars.skipped, _TAR_MEMBERS, numbered=numbered, places=places)
@@ -478,7 +509,7 @@ def _list_classes(
             )
         folders[class_name] = prefix + folder
     for stray in entries.images:
-        scan.skip(prefix + stray, OUTSIDE)
+        scan.skip(prefix + stray, BACKSLASHES if "\\" in stray else OUTSIDE)
     return folders
 
 
@@ -499,8 +530,9 @@ def _require_source(root: Path, name: str) -> int:
         raise compressed_error(root)
     if not stat.S_ISREG(mode) or not is_source(root):
         others = f", a {TAR_SUFFIX} file or a list ({' '.join(LIST_SUFFIXES)})"
-        kind = "a file" if stat.S_ISREG(mode) else "not a regular file"
-        raise DataError(f"{name}: {one_line(root)} is {kind}, expected a folder{others}")
+        kind = "is a file" if stat.S_ISREG(mode) else "is not a regular file"
+        kind = describe_file(root) or kind
+        raise DataError(f"{name}: {one_line(root)} {kind}, expected a folder{others}")
     return mode
 
 
@@ -523,6 +555,20 @@ def _splits_error(root: Path, layout: Layout, name: str) -> DataError:
     else:
         hint = f"use {quote_path((held_out or [places[TRAIN]])[0])} instead"
     return DataError(f"{name}: {one_line(root)} holds splits, not classes", hint)
+
+
+def _require_unpacked(root: Path, entries: FolderEntries, name: str) -> None:
+    """Refuse files that an archive made by Windows left without their folders."""
+    strays = [each for each in entries.images if "\\" in each and os.sep != "\\"]
+    if strays:
+        count = "1 file" if len(strays) == 1 else f"{len(strays):,} files"
+        raise DataError(
+            f"{name}: {count} in {one_line(root)} such as {one_line(strays[0])} "
+            f"{'has' if len(strays) == 1 else 'have'} backslashes in the name, where the archive "
+            "had folders",
+            f"unpack it again with unzip, or make the folders: cd {quote_path(root)}; "
+            'for f in *\\\\*; do to=${f//\\\\//}; mkdir -p "${to%/*}" && mv -n "$f" "$to"; done',
+        )
 
 
 def _require_known(
@@ -551,7 +597,8 @@ def _leave_out_empty(root: Path, found: _Found, name: str) -> None:
     if not empty or len(empty) == len(found.by_class):
         return
     causes: dict[str, str] = {}
-    for each in found.skipped:
+    # What is of a known format says most.
+    for each in sorted(found.skipped, key=lambda each: each.reason not in BY_REASON):
         if each.path.is_relative_to(root):
             below = each.path.relative_to(root)
             if below.parts and (key := compose(below.parts[0])) in empty:

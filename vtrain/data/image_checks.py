@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from enum import IntFlag
 from functools import partial
+from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vtrain.data.file_pool import map_images
+from vtrain.data.image_names import EXTRAS, INSTALLED_EXTRAS
 from vtrain.data.image_sets import PackedPaths, SkippedFile
 from vtrain.data.images import CHECK_RULES, check_image, read_image, read_whole
 from vtrain.data.kept_scans import ScanFile, is_settled
@@ -44,17 +46,19 @@ _BLOCK_FILES = 16_384
 
 # Pillow's name of each format that is read, and the suffixes that go with it.
 FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jfif"),
-    "MPO": (".jpg", ".jpeg", ".jfif"),  # a JPEG with further pictures, as some phones write
-    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".jpe", ".jfif"),  # a JPEG with further pictures, as some phones write
+    "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
-    "BMP": (".bmp",),
-    "DIB": (".bmp",),
+    "BMP": (".bmp", ".dib"),
+    "DIB": (".bmp", ".dib"),
     "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
     "GIF": (".gif",),
     "AVIF": (".avif",),
     "other": (),
+    "HEIF": (".heic", ".heif", ".hif"),
+    "JXL": (".jxl",),
 }
 _FORMAT_NUMBERS = {name: number for number, name in enumerate(FORMATS)}
 
@@ -135,7 +139,8 @@ def inspect_images(
         reporter: is told once if nothing can be kept.
     """
     keys, sizes = stat_images(paths, workers=choose_workers(len(paths)))
-    kept = ScanFile("images", root, (CHECK_RULES, _FACT_RULES, PIL.__version__))
+    decoders = [PIL.__version__, *(version(EXTRAS[extra][0]) for extra in INSTALLED_EXTRAS)]
+    kept = ScanFile("images", root, (CHECK_RULES, _FACT_RULES, *decoders))
     limit = max(_MIN_LIMIT, _MAX_GROWTH * count)
     readable, digests, facts = _find_known(kept, keys, with_facts, limit)
     unknown = np.flatnonzero(~readable)

@@ -17,6 +17,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
+from vtrain.data.formats import HEAD_BYTES, RAW, identify
+from vtrain.data.image_plugins import open_by_extra, read_early_size
 from vtrain.data.silence import NO_STDERR, NO_WARNINGS
 from vtrain.data.tars import read_member
 from vtrain.errors import ImageError
@@ -63,6 +65,8 @@ _NOT_REGULAR = (
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _JPEG_BARE = (0x01, 0xD8)  # markers without a segment behind them
+# What extras read starts like this: no other decoder is asked, though AVIF's takes some of it.
+_MAY_NEED_EXTRA = re.compile(rb"\xff\x0a|....(?:ftyp|JXL )", re.DOTALL)
 
 _DIGEST_BYTES = 16
 
@@ -170,8 +174,23 @@ def _is_animated(image: ImageFile.ImageFile) -> bool:
 
 
 def _open(file: BinaryIO) -> ImageFile.ImageFile:
-    image = Image.open(file, formats=IMAGE_FORMATS)
-    width, height = image.size
+    head = file.read(HEAD_BYTES)
+    file.seek(0)
+    found = identify(head) if _MAY_NEED_EXTRA.match(head) else None
+    if found is not None and found.readable:
+        if (size := read_early_size(file, found)) is not None:
+            _require_pixels(*size)
+        file.seek(0)
+        image = open_by_extra(file, found)
+    elif found is not None:
+        raise ImageError(found.reason)
+    else:
+        image = Image.open(file, formats=IMAGE_FORMATS)
+    _require_pixels(*image.size)
+    return image
+
+
+def _require_pixels(width: int, height: int) -> None:
     if not width or not height:
         raise ImageError(f"has {width} × {height} pixels")
     if width * height > MAX_PIXELS:
@@ -179,7 +198,6 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
         raise ImageError(f"has {width} × {height} pixels, more than the {limit} megapixels allowed")
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         raise ImageError(f"has {width} × {height} pixels, longer than {MAX_ASPECT_RATIO}:1")
-    return image
 
 
 def _load(file: BinaryIO, *, min_edge: int | None) -> tuple[ImageFile.ImageFile, str]:
@@ -238,8 +256,11 @@ def _require_short_text(size: tuple[int, int], file: BinaryIO) -> None:
 def _turn_upright(image: Image.Image) -> Image.Image:
     """Apply EXIF orientation; a damaged EXIF block is no reason to refuse the pixels.
 
-    Pillow has turned a TIFF while loading it and dropped the tag by then.
+    Pillow has turned a TIFF while loading it and dropped the tag by then, and so has the decoder
+    of HEIC. That of JPEG XL has turned it too, but for what is a JPEG inside, and left the tag.
     """
+    if getattr(image, "format", None) == "JXL" and not getattr(image, "jpeg", False):
+        return image
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:
@@ -300,15 +321,36 @@ def _open_regular(path: Path | str) -> Iterator[BinaryIO]:
     except NotADirectoryError as error:
         content, size = read_member(path, error, max_bytes=MAX_FILE_BYTES)
         _require_size(size)
-        with _PieceCounter(cast(RawIOBase, BytesIO(content))) as file:
+        with _PieceCounter(cast(RawIOBase, BytesIO(content))) as file, _named(file, path):
             yield file
         return
     for is_kind, reason in _NOT_REGULAR:
         if is_kind(status.st_mode):
             raise ImageError(reason)
     _require_size(status.st_size)
-    with _PieceCounter(FileIO(path)) as file:
+    with _PieceCounter(FileIO(path)) as file, _named(file, path):
         yield file
+
+
+@contextmanager
+def _named(file: BinaryIO, path: Path) -> Iterator[None]:
+    """Say what a file is that is no image; a raw photograph would be taken for its thumbnail."""
+    suffix = path.suffix.lower()
+    if suffix in RAW.suffixes:
+        _refuse_foreign(file, suffix)
+    try:
+        yield
+    except UnidentifiedImageError:
+        _refuse_foreign(file, suffix)
+        raise
+
+
+def _refuse_foreign(file: BinaryIO, suffix: str) -> None:
+    file.seek(0)
+    found = identify(file.read(HEAD_BYTES), suffix)
+    if found is not None and not found.readable:
+        raise ImageError(found.reason)
+    file.seek(0)
 
 
 class _PieceCounter(BufferedReader):

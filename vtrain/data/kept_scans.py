@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from vtrain.data.image_names import HIDDEN_PREFIXES, IMAGE_SUFFIXES
+from vtrain.data.formats import FORMATS
+from vtrain.data.image_names import HIDDEN_PREFIXES, IMAGE_SUFFIXES, SYSTEM_NAMES
 from vtrain.errors import VtrainError
 from vtrain.system.cache_folder import SCANS, find_cache_folder
 from vtrain.system.files import atomic_write
@@ -22,8 +23,14 @@ Identity: TypeAlias = tuple[int, int, int, int]  # device, inode, mtime_ns, ctim
 CLOCK_TICK_NS = 2_000_000_000
 # Listing so few files takes less time than keeping what was found.
 MIN_ENTRIES = 1_000
-# Other versions may take other files for images.
-RULES = (*IMAGE_SUFFIXES, *HIDDEN_PREFIXES)
+# Other versions, or with other extras, may take other files for images; reasons are kept as well.
+RULES = (
+    1,
+    *IMAGE_SUFFIXES,
+    *HIDDEN_PREFIXES,
+    *sorted(SYSTEM_NAMES),
+    *(f"{each.reason} {each.readable}" for each in FORMATS),
+)
 _MAGIC = b"vtrain scan 2 "
 _PIECE_HEAD = struct.Struct("<QQ16s16s")  # bytes of keys and values, and their checksums
 _SEPARATOR = "/"  # no name of a directory entry contains it
@@ -132,28 +139,30 @@ def _checksum(content: bytes) -> bytes:
 class Listing:
     """Visible entries of one folder, sorted; links are told apart from what they lead to later.
 
-    `skipped` are names and reasons.
+    `skipped` are names and reasons, `found` files that are images in spite of their names.
     """
 
     images: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
+    found: list[str] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.images) + len(self.folders) + len(self.links) + len(self.skipped)
+        named = len(self.images) + len(self.folders) + len(self.links) + len(self.found)
+        return named + len(self.skipped)
 
     def pack(self) -> list[Any]:
         """Plain data for `unpack`: few long strings take a third of the memory of many short."""
-        names = (self.images, self.folders, self.links)
+        names = (self.images, self.folders, self.links, self.found)
         return [*map(_SEPARATOR.join, names), self.skipped]
 
     @classmethod
     def unpack(cls, packed: list[Any]) -> "Listing":
         """What was packed."""
         *names, skipped = packed
-        images, folders, links = (each.split(_SEPARATOR) if each else [] for each in names)
-        return cls(images, folders, links, skipped)
+        images, folders, links, found = (each.split(_SEPARATOR) if each else [] for each in names)
+        return cls(images, folders, links, found, skipped)
 
 
 class FolderMemory:

@@ -12,7 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from vtrain.data.image_names import HIDDEN_PREFIXES, compose, is_image_name
+from vtrain.data.formats import is_picture
+from vtrain.data.image_names import compose, is_hidden
 from vtrain.system.text import enumerate_names, one_line, quote_path
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -110,11 +111,11 @@ def look_at_folders(root: Path) -> Look:
         try:
             with os.scandir(root / place) as entries:
                 for entry in entries:
-                    if entry.name.startswith(HIDDEN_PREFIXES):
+                    if is_hidden(entry.name):
                         continue
                     if entry.is_dir():
                         folders.append(entry.name)
-                    elif is_image_name(entry.name):
+                    elif entry.is_file() and is_picture(entry.path):
                         return Peek(True, tuple(sorted(folders)))
         except OSError:  # whoever reads it says so
             return Peek(False, ())

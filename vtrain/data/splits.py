@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice, zip_longest
@@ -14,6 +15,7 @@ import numpy as np
 from vtrain.config.keys import DataConfig
 from vtrain.data.exclusion import Exclusion, exclude_images
 from vtrain.data.folders import EMPTY_CLASS, scan_labelled, scan_training
+from vtrain.data.formats import describe_unread, split_foreign
 from vtrain.data.groups import (
     Groups,
     choose_sides,
@@ -197,11 +199,16 @@ def _say_surprises(splits: Splits, reporter: Reporter) -> None:
         missing = [label for label, count in counts if count == 0]
         if missing:
             reporter.warn(f"data.{name} has no images of {enumerate_names(missing)}")
-        if images.skipped:
-            first = images.skipped[0]
+        read = Counter(dict(zip(images.classes, images.class_counts(), strict=True)))
+        if name == "train" and splits.val.root == images.root:  # a part of it is held out
+            read.update(dict(zip(images.classes, splits.val.class_counts(), strict=True)))
+        for message in describe_unread(images.skipped, images.root, read):
+            reporter.warn(f"data.{name}: {message}")
+        _, others = split_foreign(images.skipped)
+        if others:
             reporter.warn(
-                f"data.{name}: {len(images.skipped)} files are not used, such as "
-                f"{one_line(first.path)} ({first.reason}); data.json in the run folder lists them"
+                f"data.{name}: {len(others)} files are not used, such as {one_line(others[0].path)}"
+                f" ({others[0].reason}); data.json in the run folder lists them"
             )
 
 

@@ -12,11 +12,12 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
-from vtrain.data.image_names import HIDDEN_PREFIXES, NOT_AN_IMAGE, is_image_name
+from vtrain.data.formats import HEAD_BYTES, is_looked_into, judge
+from vtrain.data.image_names import NOT_AN_IMAGE, is_hidden, is_image_name
 from vtrain.data.image_sets import TAR_SUFFIX, PackedPaths, SkippedFile
 from vtrain.data.kept_scans import MIN_ENTRIES, RULES, ScanFile, is_settled
 from vtrain.data.tar_headers import Header, TarError, read_headers
@@ -51,7 +52,8 @@ class TarIndex:
     """The images of one archive, sorted by name, with the places of their bytes.
 
     `labels` is None for an archive without labels of its own, else a text for each image, empty
-    where it has none. `kept` tells whether the index is in the cache folder.
+    where it has none. `found` are images in spite of their names. `kept` tells whether the index is
+    in the cache folder.
     """
 
     images: PackedPaths
@@ -59,6 +61,7 @@ class TarIndex:
     sizes: "array[int]"
     labels: list[str] | None
     skipped: list[tuple[str, str]]
+    found: list[str]
     kept: bool = False
 
 
@@ -77,6 +80,7 @@ class TarScan:
     folders: list[str] = field(default_factory=list)
     labels: list[str] | None = None
     skipped: list[SkippedFile] = field(default_factory=list)
+    found: list[str] = field(default_factory=list)  # images in spite of their names
 
     def sort(self) -> None:
         """Bring the images into the order of their names."""
@@ -131,6 +135,7 @@ def scan_tars(root: Path, archives: Sequence[str], reporter: Reporter) -> TarSca
             for name, reason in index.skipped
             if name.startswith(inside)
         ]
+        scan.found += [str(path / name) for name in index.found if name.startswith(inside)]
     return scan
 
 
@@ -268,13 +273,16 @@ def _build_index(path: Path, file: Any) -> TarIndex:
         for name, header in found.items()
         if name.endswith(LABEL_SUFFIX)
     }
-    images = sorted(filter(is_image_name, found))
+    images = list(filter(is_image_name, found))
+    others = _judge_others(file, found, images)
+    unnamed = sorted(name for name, reason in others.items() if reason is None)
+    images = sorted([*images, *unnamed])
     keys = set(map(_sample_key, images)) if labels else set()
     skipped += [
-        (name, NOT_AN_IMAGE)
-        for name in found
+        (name, reason)
+        for name, reason in others.items()
         # What shares its name with an image belongs to it.
-        if name and not is_image_name(name) and _sample_key(name) not in keys
+        if reason is not None and _sample_key(name) not in keys
     ]
     return TarIndex(
         PackedPaths(path, images),
@@ -282,7 +290,31 @@ def _build_index(path: Path, file: Any) -> TarIndex:
         array("Q", (found[name].size for name in images)),
         [labels.get(_sample_key(name), "") for name in images] if labels else None,
         sorted(skipped),
+        unnamed,
     )
+
+
+def _judge_others(
+    file: BinaryIO, found: dict[str, Header], images: list[str]
+) -> dict[str, str | None]:
+    """Members that are not named like images: why they are not used, None if they are some."""
+
+    def read_head(name: str) -> bytes:
+        file.seek(found[name].offset)
+        return file.read(min(found[name].size, HEAD_BYTES))
+
+    others = [name for name in found if name and not is_image_name(name)]
+    if not any(is_looked_into(name.rpartition("/")[2]) for name in others):
+        return dict.fromkeys(others, NOT_AN_IMAGE)
+    by_folder: dict[str, set[str]] = {}
+    for folder, _, name in (image.rpartition("/") for image in images):
+        by_folder.setdefault(folder, set()).add(name)
+    reasons = {}
+    for path in others:
+        folder, _, name = path.rpartition("/")
+        beside = by_folder.get(folder, set())
+        reasons[path] = judge(name, beside, partial(read_head, path), alone=not beside)
+    return reasons
 
 
 def _place_member(header: Header, skipped: list[tuple[str, str]]) -> str | None:
@@ -304,7 +336,7 @@ def _place_member(header: Header, skipped: list[tuple[str, str]]) -> str | None:
     if reason is not None:
         skipped.append((name.lstrip("/"), reason))
         return None
-    return None if any(part.startswith(HIDDEN_PREFIXES) for part in parts) else name
+    return None if any(map(is_hidden, parts)) else name
 
 
 def _sample_key(name: str) -> str:
@@ -334,16 +366,17 @@ def _pack_index(index: TarIndex) -> list[Any]:
     """Plain data; no name or label holds a line end."""
     labels = None if index.labels is None else "\n".join(index.labels)
     names = "\n".join(index.images.names())
-    return [names, index.offsets.tolist(), index.sizes.tolist(), labels, index.skipped]
+    return [names, index.offsets.tolist(), index.sizes.tolist(), labels, index.skipped, index.found]
 
 
 def _unpack_index(path: Path, packed: list[Any]) -> TarIndex:
-    names, offsets, sizes, labels, skipped = packed
+    names, offsets, sizes, labels, skipped, found = packed
     return TarIndex(
         PackedPaths(path, names.split("\n") if offsets else ()),
         array("Q", offsets),
         array("Q", sizes),
         None if labels is None else labels.split("\n"),
         skipped,
+        found,
         kept=True,
     )

@@ -6,9 +6,18 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from vtrain.data.image_names import HIDDEN_PREFIXES, NOT_AN_IMAGE, describe_error, is_image_name
+from vtrain.data.formats import judge, read_head
+from vtrain.data.image_names import (
+    HIDDEN_PREFIXES,
+    NOT_AN_IMAGE,
+    SYSTEM_NAMES,
+    describe_error,
+    is_hidden,
+    is_image_name,
+)
 from vtrain.data.image_sets import SkippedFile, join_prefix
 from vtrain.data.kept_scans import FolderMemory, Listing
 from vtrain.errors import DataError
@@ -33,6 +42,7 @@ class FolderScan:
     memory: FolderMemory = field(init=False)
     entries: FolderEntries = field(init=False)  # of the root, once it is open
     skipped: list[SkippedFile] = field(default_factory=list)
+    found: list[str] = field(default_factory=list)  # images in spite of their names
     visited: set[tuple[int, int]] = field(default_factory=set)
     linked: bool = False
 
@@ -86,17 +96,28 @@ class FolderScan:
         for name, reason in listing.skipped:
             self.skip(prefix + name, reason)
         images, folders = listing.images, [(name, False) for name in listing.folders]
-        if listing.links:
-            images = images.copy()
+        if listing.links or listing.found:
+            images = [*images, *listing.found]
+            self.found += [prefix + name for name in listing.found]
+            alone = not listing.images and not any(map(is_image_name, listing.links))
             # What a link leads to changes without a trace in the folder that holds the link.
             for name in listing.links:
-                self.follow(prefix, name, images, folders)
+                self.follow(prefix, name, images, folders, alone=alone)
         return FolderEntries(images, folders)
 
     def follow(
-        self, prefix: str, name: str, images: list[str], folders: list[tuple[str, bool]]
+        self,
+        prefix: str,
+        name: str,
+        images: list[str],
+        folders: list[tuple[str, bool]],
+        *,
+        alone: bool,
     ) -> None:
-        """Put a link where it belongs: images, folders, or what is skipped and why."""
+        """Put a link where it belongs: images, folders, or what is skipped and why.
+
+        `alone`: no file or link in its folder is named like an image.
+        """
         try:
             mode = os.stat(prefix + name).st_mode  # noqa: PTH116  # one of possibly many
         except FileNotFoundError:
@@ -105,6 +126,11 @@ class FolderScan:
             self.skip(prefix + name, describe_error(error))
         else:
             reason = _describe_kind(name, mode)
+            if reason == NOT_AN_IMAGE:
+                read = partial(read_head, prefix + name)
+                reason = judge(name, images, read, alone=alone)
+                if reason is None:
+                    self.found.append(prefix + name)
             if stat.S_ISDIR(mode):
                 folders.append((name, True))
             elif reason is not None:
@@ -161,6 +187,7 @@ def _read_folder(folder: str) -> Listing:
         OSError: the folder cannot be read.
     """
     listing = Listing()
+    others = []
     with os.scandir(folder) as entries:
         for entry in entries:
             name = entry.name
@@ -171,7 +198,9 @@ def _read_folder(folder: str) -> Listing:
                 if is_image_name(name):
                     listing.images.append(name)
                 else:
-                    listing.skipped.append((name, NOT_AN_IMAGE))
+                    others.append(name)
+            elif name.lower() in SYSTEM_NAMES:
+                continue
             elif entry.is_symlink():
                 listing.links.append(name)
             elif entry.is_dir(follow_symlinks=False):
@@ -183,10 +212,25 @@ def _read_folder(folder: str) -> Listing:
                 except OSError as error:
                     reason = describe_error(error)
                 listing.skipped.append((name, reason))
-    for names in (listing.images, listing.folders, listing.links):
+    if others:
+        _look_at_others(folder, others, listing)
+    for names in (listing.images, listing.folders, listing.links, listing.found):
         names.sort()
     listing.skipped.sort()
     return listing
+
+
+def _look_at_others(folder: str, names: list[str], listing: Listing) -> None:
+    """Sort files that are not named like images into those that are some and what is skipped."""
+    prefix, images = join_prefix(folder), set(listing.images)
+    for name in names:
+        if is_hidden(name):
+            continue
+        reason = judge(name, images, partial(read_head, prefix + name), alone=not images)
+        if reason is None:
+            listing.found.append(name)
+        else:
+            listing.skipped.append((name, reason))
 
 
 def _describe_kind(name: str, mode: int) -> str | None:

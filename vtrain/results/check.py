@@ -14,7 +14,7 @@ from vtrain.data.exclusion import Exclusion, write_exclusion
 from vtrain.data.folders import find_splits, is_source, scan_images, scan_labelled
 from vtrain.data.groups import group_inspected
 from vtrain.data.image_checks import Inspection, inspect_images
-from vtrain.data.image_names import HIDDEN_PREFIXES
+from vtrain.data.image_names import is_hidden
 from vtrain.data.image_sets import LabelledImages
 from vtrain.data.splits import scan_splits
 from vtrain.data.workers import resolve_workers
@@ -140,7 +140,7 @@ def _open_folder(path: Path, image_size: int, reporter: Reporter) -> Source:
         if not path.exists() or not is_source(path):
             raise
         names = [each.name for each in path.iterdir() if each.is_dir()] if path.is_dir() else []
-        folders = sorted(name for name in names if not name.startswith(HIDDEN_PREFIXES))
+        folders = sorted(name for name in names if not is_hidden(name))
         if len(folders) > 1:  # some hold files, and none that is an image
             images = scan_labelled(path, classes=folders, name="folder", reporter=reporter)
         else:
@@ -177,7 +177,7 @@ def check_images(
         find_class_troubles(data),
         find_odd_sizes(data),
         find_odd_files(data, paths),
-        find_unused(list(skipped.values())),
+        find_unused(data, list(skipped.values())),
         find_exclusion_remarks(source.exclusion),
     )
     kinds = list(KINDS)

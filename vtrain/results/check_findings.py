@@ -1,5 +1,6 @@
 """What can be wrong with a data set: each kind of finding, how bad it is, and what to do then."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +12,13 @@ from numpy.typing import NDArray
 
 from vtrain.data.exclusion import Exclusion
 from vtrain.data.folders import EMPTY_CLASS
+from vtrain.data.formats import (
+    BY_REASON,
+    describe_group,
+    find_classes,
+    group_foreign,
+    split_foreign,
+)
 from vtrain.data.image_checks import Inspection, Trait, find_wrong_suffixes, format_name
 from vtrain.data.image_sets import LabelledImages, SkippedFile
 from vtrain.data.splits import describe_unmatched
@@ -40,6 +48,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "similar": ("warning", "look at them: the model sees hardly any difference"),
     "few_images": ("warning", "add images of them: what is learnt of so few is mostly chance"),
     "missing_class": ("warning", "add some: without them nothing is measured of these classes"),
+    "unsupported": ("warning", ""),  # each format has advice of its own
     "imbalance": (
         "warning",
         "set data.balance to sampler or loss, and look at the macro F1 rather than at the top-1",
@@ -197,13 +206,24 @@ def find_unreadable(bad: Sequence[SkippedFile], total: int, *, skipped: bool) ->
     yield found
 
 
-def find_unused(skipped: Sequence[SkippedFile]) -> Iterator[Finding]:
-    """Files that no command takes for images; empty class folders are a finding of their own."""
-    skipped = [each for each in skipped if each.reason != EMPTY_CLASS]
-    if skipped:
-        files = plural(len(skipped), "file", "is", "are")
-        example = f"{one_line(skipped[0].path)} {skipped[0].reason}"
-        yield _build_listed("unused_files", skipped, f"{files} not used, such as {example}")
+def find_unused(data: DataSet, skipped: Sequence[SkippedFile]) -> Iterator[Finding]:
+    """Files of formats that are not read, each format by itself, and others that are no images.
+
+    Empty class folders are a finding of their own.
+    """
+    foreign, others = split_foreign(each for each in skipped if each.reason != EMPTY_CLASS)
+    counts: Counter[str] = Counter()
+    for name, images in data.splits.items() if data.labelled else ():
+        counts.update(dict(zip(images.classes, data.class_counts(name), strict=True)))
+    root = next(iter(data.splits.values())).root
+    for reason, files in group_foreign(foreign).items():
+        found = _build_listed("unsupported", files, describe_group(reason, files, root, counts))
+        classes, advice = tuple(find_classes(files, root, counts)), BY_REASON[reason].advice
+        yield replace(found, advice=advice, classes=classes)
+    if others:
+        example = f"{one_line(others[0].path)} {others[0].reason}"
+        files_are = plural(len(others), "file", "is", "are")
+        yield _build_listed("unused_files", others, f"{files_are} not used, such as {example}")
 
 
 def _build_listed(kind: str, files: Sequence[SkippedFile], message: str) -> Finding:

@@ -15,12 +15,7 @@ import torch
 from torch import Tensor
 
 from vtrain.data.batches import Batch
-from vtrain.data.folders import (
-    describe_skipped,
-    is_source,
-    name_first_skipped,
-    scan_with_labels,
-)
+from vtrain.data.folders import is_source, name_first_skipped, report_skipped, scan_with_labels
 from vtrain.data.image_sets import PackedPaths, SkippedFile
 from vtrain.data.lists import FOUND_BY_NAME, ListLayout
 from vtrain.data.loaders import ImageLoader, build_eval_loader
@@ -225,8 +220,7 @@ def _find_rows(source: Path | FoundInputs, layout: ListLayout, reporter: Reporte
     paths, skipped, labels = scan_with_labels(source, layout=layout, reporter=reporter)
     if not paths:
         raise DataError(f"{one_line(source)} holds no images{name_first_skipped(skipped)}")
-    if skipped:
-        reporter.say(describe_skipped(source, skipped))
+    report_skipped(source, skipped, reporter)
     return _Rows(paths, labels)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from vtrain.data.folders import describe_skipped, name_first_skipped, scan_labelled
+from vtrain.data.folders import name_first_skipped, report_skipped, scan_labelled
 from vtrain.data.image_sets import LabelledImages
 from vtrain.data.lists import FOUND_BY_NAME, ListLayout
 from vtrain.data.loaders import build_eval_loader
@@ -52,6 +52,7 @@ def evaluate(
     images = _scan(folder, model.classes, layout, reporter)
     for message in describe_match(images):
         reporter.say(message)
+    report_skipped(images.root, images.skipped, reporter, images)
     device = find_model_device(model.classifier)
     batches = build_eval_loader(
         images.paths,
@@ -111,6 +112,4 @@ def describe_match(images: LabelledImages) -> list[str]:
             f"{len(missing)} of the model's {len(images.classes)} classes have no images "
             f"in {one_line(images.root)}{named}; they can still be predicted"
         )
-    if images.skipped:
-        messages.append(describe_skipped(images.root, images.skipped))
     return messages

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vtrain.data.folders import (
-    describe_skipped,
     is_source,
     name_first_skipped,
+    report_skipped,
     scan_images,
     scan_with_labels,
 )
@@ -143,8 +143,7 @@ class FoundInputs(Iterator[PredictInput]):
         if not images:
             kind = "list names" if is_list(name) else "folder holds"
             return self._count_one(name, f"the {kind} no images{name_first_skipped(skipped)}")
-        if skipped:
-            self._reporter.say(describe_skipped(name, skipped))
+        report_skipped(name, skipped, self._reporter)
         self.known += len(images)
         labels = next(iter(found), None) or repeat("")
         return (

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vtrain.data.folders import describe_skipped, find_splits, scan_labelled
+from vtrain.data.folders import find_splits, report_skipped, scan_labelled
 from vtrain.data.image_sets import LabelledImages, SkippedFile
 from vtrain.data.splits import sample_stratified
 from vtrain.errors import DataError, ModelError, ResourceError, UsageError, VtrainError
@@ -125,8 +125,7 @@ def _scan(folder: Path, reporter: Reporter) -> tuple[Path | None, LabelledImages
     if splits:
         reporter.say(f"{one_line(folder)} holds splits: probing {one_line(used)}, and nothing else")
     images = scan_labelled(used, name="folder", reporter=reporter)
-    if images.skipped:
-        reporter.say(describe_skipped(used, images.skipped))
+    report_skipped(used, images.skipped, reporter, images)
     return (used if splits else None), images
 
 

@@ -17,6 +17,7 @@ from vtrain.data.folders import (
     scan_images,
     scan_labelled,
 )
+from vtrain.data.formats import describe_unread, split_foreign
 from vtrain.data.image_sets import LabelledImages
 from vtrain.data.layouts import describe_class_names
 from vtrain.data.overlaps import require_apart
@@ -50,8 +51,8 @@ class FolderSummary:
 
     `counts` has the images per class of each split, in the order of `classes`. `sizes` are
     (width, height) in pixels of a sample of training images, `formats` counts suffixes over all
-    images, `skipped` the files that are not used. Without `val` a share of `train` is held out.
-    `notes` tell what was guessed and what is odd.
+    images, `skipped` the files that are not used, `unread` tells of formats that are not read.
+    Without `val` a share of `train` is held out. `notes` tell what was guessed and what is odd.
     """
 
     train: Path
@@ -62,6 +63,7 @@ class FolderSummary:
     sizes: tuple[tuple[int, int], ...]
     formats: dict[str, int]
     skipped: int
+    unread: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -86,6 +88,7 @@ class FolderSummary:
             lines.append(f"size: short side {_span(short)} px, long side {_span(long)} px")
         if self.skipped:
             lines.append(f"not used: {self.skipped} files that are not images in a class folder")
+        lines += [f"not read: {each}" for each in self.unread]
         return [*lines, *(f"note: {each}" for each in self.notes)]
 
 
@@ -137,7 +140,18 @@ def inspect_folder(root: Path) -> FolderSummary:
         counts={name: tuple(split.class_counts()) for name, split in images.items()},
         sizes=tuple(sizes),
         formats=dict(formats.most_common()),
-        skipped=sum(each.reason != EMPTY_CLASS for s in images.values() for each in s.skipped),
+        skipped=sum(
+            each.reason != EMPTY_CLASS
+            for split in images.values()
+            for each in split_foreign(split.skipped)[1]
+        ),
+        unread=tuple(
+            message
+            for each in images.values()
+            for message in describe_unread(
+                each.skipped, each.root, dict(zip(each.classes, each.class_counts(), strict=True))
+            )
+        ),
         notes=tuple(dict.fromkeys(notes)),
     )
 
