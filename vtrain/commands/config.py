@@ -33,7 +33,7 @@ def init(
 
     path = output or Path(f"{folder.resolve().name}.yaml")
     summary = inspect_folder(folder)
-    write_config(path, build_config_text(summary, backbone=backbone))
+    write_config(path, build_config_text(summary, backbone=backbone, folder=path.parent))
     for line in summary.lines():
         console.say(line)
     console.say(f"next: vtrain fit {quote_path(path)}")

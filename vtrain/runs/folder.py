@@ -13,16 +13,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from vtrain.config.input_paths import INPUT_PATHS
 from vtrain.config.run_files import CHECKPOINT_NAME, MODEL_NAME
 from vtrain.errors import ModelError, RunLockedError, UsageError
 from vtrain.system.files import require_space, write_error
 from vtrain.system.json_csv import from_plain, read_json_object, to_plain, write_json
 from vtrain.system.reporter import Reporter
+from vtrain.system.text import one_line
 
 RUNS = Path("runs")
 CONFIG_NAME = "config.yaml"
 LOG_NAME = "log.txt"
-RESOLVED_NAME = "config.resolved.yaml"
 LOCK_NAME = "run.lock"
 RESULT_NAME = "result.json"
 PREVIOUS_NAME = "previous.ckpt"  # the one before, should the last one turn out to be damaged
@@ -52,7 +53,12 @@ class Change:
     now: Any
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.before} -> {self.now}"
+        return f"{self.name}: {self.show(self.before)} -> {self.show(self.now)}"
+
+    def show(self, value: Any) -> Any:
+        """One of its values for people: a path not longer than it has to be."""
+        is_path = self.name in INPUT_PATHS and isinstance(value, str)
+        return one_line(Path(value)) if is_path else value
 
 
 def choose_run_dir(run_dir: str | None, name: str, *, resume: bool) -> Path:

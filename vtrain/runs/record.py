@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 from vtrain.config.keys import FitConfig, flatten_config
 from vtrain.config.load import read_settled_config
+from vtrain.config.run_files import RESOLVED_NAME
 from vtrain.errors import UsageError, VtrainError
 from vtrain.runs.evaluation_files import EvaluationResult, evaluation_path, read_evaluation
-from vtrain.runs.folder import RESOLVED_NAME, FitResult, load_result
+from vtrain.runs.folder import FitResult, load_result
 from vtrain.runs.metric_log import EpochMetrics, read_metrics
 from vtrain.system.json_csv import read_json_object
 

@@ -1,5 +1,6 @@
 """Looks at a folder of images and writes a commented config that is ready to run."""
 
+import os
 import statistics
 import textwrap
 from collections import Counter
@@ -115,8 +116,10 @@ def inspect_folder(root: Path) -> FolderSummary:
     )
 
 
-def build_config_text(summary: FolderSummary, *, backbone: str = "resnet18") -> str:
-    """A config for the folder, with what was found in comments; it loads without a change.
+def build_config_text(
+    summary: FolderSummary, *, backbone: str = "resnet18", folder: Path = Path()
+) -> str:
+    """A config in `folder`, with what was found in comments; it loads without a change.
 
     Raises:
         UsageError: no such backbone, or a folder whose name is not valid Unicode.
@@ -135,13 +138,13 @@ def build_config_text(summary: FolderSummary, *, backbone: str = "resnet18") -> 
         lines.append("  weights: none  # it has none, so everything is trained from scratch")
         how = "none"
     lines.append(f"freeze: {how}")
-    lines += ["", "data:", f"  train: {_format_path(summary.train)}"]
+    lines += ["", "data:", f"  train: {_format_path(summary.train, folder)}"]
     if summary.val is not None:
-        lines.append(f"  val: {_format_path(summary.val)}")
+        lines.append(f"  val: {_format_path(summary.val, folder)}")
     else:
         lines.append(f"  val_fraction: {VAL_FRACTION}  # of each class, chosen by seed")
     if summary.test is not None:
-        lines.append(f"  test: {_format_path(summary.test)}")
+        lines.append(f"  test: {_format_path(summary.test, folder)}")
     comment = "" if images >= 4 * BATCH_SIZE else f"  # there are {images} training images"
     lines += [
         "  augment: auto  # random crops and flips; none if left and right differ, as in text",
@@ -197,8 +200,9 @@ def choose_batch_size(images: int) -> int:
     return min(size, max(images, 1))
 
 
-def _format_path(path: Path) -> str:
-    text = str(path)
+def _format_path(path: Path, folder: Path) -> str:
+    """A path as a config in `folder` has it: relative to that, unless it was given in full."""
+    text = str(path if path.is_absolute() else os.path.relpath(path.absolute(), folder.resolve()))
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
