@@ -195,7 +195,7 @@ print("RESULTS" + json.dumps(results))
 """
 COMMANDS = (
     "fit", "evaluate", "predict", "embed", "backbones", "init", "config", "schema", "sample", "env",
-    "check", "compare", "explain", "neighbors", "probe", "report", "suspects",
+    "check", "compare", "explain", "neighbors", "probe", "report", "runs", "suspects",
 )  # fmt: skip
 
 
@@ -226,6 +226,7 @@ def test_help_and_config_commands_load_nothing_heavy(tmp_path: Path) -> None:
         ["config", "good.yaml", "train.epochs=3"],
         ["config", "good.yaml", "--json"],
         ["schema"],
+        ["runs"],
         ["backbones"],
         ["backbones", "--json"],
     ]

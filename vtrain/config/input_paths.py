@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vtrain.config.keys import FitConfig
-from vtrain.config.run_files import RESOLVED_NAME
+from vtrain.config.run_files import MODEL_NAME, RESOLVED_NAME, RUNS
 from vtrain.config.source import ConfigSource, Place, dotted
 from vtrain.config.yaml12 import KeyPath, format_scalar
 from vtrain.system.files import path_exists
@@ -97,6 +97,10 @@ def _settle(source: ConfigSource, path: KeyPath, value: str) -> str:
     if dotted(path) == "model.weights" and not any(
         looks_like_path(value, each) for each in (base, other)
     ):
+        run = here / RUNS / value
+        if value not in ("none", "DEFAULT") and path_exists(run / MODEL_NAME):
+            write = format_scalar(os.path.relpath(run, base.resolve()))
+            raise ValueError(f"got {value}; for the weights of that run write {write}")
         return value
     found = _join(base, value)
     if path_exists(Path(found)):

@@ -50,7 +50,8 @@ def show_facts(plan: FitPlan, reporter: Reporter) -> None:
     )
     reporter.say(
         f"model: {plan.spec.name}, weights {one_line(Path(config.model.weights))}, "
-        f"on {plan.device}, {plan.precision}, loader workers: {plan.workers}, threads: {torch.get_num_threads()}"
+        f"on {plan.device}, {plan.precision}, loader workers: {plan.workers}, "
+        f"threads: {torch.get_num_threads()}"
         + (f", {plan.processes.world_size} processes" if plan.processes.world_size > 1 else "")
     )
     if config.data.batch_size == "auto":
