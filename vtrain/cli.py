@@ -26,6 +26,7 @@ from vtrain.commands.options import expand_options
 from vtrain.commands.predict import predict
 from vtrain.commands.probe import probe
 from vtrain.commands.report import report
+from vtrain.commands.runs import runs
 from vtrain.commands.sample import sample
 from vtrain.commands.suspects import suspects
 from vtrain.commands.usage_errors import FitCommand, PlainCommand, explain_error
@@ -79,6 +80,7 @@ add(neighbors)
 add(suspects)
 add(explain)
 add(report)
+add(runs)
 add(backbones)
 add(probe)
 add(init)

@@ -24,6 +24,7 @@ CONTRACT = {
     "suspects": "[RUN]",
     "explain": "PATH...",
     "report": "[RUN]",
+    "runs": "[FOLDER]",
     "backbones": "[NAME]",
     "probe": "FOLDER",
     "init": "FOLDER",
@@ -35,7 +36,7 @@ CONTRACT = {
     "env": "",
 }
 JSON_COMMANDS = (
-    *("fit", "evaluate", "compare", "predict", "embed", "neighbors", "suspects", "explain"),
+    *("fit", "evaluate", "compare", "predict", "embed", "neighbors", "suspects", "explain", "runs"),
     *("backbones", "probe", "check", "config", "cache", "env"),
 )
 

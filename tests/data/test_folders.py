@@ -220,7 +220,7 @@ def test_roots_without_two_classes_are_errors(
 def test_roots_that_are_no_folders_are_errors(tmp_path: Path) -> None:
     make(tmp_path, "file.jpg")
     assert error_of(tmp_path / "none").message == f"data.train: there is no folder {tmp_path}/none"
-    assert error_of(tmp_path / "none").hint == "paths are relative to the working directory"
+    assert error_of(tmp_path / "none").hint == f"there is no none in {tmp_path}"
     others = "a .tar file or a list (.csv .tsv .txt .jsonl .ndjson)"
     message = f"data.train: {tmp_path}/file.jpg is a file, expected a folder, {others}"
     assert error_of(tmp_path / "file.jpg").message == message

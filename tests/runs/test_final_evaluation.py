@@ -45,6 +45,7 @@ def load(run_dir: Path = A) -> LoadedModel:
 
 
 def evaluate_as_users_do(folder: Path, **options: Any) -> tuple[Any, list[ImagePrediction]]:
+    folder = folder.absolute()  # as runs write paths
     return evaluate(folder, load(), batch_size=4, workers=0, reporter=SILENT, **options)
 
 

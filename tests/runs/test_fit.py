@@ -78,7 +78,8 @@ def test_run_folder_holds_everything_and_the_model_stands_alone() -> None:
         "run.lock",
     }
     assert (run_dir / "config.yaml").read_text() == CONFIG
-    assert load_settings(run_dir / "config.resolved.yaml").config == load().config
+    resolved = load_settings(run_dir / "config.resolved.yaml").config
+    assert resolved == load(f"run_dir={run_dir.absolute()}").config
     data = json.loads((run_dir / "data.json").read_text())
     assert data["classes"] == ["ant", "bee", "cow"]
     assert data["train"]["per_class"] == {"ant": 6, "bee": 7, "cow": 5}
@@ -379,7 +380,9 @@ def test_unreadable_images_are_all_named_before_training() -> None:
     assert not Path("runs").exists()
     result = run("data.on_bad_image=skip")
     data = json.loads((result.run_dir / "data.json").read_text())
-    assert sorted(each["path"] for each in data["bad_images"]) == sorted(map(str, bad))
+    assert sorted(each["path"] for each in data["bad_images"]) == sorted(
+        str(path.absolute()) for path in bad
+    )
     assert data["train"]["count"] == 18
 
 

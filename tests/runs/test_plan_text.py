@@ -25,7 +25,7 @@ def test_run_folder_says_what_each_phase_trains() -> None:
     run_dir = run(*overrides).run_dir
     plan = read_run(run_dir).plan
     assert plan["schema"] == 1
-    assert (plan["backbone"], plan["weights"]) == ("simple_cnn", str(source))
+    assert (plan["backbone"], plan["weights"]) == ("simple_cnn", str(source.absolute()))
     assert (plan["device"], plan["precision"]) == ("cpu", "fp32")
     # 18 images in batches of 4: the last two are a batch, and the last step of an epoch is short.
     assert (plan["batch_size"], plan["accumulate"], plan["steps_per_epoch"]) == (4, 2, 3)

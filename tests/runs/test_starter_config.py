@@ -59,9 +59,9 @@ def test_splits_of_a_folder() -> None:
     assert summary.training_images == 60
     text = build_config_text(summary)
     config = load(text)
-    assert config.data.train == "flowers/train"
-    assert config.data.val == "flowers/valid"
-    assert config.data.test == "flowers/test"
+    assert config.data.train == str(Path("flowers/train").absolute())
+    assert config.data.val == str(Path("flowers/valid").absolute())
+    assert config.data.test == str(Path("flowers/test").absolute())
     assert config.data.val_fraction is None
     assert config.model.backbone == "resnet18"
     assert config.model.weights == "DEFAULT"
@@ -85,7 +85,7 @@ def test_class_folders_get_a_validation_share() -> None:
     assert summary.training_images == 44
     text = build_config_text(summary, backbone="mobilenet_v3_small")
     config = load(text)
-    assert config.data.train == "photos"
+    assert config.data.train == str(Path("photos").absolute())
     assert config.data.val_fraction == 0.2
     assert config.model.backbone == "mobilenet_v3_small"
     facts = comments(text)
@@ -100,7 +100,7 @@ def test_a_folder_with_train_and_test_only() -> None:
         draw(f"set/{split}/b", 4)
     config = load(build_config_text(inspect_folder(Path("set"))))
     assert (config.data.val, config.data.val_fraction) == (None, 0.2)
-    assert config.data.test == "set/test"
+    assert config.data.test == str(Path("set/test").absolute())
 
 
 def test_own_backbone_is_trained_from_scratch() -> None:
@@ -134,7 +134,7 @@ def test_names_and_damaged_images_do_no_harm() -> None:
     text = build_config_text(summary)
     assert "\x1b" not in text
     config = load(text)
-    assert config.data.train == root
+    assert config.data.train == str(Path(root).absolute())
     assert config.seed == 0
 
 
@@ -160,7 +160,7 @@ def test_many_classes_are_cut_short() -> None:
     text = build_config_text(inspect_folder(Path("set")))
     assert "class19 and 10 more" in comments(text)
     assert max(map(len, text.splitlines())) <= 100
-    assert load(text).data.train == "set"
+    assert load(text).data.train == str(Path("set").absolute())
 
 
 def test_headers_are_read_from_a_sample_over_all_classes() -> None:

@@ -28,10 +28,10 @@ CLASSES_SHOWN, IMAGES_SHOWN = 5, 3  # on each side
 
 def compare(
     runs: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="RUN RUN...",
-            help="Run folders; the others are compared with the first.",
+            help="Run folders, or their names below runs/; the others are compared with the first.",
             autocompletion=complete_runs,
         ),
     ],
@@ -57,9 +57,10 @@ def compare(
     """
     require_page_name(output)
     from vtrain.results.compare import compare_runs
+    from vtrain.runs.folder import find_run
     from vtrain.system.json_csv import to_plain
 
-    comparison = compare_runs(runs, split=split)
+    comparison = compare_runs([find_run(each) for each in runs], split=split)
     if output is not None:
         from vtrain.pages.compare import write_comparison_page
 

@@ -151,7 +151,7 @@ def _write_report(device: str, run_dir: Path, console: Console) -> None:
         stack.enter_context(StopRequest(reporter))  # what is all but done is done first
         try:
             heat_maps = draw_heat_maps(run_dir, device=find_device(device))
-            page = write_report(run_dir, heat_maps=heat_maps).page
+            page = write_report(run_dir, heat_maps=heat_maps, force=True).page
         except Exception as error:
             reason = error.message if isinstance(error, VtrainError) else repr(error)
             again = f"vtrain report {one_line(run_dir)}"

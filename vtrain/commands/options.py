@@ -26,15 +26,17 @@ def complete_backbones(incomplete: str) -> list[str]:
 
 
 def complete_models(incomplete: str) -> list[str]:
-    """What `-m` takes: finished runs and backbone names."""
+    """What `-m` takes: names of finished runs and of backbones."""
     return [*complete_runs(incomplete), *complete_backbones(incomplete)]
 
 
 def complete_runs(incomplete: str) -> list[str]:
-    """Finished runs for the shell."""
+    """Finished runs for the shell, by name, or as `runs/<name>` where that was begun."""
     from vtrain.runs.folder import RUNS, find_run_names
 
-    return [name for name in find_run_names(RUNS) if name.startswith(incomplete)]
+    names = find_run_names(RUNS)
+    paths = [str(RUNS / name) for name in names] if incomplete.startswith(str(RUNS)) else []
+    return [name for name in (*names, *paths) if name.startswith(incomplete)]
 
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
@@ -51,8 +53,8 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="MODEL",
-        help="Run folder, model file, or a backbone such as resnet50, resnet50:IMAGENET1K_V1 or "
-        "resnet50:weights.pth. Without it: the newest finished run below runs/.",
+        help="Run (folder, or name below runs/), model file, or a backbone such as resnet50, "
+        "resnet50:IMAGENET1K_V1 or resnet50:weights.pth. Without it: the newest finished run below runs/.",
         autocompletion=complete_models,
     ),
 ]
@@ -88,10 +90,10 @@ Tta = Annotated[
     ),
 ]
 Run = Annotated[
-    Path | None,
+    str | None,
     typer.Argument(
         metavar="[RUN]",
-        help="Run folder. Without it: the newest finished run below runs/.",
+        help="Run folder, or its name below runs/. Without it: the newest finished run there.",
         autocompletion=complete_runs,
     ),
 ]
@@ -103,6 +105,17 @@ Overrides = Annotated[
         help="Settings that replace those in the file, such as train.epochs=5.",
     ),
 ]
+
+
+def choose_run(given: str | None, console: Console) -> Path:
+    """The folder of the run that was named, or of the newest, which is said."""
+    from vtrain.runs.folder import NAME_A_RUN, RUNS, find_newest_run, find_run
+
+    if given is not None:
+        return find_run(given)
+    run = find_newest_run(RUNS, NAME_A_RUN)
+    console.say(f"run: {one_line(run)}")
+    return run
 
 
 def choose_workers(given: int | None) -> int | Literal["auto"]:

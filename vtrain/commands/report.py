@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vtrain.commands.options import Run
+from vtrain.commands.options import Run, choose_run
 from vtrain.commands.outcomes import require_page_name
 from vtrain.system.terminal import Console, print_line
 from vtrain.system.text import format_bytes, format_duration, one_line
@@ -22,6 +22,9 @@ def report(
             help="The page; without it report.html in the run folder.",
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also replace a page that shows more.")
+    ] = False,
     *,
     console: Console,
 ) -> None:
@@ -32,19 +35,16 @@ def report(
 
     \b
     vtrain report
-    vtrain report runs/flowers-001 -o flowers.html
+    vtrain report flowers-001 -o flowers.html
     """
     from vtrain.pages.report.heat_maps import draw_heat_maps
     from vtrain.pages.report.report import write_report
-    from vtrain.runs.folder import NAME_A_RUN, RUNS, find_newest_run
     from vtrain.system.machine import find_device
 
     require_page_name(output)  # the heat maps take seconds
-    if run is None:
-        run = find_newest_run(RUNS, NAME_A_RUN)
-        console.say(f"run: {one_line(run)}")
-    heat_maps = draw_heat_maps(run, device=find_device("auto"))
-    result = write_report(run, output=output, heat_maps=heat_maps)
+    run_dir = choose_run(run, console)
+    heat_maps = draw_heat_maps(run_dir, device=find_device("auto"))
+    result = write_report(run_dir, output=output, heat_maps=heat_maps, force=force)
     for each in result.missing:
         console.say(each)
     console.say(

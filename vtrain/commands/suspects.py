@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vtrain.commands.options import Compute, Csv, Json, Page, Run, choose_workers
+from vtrain.commands.options import Compute, Csv, Json, Page, Run, choose_run, choose_workers
 from vtrain.commands.outcomes import require_one_form, require_page_name
 from vtrain.system.terminal import Console, print_csv_row, print_json, print_table
 from vtrain.system.text import one_line, quote_path
@@ -38,13 +38,12 @@ def suspects(
     vtrain suspects runs/flowers-001 --csv > suspects.csv
     """
     from vtrain.results.suspects import find_suspects
-    from vtrain.runs.folder import NAME_A_RUN, RUNS, find_newest_run
     from vtrain.system.machine import find_device
 
     require_one_form(as_json=as_json, as_csv=as_csv)
     require_page_name(output)
     report = find_suspects(
-        run or find_newest_run(RUNS, NAME_A_RUN),
+        choose_run(run, console),
         split=split,
         top=top,
         device=find_device(compute.device),

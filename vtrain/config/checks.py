@@ -9,15 +9,11 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from vtrain.config.input_paths import shorten_paths
 from vtrain.config.keys import FitConfig
 from vtrain.config.mistakes import KeyMistake
 from vtrain.config.source import ConfigSource, Mistake, dotted
-from vtrain.system.files import (
-    MAX_NAME_BYTES,
-    NO_HOME,
-    describe_unreachable,
-    path_exists,
-)
+from vtrain.system.files import MAX_NAME_BYTES, describe_unreachable, path_exists
 from vtrain.system.text import clip
 
 Check = tuple[tuple[str, ...], Callable[[FitConfig], Iterator[KeyMistake]]]
@@ -36,7 +32,8 @@ def check_config(
         for finding in check(config):
             known = finding.path in source.values or finding.path in source.keys
             place = source.find_place(finding.path if known else finding.at or finding.path)
-            source.mistakes.append(Mistake(place, dotted(finding.path), finding.text))
+            text = shorten_paths(source, place, finding.text)
+            source.mistakes.append(Mistake(place, dotted(finding.path), text))
             broken.add(dotted(finding.path))
 
 
@@ -50,8 +47,6 @@ def _check_run_dir(config: FitConfig) -> Iterator[KeyMistake]:
     if config.run_dir is None:
         return
     path = Path(config.run_dir)
-    if config.run_dir.startswith("~"):
-        yield KeyMistake(("run_dir",), f"got {config.run_dir}; {NO_HOME}")
     if any(unicodedata.category(char) == "Cc" for char in config.run_dir):
         text = f"got {config.run_dir!r}, with a control character"
         yield KeyMistake(("run_dir",), text + r"; in double quotes \ begins an escape")

@@ -180,9 +180,9 @@ class DataConfig(ConfigPart):
     choose anything.
     """
     exclude: str | None = Field(default=None, min_length=1)
-    """Text file with one path per line, absolute or relative to the working directory: these images
-    are left out of every split. `vtrain check --write-list` writes one. A line that starts with #
-    is a comment, one in double quotes a JSON string.
+    """Text file with one path per line, absolute or relative to the folder of that file: these
+    images are left out of every split. `vtrain check --write-list` writes one. A line that starts
+    with # is a comment, one in double quotes a JSON string.
     """
     group: str | None = Field(default=None, min_length=1)
     """What images belong together (one animal, patient, video, day) and stay on one side of
@@ -340,10 +340,15 @@ class TrainConfig(ConfigPart):
 
 
 class FitConfig(ConfigPart):
-    """Everything that `vtrain fit` needs to know; paths are relative to the working directory."""
+    """Everything that `vtrain fit` needs to know.
+
+    Paths are relative to the folder of the config, on the command line to the working directory.
+    """
 
     run_dir: str | None = Field(default=None, min_length=1)
-    """Folder that the run writes, never overwritten; null: runs/<config name>-<number>."""
+    """Folder that the run writes, never overwritten; relative to the working directory, wherever it
+    is written. null: runs/<config name>-<number>.
+    """
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Seed of everything random: the head's first weights, the split, the order and the
     augmentation of images.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtrain.config.checks import Check, check_config
+from vtrain.config.input_paths import settle_paths
 from vtrain.config.keys import FitConfig, flatten_config
 from vtrain.config.mistakes import raise_report, validate_source
 from vtrain.config.source import ConfigSource, load_source
@@ -29,14 +30,16 @@ def load_config(
 ) -> LoadedConfig:
     """Read, merge and check a config; overrides such as `train.epochs=5` win over the file.
 
-    `checks` are those of the layers that know what the keys name: data and models.
+    Paths of inputs are absolute in it. `checks` are those of the layers that know what the keys
+    name: data and models.
 
     Raises:
         ConfigError: the file cannot be read, or has mistakes: all of them, each with its place.
     """
     source = load_source(path, overrides)
+    unsettled = settle_paths(source)
     config, broken = validate_source(source)
-    check_config(source, config, broken, checks)
+    check_config(source, config, broken | unsettled, checks)
     raise_report(source)
     return LoadedConfig(config, _find_origins(source, config), path.stem, source.text)
 

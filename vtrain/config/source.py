@@ -37,6 +37,11 @@ class Place:
     label: str
     origin: str
 
+    @property
+    def is_override(self) -> bool:
+        """Whether it is on the command line."""
+        return self.order[0] == 1
+
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
@@ -49,8 +54,12 @@ class Mistake:
 
 @dataclass(slots=True)
 class ConfigSource:
-    """The merged data, the place of every key and value in it, and mistakes met while reading."""
+    """The merged data, the place of every key and value in it, and mistakes met while reading.
 
+    `folder` is where the file lies.
+    """
+
+    folder: Path
     name: str
     text: str
     data: Any
@@ -87,7 +96,7 @@ def load_source(path: Path, overrides: Sequence[str]) -> ConfigSource:
     name = _shown_path(path)
     _require_file(path, name)
     document, text = load_yaml(path, source=name)
-    source = _source_of(document, name, text)
+    source = _source_of(document, path.absolute().parent, name, text)
     for index, override in enumerate(overrides):
         _apply_override(source, override, index)
     return source
@@ -122,8 +131,9 @@ def _require_file(path: Path, name: str) -> None:
         raise ConfigError(f"{name}: is not a regular file")
 
 
-def _source_of(document: Document, name: str, text: str) -> ConfigSource:
+def _source_of(document: Document, folder: Path, name: str, text: str) -> ConfigSource:
     source = ConfigSource(
+        folder,
         name,
         text,
         {} if document.data is None else document.data,

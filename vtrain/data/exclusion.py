@@ -1,6 +1,6 @@
 """Lists of images that a run leaves out: written by `vtrain check`, named by `data.exclude`.
 
-One path on each line, absolute or relative to the working directory. Empty lines and lines that
+One path on each line, absolute or relative to the folder of the list. Empty lines and lines that
 start with `#` do not count. A line that starts with `"` is a JSON string: so are written the paths
 that would not survive as they are (line ends, spaces at an end, bytes that are not UTF-8).
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from vtrain.data.image_names import describe_error
 from vtrain.data.image_sets import LabelledImages
 from vtrain.errors import DataError
-from vtrain.system.files import write_text
+from vtrain.system.files import path_exists, write_text
 from vtrain.system.json_csv import format_json_line
 from vtrain.system.text import one_line
 
@@ -69,14 +69,19 @@ def _parse(text: str, path: Path, number: int) -> str:
 
 
 def write_exclusion(path: Path, sections: Iterable[tuple[str, Sequence[Path]]]) -> None:
-    """Write a list of sections, each a comment and paths.
+    """Write a list of sections, each a comment and paths, those below its folder relative to it.
 
     Raises:
         ResourceError, UsageError: it cannot be written.
     """
-    lines = []
+    lines, folder = [], path.absolute().parent
+
+    def shorten(each: Path) -> str:
+        whole = each.absolute()
+        return str(whole.relative_to(folder) if whole.is_relative_to(folder) else whole)
+
     for comment, paths in sections:
-        lines += [f"{_COMMENT} {one_line(comment)}", *map(_format, map(str, paths))]
+        lines += [f"{_COMMENT} {one_line(comment)}", *map(_format, map(shorten, paths))]
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
@@ -94,7 +99,8 @@ def exclude_images(
         DataError: the list cannot be read, or leaves a split or a class of train without images.
     """
     entries = read_exclusion(path)
-    known = {form: number for number, entry in enumerate(entries) for form in _forms(Path(entry))}
+    forms = [_forms(path.parent / entry) for entry in entries]
+    known = {form: number for number, each in enumerate(forms) for form in each}
     matched: set[int] = set()
     kept, counts = {}, {}
     digest = hashlib.sha256()
@@ -110,9 +116,22 @@ def exclude_images(
     missed = tuple(
         entry
         for number, entry in enumerate(entries)
-        if number not in matched and not matched & {known[form] for form in _forms(Path(entry))}
+        if number not in matched and not matched & {known[form] for form in forms[number]}
     )
+    for entry in missed:
+        _require_beside(path, entry)
     return kept, Exclusion(path, counts, missed, digest.hexdigest())
+
+
+def _require_beside(path: Path, entry: str) -> None:
+    """Refuse an entry that is only there from the working directory: which one is meant?"""
+    if path_exists(path.parent / entry) or not path_exists(Path(entry)):
+        return
+    raise DataError(
+        f"data.exclude: {one_line(path)}: {one_line(entry)} is in the working directory "
+        f"{Path.cwd()}, not in {path.parent}, where the list is",
+        "write each path relative to the list's folder, or in full",
+    )
 
 
 def _forms(path: Path) -> set[str]:

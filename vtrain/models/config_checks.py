@@ -5,15 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vtrain.config.checks import Check
+from vtrain.config.input_paths import looks_like_path
 from vtrain.config.keys import UNTIL, FitConfig, FreezeRule
 from vtrain.config.mistakes import KeyMistake
 from vtrain.config.run_files import MODEL_NAME
 from vtrain.errors import UsageError, suggest
 from vtrain.models.backbone_spec import BackboneSpec
 from vtrain.models.zoo import check_image_size, check_options, find_backbone, find_weights
-from vtrain.system.files import describe_missing, path_exists
-
-WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt", ".bin")
+from vtrain.system.files import describe_missing
 
 
 def _sentence(error: UsageError) -> str:
@@ -35,7 +34,7 @@ def check_weights_path(config: FitConfig) -> Iterator[KeyMistake]:
     weights, key = config.model.weights, ("model", "weights")
     if "://" in weights:
         yield KeyMistake(key, f"got {weights}; download it, and give the path of the file")
-    elif looks_like_path(weights):
+    elif looks_like_path(weights, Path()):
         path = Path(weights)
         problem = describe_missing(path, "file or run folder")
         if problem is None and path.is_dir() and not (path / MODEL_NAME).is_file():
@@ -61,7 +60,7 @@ def check_frozen_random(config: FitConfig) -> Iterator[KeyMistake]:
 def check_weights_name(config: FitConfig) -> Iterator[KeyMistake]:
     """Weights that the backbone does not have."""
     weights, key = config.model.weights, ("model", "weights")
-    if weights == "none" or looks_like_path(weights):
+    if weights == "none" or looks_like_path(weights, Path()):
         return
     for exact in ("none", "DEFAULT"):
         if weights.lower() == exact.lower() and weights != exact:
@@ -75,14 +74,6 @@ def check_weights_name(config: FitConfig) -> Iterator[KeyMistake]:
         frozen = not spec.weights and isinstance(config.freeze, str) and config.freeze != "none"
         text = _sentence(error) + (", and freeze: none" if frozen else "")
         yield KeyMistake(key, text, ("model", "backbone"))
-
-
-def looks_like_path(weights: str) -> bool:
-    """Whether `model.weights` names a file or folder, and not weights that are published."""
-    if weights in ("none", "DEFAULT") or weights.startswith("IMAGENET1K_"):
-        return False
-    written_so = any(sign in weights for sign in "/\\") or weights.startswith((".", "~"))
-    return written_so or weights.endswith(WEIGHTS_SUFFIXES) or path_exists(Path(weights))
 
 
 def check_until(config: FitConfig) -> Iterator[KeyMistake]:

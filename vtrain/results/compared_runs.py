@@ -7,9 +7,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
+from vtrain.config.run_files import RESOLVED_NAME
 from vtrain.errors import DataError, ModelError, UsageError
 from vtrain.runs.evaluation_files import ImagePrediction, predictions_path, read_predictions
-from vtrain.runs.folder import RESOLVED_NAME
 from vtrain.runs.record import RunRecord, read_run
 from vtrain.system.text import enumerate_names, one_line
 

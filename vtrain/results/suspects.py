@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from vtrain.config.keys import FitConfig
+from vtrain.config.run_files import RESOLVED_NAME
 from vtrain.data.image_sets import LabelledImages, SkippedFile
 from vtrain.data.splits import scan_splits, split_digest
 from vtrain.errors import DataError, ModelError, VtrainError
@@ -22,7 +23,6 @@ from vtrain.models.weights import describe_weights, load_weights
 from vtrain.models.zoo import find_backbone
 from vtrain.results.features import Features, compute_features
 from vtrain.results.suspect_labels import SuspectRanking, rank_suspects
-from vtrain.runs.folder import RESOLVED_NAME
 from vtrain.runs.model_argument import LoadedModel, load_model
 from vtrain.runs.record import RunRecord, read_run
 from vtrain.system.reporter import SILENT, Reporter

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from vtrain.config.input_paths import INPUT_PATHS
 from vtrain.config.load import LoadedConfig
 from vtrain.errors import VtrainError
 from vtrain.runs.checkpoint import Checkpoint
@@ -116,13 +117,15 @@ def _fit(loaded: LoadedConfig, job: _Options, mode: Resume) -> FitResult:
                     changes = require_same_config(loaded, run_dir, checkpoint)
             if finished is not None and not {each.name for each in changes} & set(EXTENDING):
                 return finished
-            for change in changes:
+            # First in the list, and said once it is clear that they are the same.
+            moved = [change for change in changes if change.name in INPUT_PATHS]
+            for change in changes[len(moved) :]:
                 reporter.say(f"changed since the run was started: {change}")
             if checkpoint is None:
                 reporter.say(f"{run_dir} holds no checkpoint yet: starting from the beginning")
             plan = make_plan(loaded, reporter, processes, checkpoint)
             if checkpoint is not None:
-                require_same_data(plan, run_dir, checkpoint, reporter)
+                require_same_data(plan, run_dir, checkpoint, moved, reporter)
             return _run(plan, run_dir, checkpoint, job)
     plan = make_plan(loaded, reporter, processes)
     new = first_alone(processes, lambda: claim_run_dir(config.run_dir, loaded.name))

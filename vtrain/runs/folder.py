@@ -13,16 +13,15 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vtrain.config.run_files import CHECKPOINT_NAME, MODEL_NAME
-from vtrain.errors import ModelError, RunLockedError, UsageError
-from vtrain.system.files import require_space, write_error
+from vtrain.config.run_files import CHECKPOINT_NAME, MODEL_NAME, RUNS
+from vtrain.errors import ModelError, RunLockedError, UsageError, suggest
+from vtrain.system.files import path_exists, require_space, write_error
 from vtrain.system.json_csv import from_plain, read_json_object, to_plain, write_json
 from vtrain.system.reporter import Reporter
+from vtrain.system.text import one_line, quote_path
 
-RUNS = Path("runs")
 CONFIG_NAME = "config.yaml"
 LOG_NAME = "log.txt"
-RESOLVED_NAME = "config.resolved.yaml"
 LOCK_NAME = "run.lock"
 RESULT_NAME = "result.json"
 PREVIOUS_NAME = "previous.ckpt"  # the one before, should the last one turn out to be damaged
@@ -52,7 +51,12 @@ class Change:
     now: Any
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.before} -> {self.now}"
+        return f"{self.name}: {self.show(self.before)} -> {self.show(self.now)}"
+
+    def show(self, value: Any) -> Any:
+        """One of its values for people: a path not longer than it has to be."""
+        is_path = isinstance(value, str) and Path(value).is_absolute()
+        return one_line(Path(value)) if is_path else value
 
 
 def choose_run_dir(run_dir: str | None, name: str, *, resume: bool) -> Path:
@@ -332,5 +336,67 @@ def find_newest_run(runs: Path, instead: str = NAME_A_MODEL) -> Path:
 
 
 def find_run_names(runs: Path) -> list[str]:
-    """Finished runs as `runs/<name>`, sorted; none where the folder is missing."""
-    return sorted(str(path.parent) for path in runs.glob(f"*/{RESULT_NAME}"))
+    """Names of finished runs, sorted; none where the folder is missing."""
+    return sorted(path.parent.name for path in runs.glob(f"*/{RESULT_NAME}"))
+
+
+def find_named(name: str) -> Path | None:
+    """What a run or model is called: a path, or the name of a folder below `runs/`; or None.
+
+    Raises:
+        UsageError: there are both.
+        OSError: one cannot ask, since the name is too long or a folder is closed.
+    """
+    path, run = Path(name), RUNS / name
+    is_plain = name not in ("", ".", "..") and "/" not in name and os.sep not in name
+    is_run = is_plain and run.is_dir()
+    if not path.exists():
+        return run if is_run else None
+    if is_run and not path.samefile(run):
+        raise UsageError(
+            f"{one_line(name)} is there twice, here and as {one_line(run)}",
+            f"say which one: {quote_path(f'./{name}')} or {quote_path(run)}",
+        )
+    return path
+
+
+def find_run(name: str) -> Path:
+    """The run folder that a command names, by its path or its name below `runs/`.
+
+    Raises:
+        UsageError: there is none, or there are two.
+    """
+    try:
+        found = find_named(name)
+    except OSError as error:
+        raise UsageError(f"cannot read {one_line(name)}: {error.strerror}", NAME_A_RUN) from error
+    if found is None:
+        near = suggest(name.removeprefix(f"{RUNS}/"), find_run_names(RUNS), lead="")
+        raise UsageError(
+            f"{one_line(name)} is no run folder: not there",
+            one_line(f"{near} `vtrain runs` lists them".lstrip()),
+        )
+    return found
+
+
+def is_running(run_dir: Path) -> bool:
+    """Whether a process holds the lock of a run, as far as the file system tells."""
+    with contextlib.suppress(ImportError, OSError):
+        import fcntl
+
+        with (run_dir / LOCK_NAME).open("rb") as stream:  # unlike FileLock it changes nothing
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
+def find_start_folder(run_dir: Path, path: Path) -> Path:
+    """The folder that a run's relative paths, such as the folder `path`, lead on from.
+
+    Runs of older versions have such: of the working directory and the folders above the run it is
+    the first in which there is `path`.
+    """
+    places = (Path(), *run_dir.absolute().parents)
+    return next((each for each in places if path_exists(each / path)), Path())

@@ -34,6 +34,7 @@ class EpochMetrics:
     seconds: float
 
 
+METRICS_NAME = "metrics.jsonl"
 COLUMNS = tuple(each.name for each in fields(EpochMetrics))
 
 
@@ -43,7 +44,7 @@ def write_metrics(run_dir: Path, history: Sequence[Mapping[str, Any]]) -> None:
     The history comes from the checkpoint, so that the files of a resumed run hold each epoch once.
     """
     lines = [json.dumps({name: row[name] for name in COLUMNS}) + "\n" for row in history]
-    write_text(run_dir / "metrics.jsonl", "".join(lines))
+    write_text(run_dir / METRICS_NAME, "".join(lines))
     write_csv(
         run_dir / "metrics.csv", COLUMNS, [[row[name] for name in COLUMNS] for row in history]
     )

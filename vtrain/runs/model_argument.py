@@ -26,10 +26,10 @@ from vtrain.models.model_file import find_model_file, load_scoring_model
 from vtrain.models.precision import Precision, choose_inference_precision
 from vtrain.models.weights import describe_weights, load_native_weights
 from vtrain.models.zoo import backbone_names, find_backbone
-from vtrain.runs.folder import RUNS, find_newest_run
+from vtrain.runs.folder import RUNS, find_named, find_newest_run, find_run_names
 from vtrain.system.machine import keep_freed_memory, seed_everything
 from vtrain.system.reporter import Reporter
-from vtrain.system.text import one_line
+from vtrain.system.text import one_line, quote_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,30 +95,38 @@ def load_model(
     choose_inference_precision(precision, device)  # what cannot run shall not wait for a download
     if model is None:
         loaded = _load_own(find_newest_run(RUNS) / MODEL_NAME, device, precision)
-    elif _exists(model):
-        loaded = _load_own(find_model_file(Path(model)), device, precision)
+    elif (found := _find(model)) is not None:
+        loaded = _load_own(find_model_file(found), device, precision)
     else:
         name, _, weights = model.partition(":")
         if name not in backbone_names():
-            message = f"no model {model!r}: no such path, and no such backbone"
+            message = f"no model {model!r}: no such path, run or backbone"
             raise ModelError(message, _suggest(model))
         loaded = _load_native(name, weights or "DEFAULT", device, precision, reporter)
     reporter.say(one_line(f"model: {loaded.source}, {loaded.precision}"))
     return loaded
 
 
-def _exists(model: str) -> bool:
+def _find(model: str) -> Path | None:
+    """The run or file that is called so; None where it may be a backbone."""
     try:
-        return Path(model).exists()
+        found = find_named(model)
     except OSError as error:  # a name that is too long, a folder that is closed to us
         raise ModelError(f"cannot read model {model!r}: {error.strerror}") from error
+    if found is not None and model in backbone_names():
+        place = f"./{model}" if found == Path(model) else found
+        raise UsageError(
+            f"{model} is a backbone, and {one_line(found)} is there as well",
+            f"say which one: -m {model}:DEFAULT or -m {quote_path(place)}",
+        )
+    return found
 
 
 def _suggest(model: str) -> str:
     name = model.partition(":")[0]
     close = difflib.get_close_matches(name, backbone_names(), n=1)
     if not close:
-        neighbours = [str(path) for path in Path(model).parent.glob("*")]
+        neighbours = [str(path) for path in Path(model).parent.glob("*")] + find_run_names(RUNS)
         close = difflib.get_close_matches(model, neighbours, n=1)
     start = f"did you mean {close[0]}? " if close else ""
     return f"{start}give a run folder, a model file, or a name that `vtrain backbones` lists"

@@ -1,5 +1,6 @@
 """The plan of a run in words, for the terminal and for `plan.json`."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,8 +52,9 @@ def show_facts(plan: FitPlan, reporter: Reporter) -> None:
         f"augmentation {', '.join(sorted({plan.augment(phase) for phase in plan.phases}))}"
     )
     reporter.say(
-        f"model: {plan.spec.name}, weights {config.model.weights}, on {plan.device}, "
-        f"{plan.precision}, loader workers: {plan.workers}, threads: {torch.get_num_threads()}"
+        f"model: {plan.spec.name}, weights {one_line(Path(config.model.weights))}, "
+        f"on {plan.device}, {plan.precision}, loader workers: {plan.workers}, "
+        f"threads: {torch.get_num_threads()}"
         + (f", {plan.processes.world_size} processes" if plan.processes.world_size > 1 else "")
     )
     if config.data.batch_size == "auto":

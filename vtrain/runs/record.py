@@ -5,19 +5,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vtrain.config.input_paths import INPUT_PATHS
 from vtrain.config.keys import FitConfig, flatten_config
 from vtrain.config.load import read_settled_config
+from vtrain.config.run_files import RESOLVED_NAME
 from vtrain.errors import UsageError, VtrainError
 from vtrain.runs.evaluation_files import EvaluationResult, evaluation_path, read_evaluation
-from vtrain.runs.folder import RESOLVED_NAME, FitResult, load_result
-from vtrain.runs.metric_log import EpochMetrics, read_metrics
+from vtrain.runs.folder import FitResult, find_start_folder, load_result
+from vtrain.runs.metric_log import METRICS_NAME, EpochMetrics, read_metrics
+from vtrain.system.files import path_exists
 from vtrain.system.json_csv import read_json_object
 
 T = TypeVar("T")
 
 DATA_NAME = "data.json"
 ENVIRONMENT_NAME = "env.json"
-METRICS_NAME = "metrics.jsonl"
 PLAN_NAME = "plan.json"
 NAME_A_RUN_FOLDER = "name a folder that `vtrain fit` made, such as runs/flowers-001"
 
@@ -52,6 +54,19 @@ class RunRecord:
         return {} if self.config is None else flatten_config(self.config)
 
 
+def _read_config(path: Path) -> FitConfig:
+    """The resolved config of a run; one of older versions has relative paths, which are settled."""
+    config = read_settled_config(path)
+    start = find_start_folder(path.parent, Path(config.data.train))
+    plain = config.model_dump(mode="json")
+    for key in INPUT_PATHS:
+        section, name = key.split(".")
+        value = plain[section][name]
+        if value is not None and path_exists(start / value):
+            plain[section][name] = str(start / value)
+    return FitConfig.model_validate(plain)
+
+
 def read_run(run_dir: Path) -> RunRecord:
     """Read what there is in a run folder.
 
@@ -77,7 +92,7 @@ def read_run(run_dir: Path) -> RunRecord:
 
     record = RunRecord(
         run_dir=run_dir,
-        config=read(RESOLVED_NAME, read_settled_config, None),  # its images may have moved since
+        config=read(RESOLVED_NAME, _read_config, None),  # its images may have moved since
         metrics=read(METRICS_NAME, read_metrics, ()),
         data=read(DATA_NAME, read_json_object, {}),
         plan=read(PLAN_NAME, read_json_object, {}),

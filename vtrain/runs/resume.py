@@ -1,8 +1,10 @@
 """Going on with a run: what must be as it was, and what a checkpoint restores."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+from vtrain.config.input_paths import INPUT_PATHS, looks_like_path
 from vtrain.config.keys import flatten_config
 from vtrain.config.load import LoadedConfig
 from vtrain.config.run_files import CHECKPOINT_NAME, MODEL_NAME
@@ -19,10 +21,15 @@ from vtrain.runs.folder import (
 from vtrain.runs.metric_log import EpochMetrics, write_metrics
 from vtrain.runs.plan import FitPlan
 from vtrain.runs.plan_text import run_facts
+from vtrain.runs.record import DATA_NAME
 from vtrain.runs.saved_state import SavedState, describe_machine, write_settings
+from vtrain.system.files import path_exists
+from vtrain.system.json_csv import write_json
 from vtrain.system.reporter import Reporter
 from vtrain.system.tensor_files import load_tensors
 from vtrain.system.text import one_line
+
+_IMAGES = ("data.train", "data.val", "data.test")
 
 
 def load_run(run_dir: Path, reporter: Reporter) -> tuple[Checkpoint | None, FitResult | None]:
@@ -45,6 +52,8 @@ def require_same_config(
 ) -> list[Change]:
     """The changes of a config since a run was started, which are allowed.
 
+    Inputs may lie elsewhere: `require_same_data` finds out whether they are the same.
+
     Raises:
         UsageError: one is not.
     """
@@ -54,13 +63,38 @@ def require_same_config(
     changes = find_changes(
         checkpoint.config, {key: value for key, value in now.items() if key not in new}
     )
-    return require_same_run(run_dir, config=changes, data=[], epochs_done=checkpoint.state.epoch)
+    moved = [change for change in changes if _has_moved(change)]
+    others = [change for change in changes if change not in moved]
+    done = checkpoint.state.epoch
+    return [*moved, *require_same_run(run_dir, config=others, data=[], epochs_done=done)]
+
+
+def _has_moved(change: Change) -> bool:
+    """Whether a setting is the path of something that may well be the same, at another place."""
+    if change.name not in INPUT_PATHS or change.before is None or change.now is None:
+        return False
+    if change.name != "model.weights":
+        return True
+    # Nothing tells whether weights are the same, and a resumed run has those of its checkpoint:
+    # what is still there was replaced on purpose.
+    both_paths = Path(change.now).is_absolute() and looks_like_path(change.before, Path())
+    return both_paths and (not path_exists(Path(change.before)) or not _differs(change))
+
+
+def _differs(change: Change) -> bool:
+    return Path(change.before).absolute() != Path(change.now)
 
 
 def require_same_data(
-    plan: FitPlan, run_dir: Path, checkpoint: Checkpoint, reporter: Reporter
+    plan: FitPlan,
+    run_dir: Path,
+    checkpoint: Checkpoint,
+    moved: Sequence[Change],
+    reporter: Reporter,
 ) -> None:
     """Refuse other images or processes than a run was started with; warn of another machine.
+
+    `moved` are inputs that lie elsewhere than then, which is said.
 
     Raises:
         UsageError: they differ.
@@ -74,8 +108,14 @@ def require_same_data(
     # Another number of processes makes other batches, and so another run.
     number = [change for change in machine if change.name == "processes"]
     with plan.processes.together():
-        done = checkpoint.state.epoch
-        require_same_run(run_dir, config=[], data=[*data, *number], epochs_done=done)
+        done, refused = checkpoint.state.epoch, [*data, *number]
+        if refused:
+            refused = [*filter(_differs, moved), *refused]
+        require_same_run(run_dir, config=[], data=refused, epochs_done=done)
+    for change in filter(_differs, moved):
+        same = "; the same images" if change.name in _IMAGES else ""
+        places = f"{change.show(change.before)} -> {change.show(change.now)}"
+        reporter.say(f"{change.name} moved: {places}{same}")
     for change in machine:
         reporter.warn(f"{change}: results can differ in the last bits")
 
@@ -93,6 +133,7 @@ def resume_run(saved: SavedState, checkpoint: Checkpoint) -> None:
     state = saved.state
     if saved.plan.processes.is_main:
         (saved.run_dir / RESULT_NAME).unlink(missing_ok=True)
+        write_json(saved.run_dir / DATA_NAME, saved.plan.data)  # they may lie elsewhere now
         write_settings(saved.plan, saved.run_dir, steps_per_epoch=saved.steps_per_epoch)
         write_metrics(saved.run_dir, state.history)
     saved.reporter.say(

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from vtrain.config.dump import dump_config
+from vtrain.config.input_paths import dump_without_folders
 from vtrain.config.keys import flatten_config
-from vtrain.config.run_files import CHECKPOINT_NAME, MODEL_NAME
+from vtrain.config.run_files import CHECKPOINT_NAME, MODEL_NAME, RESOLVED_NAME
 from vtrain.errors import DivergedError
 from vtrain.inference.calibration import MAX_BANK
 from vtrain.models.classifier import Classifier
 from vtrain.models.freezing import verify_frozen
 from vtrain.models.model_file import ModelFile, save_model
 from vtrain.runs.checkpoint import Checkpoint, save_checkpoint
-from vtrain.runs.folder import CONFIG_NAME, RESOLVED_NAME, require_disk_space
+from vtrain.runs.folder import CONFIG_NAME, require_disk_space
 from vtrain.runs.metric_log import EpochMetrics, write_metrics
 from vtrain.runs.plan import FitPlan
 from vtrain.runs.plan_text import build_plan_record, run_facts
@@ -61,7 +62,9 @@ def write_description(plan: FitPlan, run_dir: Path, *, steps_per_epoch: int) -> 
 def write_settings(plan: FitPlan, run_dir: Path, *, steps_per_epoch: int) -> None:
     """Write what may differ when a run is resumed: settings, machine and plan."""
     loaded = plan.loaded
-    write_text(run_dir / RESOLVED_NAME, dump_config(loaded.config, loaded.origins))
+    # With it `vtrain fit config.resolved.yaml --resume` finds the run.
+    config = loaded.config.model_copy(update={"run_dir": str(run_dir.absolute())})
+    write_text(run_dir / RESOLVED_NAME, dump_config(config, loaded.origins))
     choices = {
         **describe_machine(plan),
         "inference_precision": plan.inference_precision,
@@ -185,7 +188,7 @@ class SavedState:
                 head=plan.config.model.head.model_dump(),
                 classes=plan.splits.classes,
                 preprocessing=plan.preprocessing,
-                config=plan.config.model_dump(mode="json"),
+                config=dump_without_folders(plan.config),
                 metrics=to_plain(best.metrics),
                 versions={"vtrain": environment["vtrain"], **environment["packages"]},
             ),

@@ -267,9 +267,8 @@ def choose_batch_size(images: int) -> int:
 
 
 def _format_path(path: Path, folder: Path) -> str:
-    text = str(path)
-    if not path.is_absolute() and folder.resolve() != Path.cwd():
-        text = os.path.relpath(path.resolve(), folder.resolve())
+    """A path as a config in `folder` has it: relative to that, unless it was given in full."""
+    text = str(path if path.is_absolute() else os.path.relpath(path.absolute(), folder.resolve()))
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

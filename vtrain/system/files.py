@@ -272,6 +272,8 @@ def explain_missing(path: Path) -> str:
         return f"did you mean {whole if path_exists(whole) else guess}?"
     if path_exists(missing.parent) and not missing.parent.is_dir():
         return f"{missing.parent} is a file"
+    if path.is_absolute():
+        return f"there is no {missing.name} in {missing.parent}"
     if missing != path:
         return f"{missing} does not exist"
     return "paths are relative to the working directory"

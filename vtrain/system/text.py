@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 # Harmless in a terminal and part of words: joiners of Persian, Hindi and others, wide spaces.
@@ -23,8 +24,18 @@ def printable(text: str, *, keep: str = "\n\t") -> str:
 
 
 def one_line(name: object) -> str:
-    """A path or a name as part of a message that may have several lines."""
-    return printable(str(name), keep="")
+    """A path or a name as part of a message that may have several lines.
+
+    A `Path` below the working directory is shown relative to it: nobody likes to read long ones.
+    """
+    return printable(shorten_path(name) if isinstance(name, Path) else str(name), keep="")
+
+
+def shorten_path(path: Path) -> str:
+    """A path as it is, or relative to the working directory if it is an absolute one below that."""
+    with suppress(OSError, ValueError):  # not below it, or that folder is gone
+        return str(path.relative_to(Path.cwd())) if path.is_absolute() else str(path)
+    return str(path)
 
 
 def quote_path(path: Path | str) -> str:

@@ -10,6 +10,7 @@ from vtrain.pages.report.values import RESUME, report_command
 from vtrain.pages.svg import shorten
 from vtrain.pages.thumbnails import Gallery, Picture, Thumbnail, make_thumbnail
 from vtrain.runs.evaluation_files import ImagePrediction, read_predictions
+from vtrain.runs.folder import find_start_folder
 from vtrain.runs.record import RunRecord
 from vtrain.system.text import format_percent, one_line
 
@@ -127,6 +128,7 @@ def build_galleries(
         if predictions is not None:
             why = "predictions-val.csv is empty."
         return Section("images", "Images to look at", missing=[why])
+    start = find_start_folder(record.run_dir, predictions[0].path.parent)
     thumbnails: dict[Path, Thumbnail | None] = {}
     galleries = []
     unknown = all(math.isnan(each.label_probability) for each in predictions)
@@ -136,7 +138,7 @@ def build_galleries(
         images = find(predictions, MOST_PICTURES)
         for each in images:
             if each.path not in thumbnails:
-                thumbnails[each.path] = make_thumbnail(each.path)
+                thumbnails[each.path] = make_thumbnail(start / each.path)
         pictures = tuple(
             _build_picture(each, thumbnails[each.path], heat_maps.get(each.path)) for each in images
         )
@@ -146,8 +148,8 @@ def build_galleries(
     if lost:
         missing.append(
             f"{len(lost)} of {len(thumbnails)} pictures are missing: their files cannot be read "
-            f"from here, the first is {one_line(lost[0])}. Paths are relative to the folder that "
-            f"the run was started in: run `{report_command(record)}` there."
+            f"from here, the first is {one_line(lost[0])}. Where they are in place, "
+            f"`{report_command(record)}` shows them."
         )
     return Section("images", "Images to look at", missing=missing, galleries=galleries)
 

@@ -10,6 +10,7 @@ from vtrain.errors import ModelError
 from vtrain.pages.report.galleries import find_shown_images
 from vtrain.pages.thumbnails import EDGE, Thumbnail, encode_thumbnail
 from vtrain.results.explain import explain_images, overlay
+from vtrain.runs.folder import find_start_folder
 from vtrain.runs.model_argument import load_model
 from vtrain.system.reporter import SILENT
 
@@ -35,7 +36,9 @@ def draw_heat_maps(run_dir: Path, *, device: torch.device) -> dict[Path, Thumbna
     except ModelError:
         return {}
     started, drawn = time.perf_counter(), {}
-    explanations = explain_images(paths, model, batch_size=_BATCH, reporter=SILENT)
+    start = find_start_folder(run_dir, paths[0].parent)
+    places = [start / each for each in paths]
+    explanations = explain_images(places, model, batch_size=_BATCH, reporter=SILENT)
     for path, explanation in zip(paths, explanations, strict=True):
         if explanation.image is not None and explanation.map is not None:
             picture = overlay(explanation.image, explanation.map)

@@ -1,7 +1,9 @@
 """`vtrain report`: one page and a model card of a run, from what its folder holds."""
 
+import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,11 +22,17 @@ from vtrain.pages.thumbnails import Thumbnail
 from vtrain.runs.evaluation_files import ImagePrediction, predictions_path, read_predictions
 from vtrain.runs.record import RunRecord, read_run
 from vtrain.system.files import write_text
+from vtrain.system.text import one_line
 
 REPORT_NAME = "report.html"
 CARD_NAME = "model-card.md"
 MAX_PREDICTION_BYTES = 200_000_000  # some 2 million images
 _SUFFIXES = (".html", ".htm")
+# What a page loses first; heat maps are left out, of which there are as many as time allows.
+_SHOWN = (
+    ("pictures", re.compile(r'<img src="data:[^>]*alt="(?!What the prediction rests on)')),
+    ("charts", re.compile("<svg")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +54,7 @@ def write_report(
     *,
     output: Path | None = None,
     heat_maps: Mapping[Path, Thumbnail] | None = None,
+    force: bool = False,
 ) -> ReportResult:
     """Write the page (`report.html` in the run folder) and the model card beside it.
 
@@ -53,7 +62,8 @@ def write_report(
     paths, which are spelled as in the predictions: see `draw_heat_maps`.
 
     Raises:
-        UsageError: it is no run folder, or `output` cannot be written or is no .html file.
+        UsageError: it is no run folder, or `output` cannot be written or is no .html file; or,
+            without `force`, there is a page that shows more.
         ResourceError: no space left; earlier files are intact.
     """
     started = time.perf_counter()
@@ -78,10 +88,25 @@ def write_report(
         messages=build_messages(record),
         sections=sections,
     )
+    missing = tuple(each for section in sections for each in section.missing)
+    if missing and not force:
+        _require_richer(page, text, missing)
     write_text(page, text)
     write_text(card, render_card(record))
-    missing = tuple(each for section in sections for each in section.missing)
     return ReportResult(page, card, page.stat().st_size, time.perf_counter() - started, missing)
+
+
+def _require_richer(page: Path, text: str, missing: Sequence[str]) -> None:
+    """Refuse a page that lacks something, and has fewer pictures or charts than the one before."""
+    with suppress(OSError):
+        old = page.read_text(encoding="utf-8", errors="replace")
+        for what, mark in _SHOWN:
+            before, now = len(mark.findall(old)), len(mark.findall(text))
+            if now < before:
+                raise UsageError(
+                    f"{one_line(page)} shows {before} {what}, and would show {now}: {missing[0]}",
+                    "put back what is missing, write elsewhere with -o, or replace it: --force",
+                )
 
 
 def _read_predictions(
