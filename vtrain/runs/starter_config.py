@@ -1,6 +1,5 @@
 """Looks at a folder of images and writes a commented config that is ready to run."""
 
-import os
 import statistics
 import textwrap
 from collections import Counter
@@ -255,7 +254,10 @@ def choose_batch_size(images: int) -> int:
 def _format_path(path: Path, folder: Path) -> str:
     text = str(path)
     if not path.is_absolute() and folder.resolve() != Path.cwd():
-        text = os.path.relpath(path.resolve(), folder.resolve())
+        here, there = folder.resolve(), path.resolve()
+        shared = next(each for each in (here, *here.parents) if there.is_relative_to(each))
+        up = [".."] * (len(here.parts) - len(shared.parts))
+        text = str(Path(*up, there.relative_to(shared)))
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
