@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -29,7 +30,8 @@ EPOCH = re.compile(
 
 
 def test_stdout_is_the_run_folder_and_stderr_the_story(folder: Path, program: Program) -> None:
-    done = program("fit", "tiny.yaml", "data.test=images/val")
+    shutil.copytree("images/val", "images/test")
+    done = program("fit", "tiny.yaml", "data.test=images/test")
     assert done.code == 0
     assert done.out == "runs/tiny-002\n"
     assert "18 train, 6 val, 6 test images of 3 classes" in done.err

@@ -54,7 +54,8 @@ Model = Annotated[
         "-m",
         metavar="MODEL",
         help="Run (folder, or name below runs/), model file, or a backbone such as resnet50, "
-        "resnet50:IMAGENET1K_V1 or resnet50:weights.pth. Without it: the newest finished run below runs/.",
+        "resnet50:IMAGENET1K_V1 or resnet50:weights.pth. Without it: the newest finished run "
+        "below runs/.",
         autocompletion=complete_models,
     ),
 ]
