@@ -239,11 +239,12 @@ def _take_groups(
     for group in free:
         if fits(group):
             take(group)
-    for group in free:
-        if not taken[group] and cost(group) < 0:
-            take(group)
+    if any(number + 0.5 < share for number, share in zip(have, wanted, strict=True)):
+        for group in free:
+            if not taken[group] and cost(group) < 0:
+                take(group)
     of_class: dict[int, list[int]] = {}
-    for group in free:
+    for group in free if 0 in have else ():
         for label, _ in counts[group]:
             if not have[label]:
                 of_class.setdefault(label, []).append(group)
