@@ -32,7 +32,8 @@ def complete_models(incomplete: str) -> list[str]:
 
 def complete_runs(incomplete: str) -> list[str]:
     """Finished runs for the shell, by name, or as `runs/<name>` where that was begun."""
-    from vtrain.runs.folder import RUNS, find_run_names
+    from vtrain.config.run_files import RUNS
+    from vtrain.runs.folder import find_run_names
 
     names = find_run_names(RUNS)
     paths = [str(RUNS / name) for name in names] if incomplete.startswith(str(RUNS)) else []
@@ -54,8 +55,7 @@ Model = Annotated[
         "-m",
         metavar="MODEL",
         help="Run (folder, or name below runs/), model file, or a backbone such as resnet50, "
-        "resnet50:IMAGENET1K_V1 or resnet50:weights.pth. Without it: the newest finished run "
-        "below runs/.",
+        "resnet50:IMAGENET1K_V1 or resnet50:weights.pth. Without it: the newest finished run.",
         autocompletion=complete_models,
     ),
 ]
@@ -110,7 +110,8 @@ Overrides = Annotated[
 
 def choose_run(given: str | None, console: Console) -> Path:
     """The folder of the run that was named, or of the newest, which is said."""
-    from vtrain.runs.folder import NAME_A_RUN, RUNS, find_newest_run, find_run
+    from vtrain.config.run_files import RUNS
+    from vtrain.runs.folder import NAME_A_RUN, find_newest_run, find_run
 
     if given is not None:
         return find_run(given)

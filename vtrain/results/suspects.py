@@ -161,7 +161,7 @@ class _Images:
             raise DataError(
                 f"the images of {one_line(record.run_dir)} are not where they were: "
                 f"{error.message}",
-                "put them back, and run this in the folder that the run was started in",
+                "put them back, or start a run with the images as they are now",
             ) from error
         splits = {"train": found.train, "val": found.val}
         return cls(

@@ -111,7 +111,10 @@ def _list_names(folder: Path) -> set[str]:
 def _require_run(path: Path) -> None:
     """Raise UsageError unless `path` is the folder of a run, or of one that was just starting."""
     if not path.is_dir():
-        raise UsageError(f"nothing to resume: {path} does not exist", "start without --resume")
+        raise UsageError(
+            f"nothing to resume: {path} does not exist",
+            "start without --resume, or say where the run is now: run_dir=FOLDER",
+        )
     names = _list_names(path)
     # The lock comes first in a new folder, the checkpoint is what matters in one that was copied.
     if names and not names & {LOCK_NAME, CHECKPOINT_NAME, PREVIOUS_NAME}:

@@ -1,6 +1,5 @@
 """The runs below a folder with what their files say of them; nothing heavy is imported."""
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from vtrain.runs.folder import (
     is_running,
     load_result,
 )
-from vtrain.runs.metric_log import METRICS_NAME, EpochMetrics, read_metrics
+from vtrain.runs.metric_log import METRICS_NAME, EpochMetrics, find_best, read_metrics
 from vtrain.system.json_csv import read_json_object
 from vtrain.system.text import one_line
 
@@ -91,8 +90,8 @@ def _describe(path: Path, root: Path) -> ListedRun:
         problems.append(f"{RESULT_NAME} cannot be read")
     if result is not None and not (path / MODEL_NAME).is_file():
         problems.append(f"{MODEL_NAME} is missing")
-    finite = [row for row in rows if math.isfinite(row.val_top1)]
-    best = max(finite, key=lambda row: (row.val_top1, -row.val_loss), default=None)
+    best = find_best(rows)
+    scores = result or best
     train, names = data.get("train"), data.get("classes")
     images = train.get("count") if isinstance(train, Mapping) else None
     backbone = plan.get("backbone")
@@ -105,9 +104,9 @@ def _describe(path: Path, root: Path) -> ListedRun:
         images=images if isinstance(images, int) else None,
         classes=len(names) if isinstance(names, list) else None,
         epochs=rows[-1].epoch if rows else 0,
-        best_epoch=result.best_epoch if result else best and best.epoch,
-        val_top1=result.val_top1 if result else best and best.val_top1,
-        val_macro_f1=result.val_macro_f1 if result else best and best.val_macro_f1,
+        best_epoch=result.best_epoch if result else best.epoch if best else None,
+        val_top1=scores.val_top1 if scores else None,
+        val_macro_f1=scores.val_macro_f1 if scores else None,
         test_top1=result.test_top1 if result else None,
         seconds=result.seconds if result else None,
         changed=_find_time(path),

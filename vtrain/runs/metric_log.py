@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -59,6 +60,12 @@ def read_metrics(path: Path) -> tuple[EpochMetrics, ...]:
     """
     lines = path.read_text(encoding="utf-8").splitlines()
     return from_plain(tuple[EpochMetrics, ...], [json.loads(line) for line in lines])
+
+
+def find_best(rows: Sequence[EpochMetrics]) -> EpochMetrics | None:
+    """The epoch with the best top-1, of those the one with the lowest loss; None before any."""
+    finite = [row for row in rows if math.isfinite(row.val_top1)]
+    return max(finite, key=lambda row: (row.val_top1, -row.val_loss), default=None)
 
 
 def require_tensorboard() -> None:

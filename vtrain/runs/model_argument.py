@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vtrain.config.preprocessing import Preprocessing
-from vtrain.config.run_files import MODEL_NAME
+from vtrain.config.run_files import MODEL_NAME, RUNS
 from vtrain.errors import ModelError, UsageError
 from vtrain.inference.calibration import Novelty
 from vtrain.inference.forward import (
@@ -26,7 +26,7 @@ from vtrain.models.model_file import find_model_file, load_scoring_model
 from vtrain.models.precision import Precision, choose_inference_precision
 from vtrain.models.weights import describe_weights, load_native_weights
 from vtrain.models.zoo import backbone_names, find_backbone
-from vtrain.runs.folder import RUNS, find_named, find_newest_run, find_run_names
+from vtrain.runs.folder import find_named, find_newest_run, find_run_names
 from vtrain.system.machine import keep_freed_memory, seed_everything
 from vtrain.system.reporter import Reporter
 from vtrain.system.text import one_line, quote_path

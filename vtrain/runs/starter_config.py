@@ -1,5 +1,6 @@
 """Looks at a folder of images and writes a commented config that is ready to run."""
 
+import os
 import statistics
 import textwrap
 from collections import Counter

@@ -1,6 +1,5 @@
 """What is known of a run for its page and its model card, in words."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ from vtrain.inference.statistics import Interval
 from vtrain.runs.evaluation_files import (
     evaluation_path,
 )
-from vtrain.runs.metric_log import EpochMetrics
+from vtrain.runs.metric_log import EpochMetrics, find_best
 from vtrain.runs.record import RunRecord
 from vtrain.system.text import one_line, quote_path
 
@@ -34,8 +33,7 @@ def find_best_epoch(record: RunRecord) -> EpochMetrics | None:
         for row in record.metrics:
             if row.epoch == record.result.best_epoch:
                 return row
-    finite = [row for row in record.metrics if math.isfinite(row.val_top1)]
-    return max(finite, key=lambda row: (row.val_top1, -row.val_loss), default=None)
+    return find_best(record.metrics)
 
 
 def describe_evaluating(record: RunRecord) -> str:
