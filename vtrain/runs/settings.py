@@ -9,7 +9,7 @@ from vtrain.data.image_names import is_image_name
 from vtrain.data.image_sets import LIST_SUFFIXES, TAR_SUFFIX
 from vtrain.errors import ConfigError
 from vtrain.models import config_checks as model_checks
-from vtrain.runs.folder import RESOLVED_NAME
+from vtrain.config.run_files import RESOLVED_NAME
 from vtrain.system.text import one_line, quote_path
 
 
