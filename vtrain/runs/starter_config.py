@@ -75,7 +75,7 @@ class FolderSummary:
             lines.append(f"size: short side {_span(short)} px, long side {_span(long)} px")
         if self.skipped:
             lines.append(f"not used: {self.skipped} files that are not images in a class folder")
-        return [*lines, *(f"not read: {each}" for each in self.unread)]
+        return [*lines, *self.unread]
 
 
 def _span(numbers: Sequence[int]) -> str:
