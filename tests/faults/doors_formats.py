@@ -280,7 +280,7 @@ DOORS: tuple[Door, ...] = (
         with_files({**FIVE, "cat/notes.txt": b"a"}),
         [["init", "set"]],
         said=[
-            "warning: not read: 5 HEIC photographs are not read (5 of 11 files of class 'cat')",
+            "warning: 5 HEIC photographs are not read (5 of 11 files of class 'cat')",
             HEIF,
             "not used: 1 files",
         ],
@@ -336,6 +336,12 @@ DOORS: tuple[Door, ...] = (
             "3 videos are not read (3 of 9 files of class 'dog')",
             "extract frames as JPEG",
         ],
+    ),
+    Door(
+        "shares of a class count every format",
+        with_files({**FIVE, "cat/a.mov": MOVIE}),
+        [["init", "set"]],
+        said=["(5 of 12 files of class 'cat')", "(1 of 12 files of class 'cat')"],
     ),
     Door(
         "a class of HEIC alone is never left out",

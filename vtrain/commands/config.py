@@ -48,7 +48,7 @@ def init(
     summary = inspect_folder(folder)
     write_config(path, build_config_text(summary, backbone=backbone, folder=path.parent))
     for line in summary.lines():
-        (console.warn if line.startswith("not read") else console.say)(line)
+        (console.warn if line in summary.unread else console.say)(line)
     console.say(f"next: vtrain fit {quote_path(path)}")
     print_line(str(path))
 

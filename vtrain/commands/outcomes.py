@@ -28,7 +28,8 @@ def require_no_config(command: str, *paths: str | Path) -> None:
     for path in map(Path, paths):
         if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
             continue
-        from vtrain.runs.folder import RUNS, find_run_names
+        from vtrain.config.run_files import RUNS
+        from vtrain.runs.folder import find_run_names
 
         made = [run for run in find_run_names(RUNS) if Path(run).name.startswith(f"{path.stem}-")]
         use = f"vtrain {command} -m {quote_path(made[-1] if made else 'RUN')}"

@@ -94,9 +94,10 @@ def scan_labelled(
     """List labelled images of a folder with one subfolder for each class, of tars, or of a list.
 
     Classes are sorted by name (Unicode NFC), or by number if `.cls` members of tars number them;
-    images by class and then by relative path. Nothing is opened: images are told by suffix.
+    images by class and then by relative path. Images are told by suffix; only files with odd names,
+    or named like formats that are not read, are looked into, see `vtrain.data.formats`.
 
-    - A folder holds `<class>/**/<image>`. Names that start with `.` or `__MACOSX` do not exist for
+    - A folder holds `<class>/**/<image>`. What is hidden or belongs to a system does not exist for
       it. Links are followed, and no folder is visited twice; real folders come before links to
       them. What was found is kept in the cache folder for as long as the folders do not change.
     - A `.tar` file, or a folder that holds such files and neither folders nor images: see

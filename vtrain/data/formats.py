@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from vtrain.data.image_names import (
@@ -341,14 +342,29 @@ def group_foreign(skipped: Iterable[SkippedFile]) -> dict[str, list[SkippedFile]
 def describe_unread(
     skipped: Iterable[SkippedFile], root: Path, read: Mapping[str, int] | None = None
 ) -> Iterator[str]:
-    """One sentence for each format that is not read; arguments as for `describe_group`."""
-    for reason, files in group_foreign(skipped).items():
-        text = describe_group(reason, files, root, read or {})
+    """One sentence for each format that is not read, with what to do.
+
+    Args:
+        skipped: files that are not used; those of no known format do not count.
+        root: where they come from.
+        read: images of each class that are read, where there are classes.
+    """
+    groups = group_foreign(skipped)
+    totals = count_files(chain.from_iterable(groups.values()), root, read or {})
+    for reason, files in groups.items():
+        text = describe_group(reason, files, root, totals)
         yield f"{text}: {BY_REASON[reason].advice}"
 
 
+def count_files(
+    foreign: Iterable[SkippedFile], root: Path, read: Mapping[str, int]
+) -> Counter[str]:
+    """Files of each class: images that are read, and files of formats that are not."""
+    return Counter(read) + find_classes(foreign, root, read)
+
+
 def describe_group(
-    reason: str, files: Sequence[SkippedFile], root: Path, read: Mapping[str, int]
+    reason: str, files: Sequence[SkippedFile], root: Path, totals: Mapping[str, int]
 ) -> str:
     """How many files of one format, and of which classes, are not read.
 
@@ -356,12 +372,12 @@ def describe_group(
         reason: why they are not.
         files: they, at least one.
         root: where they come from.
-        read: images of each class that are read, where there are classes.
+        totals: as `count_files` gives them.
     """
     found = BY_REASON[reason]
     noun = found.noun.partition(" ")[2]
     what = f"1 {noun} is" if len(files) == 1 else f"{len(files):,} {found.plural} are"
-    where = _describe_places(find_classes(files, root, read), read)
+    where = _describe_places(find_classes(files, root, totals), totals)
     such = "" if len(files) == 1 else "such as "
     return f"{what} not read{where}, {such}{one_line(files[0].path)}"
 
@@ -375,10 +391,10 @@ def find_classes(files: Iterable[SkippedFile], root: Path, classes: Container[st
     return counts
 
 
-def _describe_places(counts: Counter[str], read: Mapping[str, int]) -> str:
-    worst = sorted(counts, key=lambda name: -counts[name] / (counts[name] + read[name]))
+def _describe_places(counts: Counter[str], totals: Mapping[str, int]) -> str:
+    worst = sorted(counts, key=lambda name: -counts[name] / totals[name])
     named = [
-        f"{counts[name]:,} of {counts[name] + read[name]:,} files of class '{one_line(name)}'"
+        f"{counts[name]:,} of {totals[name]:,} files of class '{one_line(name)}'"
         for name in worst[:_CLASSES_NAMED]
     ]
     if len(worst) > _CLASSES_NAMED:

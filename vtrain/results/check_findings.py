@@ -14,6 +14,7 @@ from vtrain.data.exclusion import Exclusion
 from vtrain.data.folders import EMPTY_CLASS
 from vtrain.data.formats import (
     BY_REASON,
+    count_files,
     describe_group,
     find_classes,
     group_foreign,
@@ -216,8 +217,9 @@ def find_unused(data: DataSet, skipped: Sequence[SkippedFile]) -> Iterator[Findi
     for name, images in data.splits.items() if data.labelled else ():
         counts.update(dict(zip(images.classes, data.class_counts(name), strict=True)))
     root = next(iter(data.splits.values())).root
+    totals = count_files(foreign, root, counts)
     for reason, files in group_foreign(foreign).items():
-        found = _build_listed("unsupported", files, describe_group(reason, files, root, counts))
+        found = _build_listed("unsupported", files, describe_group(reason, files, root, totals))
         classes, advice = tuple(find_classes(files, root, counts)), BY_REASON[reason].advice
         yield replace(found, advice=advice, classes=classes)
     if others:

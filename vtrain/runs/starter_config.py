@@ -88,8 +88,7 @@ class FolderSummary:
             lines.append(f"size: short side {_span(short)} px, long side {_span(long)} px")
         if self.skipped:
             lines.append(f"not used: {self.skipped} files that are not images in a class folder")
-        lines += [f"not read: {each}" for each in self.unread]
-        return [*lines, *(f"note: {each}" for each in self.notes)]
+        return [*lines, *self.unread, *(f"note: {each}" for each in self.notes)]
 
 
 def _span(numbers: Sequence[int]) -> str:
