@@ -70,7 +70,10 @@ def test_from_a_folder_of_images_to_predictions_and_features(
     matrix = np.zeros((3, 3), int)
     for row, line in zip(rows, written, strict=True):
         best = row["predictions"][0]
-        assert (row["path"], best["class"]) == (line["path"], line["prediction"])
+        assert (str(Path(row["path"]).absolute()), best["class"]) == (
+            line["path"],
+            line["prediction"],
+        )
         assert best["probability"] == float(line["probability"])
         assert Path(row["path"]).parent.name == line["label"]
         assert int(line["correct"]) == (line["label"] == best["class"])
@@ -115,6 +118,6 @@ def test_evaluation_rows_equal_predictions(tmp_path: Path, monkeypatch: pytest.M
     predicted = predict(inputs, model, top_k=1, batch_size=5, workers=0)
     for row, line, answer in zip(evaluated, written, predicted, strict=True):
         (best,) = answer.predictions
-        assert answer.path == str(row.path) == line["path"]
+        assert answer.path == str(row.path) == str(Path(line["path"]).relative_to(Path.cwd()))
         assert best.name == row.prediction == line["prediction"]
         assert best.probability == row.probability == float(line["probability"])

@@ -23,6 +23,7 @@ def test_table_csv_and_json_say_the_same(folder: Path, program: Program) -> None
     table = program("suspects", "--top", "4")
     assert table.code == 0
     assert table.talk == [
+        f"run: {RUN}",
         f"model: {RUN}/model.safetensors, fp32",
         "the 4 most suspect of 18 labels (train): a ranking to look through, no verdict",
     ]
@@ -116,7 +117,7 @@ def test_images_that_moved(folder: Path, program: Program) -> None:
         done,
         3,
         f"error: the images of {RUN} are not where they were: ",
-        "hint: put them back, and run this in the folder that the run was started in",
+        "hint: put them back, or start a run with the images as they are now",
     )
 
 

@@ -686,6 +686,29 @@ PAGES = (
     ),
 )
 
+PROJECTS = (
+    Door(
+        "a whole project was moved, and its run has its pictures",
+        in_turn(
+            in_configs(),
+            lambda: run(Path.cwd(), "fit", "configs/c.yaml", "-q", "train.report=true"),
+            lambda: Path("project").mkdir(),
+            moved("photos", "project/photos"),
+            moved("runs", "project/runs"),
+            moved("configs", "project/configs"),
+        ),
+        [
+            ("report", "project/runs/c-001"),
+            ("suspects", "project/runs/c-001", "--csv", "--device", "cpu", "--workers", "0"),
+        ],
+        said=["project/photos/"],
+        check=both(
+            page(pictures=True, name="project/runs/c-001/report.html"),
+            then(("fit", "configs/c.yaml", *GO_ON), inside="project", said=["the same images"]),
+        ),
+    ),
+)
+
 NAMES = (
     Door(
         "runs with their figures, the newest first",
@@ -769,4 +792,4 @@ NAMES = (
     ),
 )
 
-DOORS: tuple[Door, ...] = (*CONFIGS, *WEIGHTS, *EXCLUSIONS, *RUNS, *PAGES, *NAMES)
+DOORS: tuple[Door, ...] = (*CONFIGS, *WEIGHTS, *EXCLUSIONS, *RUNS, *PAGES, *PROJECTS, *NAMES)

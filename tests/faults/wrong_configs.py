@@ -312,14 +312,16 @@ def refuse_here(command: str, wrong: Wrong, folder: Path) -> None:
         contextlib.redirect_stderr(err),
     ):
         code = vtrain.cli.main([command, wrong.path, *wrong.settings])
-    check(command, code, out.getvalue(), err.getvalue(), wrong.talk)
+    told = err.getvalue().replace(str(folder), "HERE")
+    check(command, code, out.getvalue(), told, wrong.talk)
 
 
 def refuse_in_a_process(command: str, wrong: Wrong, folder: Path) -> None:
     """`python -m vtrain` refuses it."""
     make_folder(folder, wrong)
     done = run_in(folder, *VTRAIN, command, wrong.path, *wrong.settings)
-    check(command, done.returncode, os.fsdecode(done.stdout), os.fsdecode(done.stderr), wrong.talk)
+    told = os.fsdecode(done.stderr).replace(str(folder), "HERE")
+    check(command, done.returncode, os.fsdecode(done.stdout), told, wrong.talk)
 
 
 def run_in(folder: Path, *command: str) -> subprocess.CompletedProcess[bytes]:

@@ -133,7 +133,7 @@ def test_pictures_that_are_gone_are_told_of(tmp_path: Path) -> None:
     text = read(result)
     assert "no picture" in text
     assert any("pictures are missing" in each for each in result.missing)
-    assert "run `vtrain report" in text
+    assert "`vtrain report" in text
 
 
 def test_heat_maps_stand_beside_their_images(tmp_path: Path) -> None:

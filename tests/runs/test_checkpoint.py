@@ -359,7 +359,7 @@ def fails(model: str, kind: type[VtrainError] = ModelError) -> tuple[str, str]:
 def test_typo_gets_a_suggestion(typo: str, meant: str) -> None:
     save_run("runs/flowers-001")
     message, hint = fails(typo)
-    assert message == f"no model {typo!r}: no such path, and no such backbone"
+    assert message == f"no model {typo!r}: no such path, run or backbone"
     assert hint.startswith(f"did you mean {meant}? ")
 
 

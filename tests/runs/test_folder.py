@@ -287,10 +287,10 @@ def test_newest_run_is_the_one_that_finished_last() -> None:
     (RUNS / "z-unfinished" / "model.safetensors").touch()
     assert find_newest_run(RUNS) == RUNS / "a-002"
     assert find_run_names(RUNS) == [
-        "runs/a-002",
-        "runs/a-003",
-        "runs/b-001",
-        "runs/z-without-model",
+        "a-002",
+        "a-003",
+        "b-001",
+        "z-without-model",
     ]
 
 

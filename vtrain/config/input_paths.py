@@ -13,7 +13,7 @@ from vtrain.config.keys import FitConfig
 from vtrain.config.run_files import MODEL_NAME, RESOLVED_NAME, RUNS
 from vtrain.config.source import ConfigSource, Place, dotted
 from vtrain.config.yaml12 import KeyPath, format_scalar
-from vtrain.system.files import path_exists
+from vtrain.system.files import describe_unreachable, path_exists
 from vtrain.system.text import clip
 
 INPUT_PATHS = (
@@ -142,9 +142,9 @@ def _expand(value: str, base: Path) -> str:
 
 
 def _join(base: Path, value: str) -> str:
-    """`value` below `base` without `.` and `..`, unless links make that another place."""
+    """`value` below `base` without `.` and `..`, unless that is, or may be, another place."""
     whole = base / value
     short = Path(os.path.abspath(whole))  # noqa: PTH100 - links stay as they are
-    if path_exists(whole) and not (path_exists(short) and whole.samefile(short)):
-        return str(whole)
-    return str(short)
+    if path_exists(whole):
+        return str(short if path_exists(short) and whole.samefile(short) else whole)
+    return str(whole if describe_unreachable(whole) else short)

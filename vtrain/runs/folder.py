@@ -395,11 +395,18 @@ def is_running(run_dir: Path) -> bool:
     return False
 
 
-def find_start_folder(run_dir: Path, path: Path) -> Path:
-    """The folder that a run's relative paths, such as the folder `path`, lead on from.
+def find_input(run_dir: Path, path: Path, written: str | None) -> Path:
+    """Where an input of a run is that its files name `path`; `path` itself if it is not found.
 
-    Runs of older versions have such: of the working directory and the folders above the run it is
-    the first in which there is `path`.
+    A relative path, of an older version, leads on from the working directory or a folder above the
+    run. Where a run was moved with what lies beside it, that is found from the folder that the run
+    was `written` to.
     """
-    places = (Path(), *run_dir.absolute().parents)
-    return next((each for each in places if path_exists(each / path)), Path())
+    here, places = run_dir.absolute(), [path]
+    if not path.is_absolute():
+        places += [above / path for above in here.parents]
+    elif written is not None:
+        for then, now in zip(Path(written).parents, here.parents, strict=False):
+            if path.is_relative_to(then):
+                places.append(now / path.relative_to(then))
+    return next(filter(path_exists, places), path)

@@ -5,15 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vtrain.config.input_paths import INPUT_PATHS
+from vtrain.config.input_paths import INPUT_PATHS, looks_like_path
 from vtrain.config.keys import FitConfig, flatten_config
 from vtrain.config.load import read_settled_config
 from vtrain.config.run_files import RESOLVED_NAME
 from vtrain.errors import UsageError, VtrainError
 from vtrain.runs.evaluation_files import EvaluationResult, evaluation_path, read_evaluation
-from vtrain.runs.folder import FitResult, find_start_folder, load_result
+from vtrain.runs.folder import FitResult, find_input, load_result
 from vtrain.runs.metric_log import METRICS_NAME, EpochMetrics, read_metrics
-from vtrain.system.files import path_exists
 from vtrain.system.json_csv import read_json_object
 
 T = TypeVar("T")
@@ -55,15 +54,14 @@ class RunRecord:
 
 
 def _read_config(path: Path) -> FitConfig:
-    """The resolved config of a run; one of older versions has relative paths, which are settled."""
+    """The resolved config of a run, with its inputs where they are now."""
     config = read_settled_config(path)
-    start = find_start_folder(path.parent, Path(config.data.train))
     plain = config.model_dump(mode="json")
     for key in INPUT_PATHS:
         section, name = key.split(".")
         value = plain[section][name]
-        if value is not None and path_exists(start / value):
-            plain[section][name] = str(start / value)
+        if value is not None and (section == "data" or looks_like_path(value, Path())):
+            plain[section][name] = str(find_input(path.parent, Path(value), config.run_dir))
     return FitConfig.model_validate(plain)
 
 

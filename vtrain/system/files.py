@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vtrain.errors import ResourceError, UsageError, VtrainError
-from vtrain.system.text import clip, list_names
+from vtrain.system.text import list_names
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DISK_FAILED = (errno.EIO, errno.EROFS, errno.ENXIO, errno.ENODEV, errno.ESTALE)
@@ -287,7 +287,7 @@ def describe_unreachable(path: Path) -> str | None:
         return None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        return f"{clip(str(path))} cannot be read: {str(reason).lower()}"
+        return f"{path} cannot be read: {str(reason).lower()}"
     return None
 
 

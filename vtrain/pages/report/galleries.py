@@ -10,7 +10,7 @@ from vtrain.pages.report.values import RESUME, report_command
 from vtrain.pages.svg import shorten
 from vtrain.pages.thumbnails import Gallery, Picture, Thumbnail, make_thumbnail
 from vtrain.runs.evaluation_files import ImagePrediction, read_predictions
-from vtrain.runs.folder import find_start_folder
+from vtrain.runs.folder import find_input
 from vtrain.runs.record import RunRecord
 from vtrain.system.text import format_percent, one_line
 
@@ -128,7 +128,7 @@ def build_galleries(
         if predictions is not None:
             why = "predictions-val.csv is empty."
         return Section("images", "Images to look at", missing=[why])
-    start = find_start_folder(record.run_dir, predictions[0].path.parent)
+    written = record.config.run_dir if record.config else None
     thumbnails: dict[Path, Thumbnail | None] = {}
     galleries = []
     unknown = all(math.isnan(each.label_probability) for each in predictions)
@@ -138,7 +138,9 @@ def build_galleries(
         images = find(predictions, MOST_PICTURES)
         for each in images:
             if each.path not in thumbnails:
-                thumbnails[each.path] = make_thumbnail(start / each.path)
+                thumbnails[each.path] = make_thumbnail(
+                    find_input(record.run_dir, each.path, written)
+                )
         pictures = tuple(
             _build_picture(each, thumbnails[each.path], heat_maps.get(each.path)) for each in images
         )

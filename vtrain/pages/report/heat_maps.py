@@ -10,8 +10,9 @@ from vtrain.errors import ModelError
 from vtrain.pages.report.galleries import find_shown_images
 from vtrain.pages.thumbnails import EDGE, Thumbnail, encode_thumbnail
 from vtrain.results.explain import explain_images, overlay
-from vtrain.runs.folder import find_start_folder
+from vtrain.runs.folder import find_input
 from vtrain.runs.model_argument import load_model
+from vtrain.runs.record import read_run
 from vtrain.system.reporter import SILENT
 
 # On a CPU a dozen maps of a large network can take a minute: what is not done by then is left out.
@@ -36,8 +37,9 @@ def draw_heat_maps(run_dir: Path, *, device: torch.device) -> dict[Path, Thumbna
     except ModelError:
         return {}
     started, drawn = time.perf_counter(), {}
-    start = find_start_folder(run_dir, paths[0].parent)
-    places = [start / each for each in paths]
+    config = read_run(run_dir).config
+    written = config.run_dir if config else None
+    places = [find_input(run_dir, each, written) for each in paths]
     explanations = explain_images(places, model, batch_size=_BATCH, reporter=SILENT)
     for path, explanation in zip(paths, explanations, strict=True):
         if explanation.image is not None and explanation.map is not None:
