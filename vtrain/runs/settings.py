@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vtrain.config.load import LoadedConfig, load_config
+from vtrain.config.run_files import RESOLVED_NAME
 from vtrain.data import config_checks as data_checks
 from vtrain.data.image_names import is_image_name
 from vtrain.data.image_sets import LIST_SUFFIXES, TAR_SUFFIX
 from vtrain.errors import ConfigError
 from vtrain.models import config_checks as model_checks
-from vtrain.config.run_files import RESOLVED_NAME
 from vtrain.system.text import one_line, quote_path
 
 
