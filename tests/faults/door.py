@@ -65,6 +65,16 @@ class Door:
                 raise AssertionError(f"{error or where}; said: {told}") from error
 
 
+def steps(*each: Callable[[], object]) -> Callable[[], None]:
+    """Make several things, one after the other."""
+
+    def make() -> None:
+        for step in each:
+            step()
+
+    return make
+
+
 def draw(level: int, seed: int = 0, size: tuple[int, int] = (24, 20)) -> Image.Image:
     """Noise around a level of 0 to 255; no two seeds give the same image."""
     noise = np.random.default_rng([level, seed]).normal(level, 20, (*reversed(size), 3))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.faults.commands import write_model
-from tests.faults.door import LEVELS, Door, put, put_classes, write, write_fit
+from tests.faults.door import LEVELS, Door, put, put_classes, steps, write, write_fit
 from tests.helpers.program import Outcome
 from tests.helpers.told import Told
 from vtrain.config.yaml12 import load_yaml
@@ -15,16 +15,6 @@ from vtrain.data.folders import scan_labelled
 
 INIT = (("init", "data", "-o", "c.yaml"),)
 ALL = "init", "check", "fit", "evaluate"
-
-
-def steps(*each: Callable[[], object]) -> Callable[[], None]:
-    """Several things made."""
-
-    def build() -> None:
-        for step in each:
-            step()
-
-    return build
 
 
 def splits(*places: str, count: int = 6) -> Callable[[], None]:
@@ -516,7 +506,7 @@ CLASSES = (
     ),
     Door(
         "init: letters that hold classes, by an absolute path",
-        lambda: (places(), Path("c").mkdir()),
+        places,
         (("init", "./data"),),
         3,
         ("may be the classes as well",),

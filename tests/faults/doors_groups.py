@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.commands import run
-from tests.faults.door import LEVELS, Door, draw, put, put_classes, write_fit
+from tests.faults.door import LEVELS, Door, draw, put, put_classes, steps, write_fit
 from tests.helpers.program import Outcome
 from vtrain.config.keys import DataConfig
 from vtrain.data.splits import scan_splits
@@ -75,7 +75,7 @@ def read_data() -> dict[str, Any]:
     return found
 
 
-def list_splits(*, seed: int = 0, **data: Any) -> dict[str, list[str]]:
+def list_splits(seed: int = 0, /, **data: Any) -> dict[str, list[str]]:
     """Paths below the root, by split, as every command finds them."""
     config = DataConfig(**{"workers": 0, **data})
     splits = scan_splits(config, seed=seed, reporter=SILENT).named()
@@ -202,7 +202,7 @@ def check_same_val(_folder: Path, _outcome: Outcome) -> None:
     assert alone["val"] == both["val"]
     assert sorted([*both["train"], *both["test"]]) == alone["train"]
     assert {name: len(each) for name, each in both.items()} == {"train": 12, "val": 4, "test": 4}
-    assert list_splits(train="a", val_fraction=0.2, seed=1)["val"] != alone["val"]
+    assert list_splits(1, train="a", val_fraction=0.2)["val"] != alone["val"]
 
 
 def check_tested(_folder: Path, _outcome: Outcome) -> None:
@@ -256,7 +256,7 @@ HELD_OUT = (
     Door("test_fraction leaves val as it was", build(ten, BOTH), (CHECK,), check=check_same_val),
     Door(
         "test_fraction beside data.val",
-        build(lambda: (ten(), put_classes("v", 3, 50)), "train: a, val: v, test_fraction: 0.2"),
+        build(steps(ten, partial(put_classes, "v", 3, 50)), "train: a, val: v, test_fraction: 0.2"),
         (DRY,),
         said=("16 train, 6 val, 4 test images",),
     ),
@@ -463,7 +463,7 @@ WRONG_GROUPS = (
     ),
     Door(
         "groups of folders where nothing is held out",
-        build(lambda: (ten(), put_classes("v", 3, 50)), "train: a, val: v, group: folder"),
+        build(steps(ten, partial(put_classes, "v", 3, 50)), "train: a, val: v, group: folder"),
         (FIT,),
         2,
         said=("folder is for images that are held out; set data.val_fraction",),
@@ -471,9 +471,9 @@ WRONG_GROUPS = (
     Door(
         "a clip on both sides of given splits",
         build(
-            lambda: (
-                put_rows("{name}/clip{row}_{number}.png", 3, 3),
-                put_rows("{name}/clip{row}_{number}.png", 2, 5, root="v"),
+            steps(
+                partial(put_rows, "{name}/clip{row}_{number}.png", 3, 3),
+                partial(put_rows, "{name}/clip{row}_{number}.png", 2, 5, root="v"),
             ),
             r"train: a, val: v, group: '(clip\d+)_'",
         ),
@@ -484,9 +484,9 @@ WRONG_GROUPS = (
     Door(
         "no clip on both sides of given splits",
         build(
-            lambda: (
-                put_rows("{name}/clip{row}_{number}.png", 3, 3),
-                put_rows("{name}/film{row}_{number}.png", 2, 5, root="v"),
+            steps(
+                partial(put_rows, "{name}/clip{row}_{number}.png", 3, 3),
+                partial(put_rows, "{name}/film{row}_{number}.png", 2, 5, root="v"),
             ),
             r"train: a, val: v, group: '([a-z]+\d+)_'",
         ),
@@ -606,9 +606,9 @@ NAMES_OF_FRAMES = (
     Door(
         "files of two cameras",
         build(
-            lambda: (
-                put_rows("{name}/IMG_{number:04}.png", 1, 12),
-                put_rows("{name}/DSC{number:05}.png", 1, 12),
+            steps(
+                partial(put_rows, "{name}/IMG_{number:04}.png", 1, 12),
+                partial(put_rows, "{name}/DSC{number:05}.png", 1, 12),
             ),
             HALF,
         ),
@@ -632,7 +632,7 @@ NAMES_OF_FRAMES = (
     Door(
         "frames where val is given",
         build(
-            lambda: (frames(), put_classes("v", 3, 50)),
+            steps(frames, partial(put_classes, "v", 3, 50)),
             "train: a, val: v",
         ),
         (DRY,),
