@@ -413,7 +413,12 @@ TEXT = (
         "x.csv is not UTF-8: byte 0xe4 in line 2, at 12",
         "save the list as UTF-8",
     ),
-    bad("null bytes", b"path,label\ncat/0.png,\0\n", "line 2 has a null byte"),
+    bad("null bytes in a path", "path,label\ncat/\0.png,cat\n", "x.csv:2: a path with a null byte"),
+    bad(
+        "UTF-16 without its mark",
+        "path,label\n".encode("utf-16-le"),
+        "null bytes in its first line",
+    ),
     bad("a workbook", b"PK\x03\x04\x14\xff\x00\x06", "x.csv"),
     bad(
         "a comma in a path",

@@ -564,8 +564,8 @@ SURPRISES = (
         write_list(LISTED + "train/ant/none.png,ant\n"),
         settings=FROM_LIST,
         codes=NO_FOLDER,
-        skipped={"train/ant/none.png": "does not exist"},
-        said=("1 files are not used, such as {data}/train/ant/none.png (does not exist)",),
+        code=3,
+        said=("1 of 13 images cannot be read", "{data}/train/ant/none.png: does not exist"),
     ),
     Surprise(
         "list with absolute and relative paths",
@@ -579,14 +579,15 @@ SURPRISES = (
         write_list(LISTED + "train/ant/\0.png,ant\n"),
         settings=FROM_LIST,
         codes=NO_FOLDER,
-        skipped={"train/ant/\0.png": "cannot be read (embedded null byte)"},
+        code=3,
+        said=("a path with a null byte, which no file has",),
     ),
     Surprise(
         "list in another encoding",
-        write_list(LISTED, encoding="utf-16"),
+        write_list(LISTED.replace("ant\n", "ämsel\n"), encoding="latin-1"),
         settings=FROM_LIST,
         code=3,
-        said=("no images in {data}/train.csv",),
+        said=("{data}/train.csv is not UTF-8: byte 0xe4 in line",),
     ),
 )
 

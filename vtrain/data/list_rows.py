@@ -53,7 +53,7 @@ class Table:
         number = 0
         try:
             with self.path.open(encoding=self.encoding, errors=self.errors, newline="") as stream:
-                lines = _refuse_nul(stream)
+                lines = iter(stream)
                 for _ in range(self.comments):
                     next(lines)
                 for number, row in self._parse(lines, used):
@@ -151,21 +151,16 @@ def _read_first(table: Table) -> list[str]:
             if file.read(2) in _UTF_16:
                 table.encoding = "utf-16"
         with table.path.open(encoding=table.encoding, errors=table.errors, newline="") as stream:
-            return list(islice(_refuse_nul(stream), SAMPLE_ROWS))
+            lines = list(islice(stream, SAMPLE_ROWS))
     except OSError as error:
         raise DataError(f"{table.path} {describe_error(error)}") from error
     except UnicodeError as error:
         raise table.refuse_bytes() from error
-    except ValueError as error:
+    if lines and "\0" in lines[0]:
         hint = "expected text in UTF-8: one path on each line, and its class behind it"
-        raise DataError(f"{one_line(table.path)} is no list of files: {error}", hint) from error
-
-
-def _refuse_nul(stream: Iterator[str]) -> Iterator[str]:
-    for number, line in enumerate(stream, 1):
-        if "\0" in line:
-            raise ValueError(f"line {number} has a null byte, which no text has")
-        yield line
+        message = f"{one_line(table.path)} is no list of files: null bytes in its first line"
+        raise DataError(message, hint)
+    return lines
 
 
 def _is_comment(line: str, is_there: Callable[[str], bool]) -> bool:

@@ -172,6 +172,8 @@ class _Reader:
             row = row + [""] * (columns.width - len(row))
         if self.labelled and not row[columns.path]:
             raise ValueError("no path")
+        if "\0" in row[columns.path]:
+            raise ValueError("a path with a null byte, which no file has")
         name = columns.reading.name(row[columns.path])
         label = self._find_class(row)
         if self.labelled and (reason := self._find_fault(name, label)) is not None:
