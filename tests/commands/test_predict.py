@@ -36,7 +36,7 @@ def give_stdin(patch: pytest.MonkeyPatch, content: bytes) -> None:
 def mix_good_and_bad() -> list[str]:
     """Inputs of every kind and the start of the reason for each, None for good images."""
     break_image(Path("broken.jpg"))
-    Path("notes.txt").write_text("no image")
+    Path("notes.txt").write_text("gone.png\n")
     Path("nothing").mkdir()
     return ["nix.jpg", IMAGES[0], "broken.jpg", "nothing", IMAGES[5], "notes.txt", "*.gif", ""]
 
@@ -80,7 +80,7 @@ def test_json_lines_as_in_the_contract(folder: Path, program: Program) -> None:
 
 def mix_inputs() -> list[str]:
     """Their paths in the answers: a list stands for its lines."""
-    return ["nix.jpg", IMAGES[0], "broken.jpg", "nothing", IMAGES[5], "no image", "*.gif", ""]
+    return ["nix.jpg", IMAGES[0], "broken.jpg", "nothing", IMAGES[5], "gone.png", "*.gif", ""]
 
 
 def test_csv_rows(folder: Path, program: Program) -> None:

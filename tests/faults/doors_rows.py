@@ -179,6 +179,14 @@ LISTS = (
         check=answers("l.txt", failed=[0]),
     ),
     Door(
+        "predict: a list and a tar that are not there",
+        set_up(),
+        [("predict", "l.csv", "t.tar", "base/cat/0.png", *PREDICT)],
+        code=3,
+        said=['"error": "no such file or folder"'],
+        check=answers("l.csv", "t.tar", "base/cat/0.png", failed=[0, 1]),
+    ),
+    Door(
         "predict: a list whose files lie below another folder",
         set_up(listing("lists/l.txt", "cat/0.png", "dog/1.png")),
         [("predict", "lists/l.txt", "--root", "base", *PREDICT)],

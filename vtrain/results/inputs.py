@@ -129,9 +129,10 @@ class FoundInputs(Iterator[PredictInput]):
             if not name:
                 return self._count_one(name, "the path is empty")
             path = Path(name)
-            if not path.is_dir() and not (may_list and is_source(path)):
+            if not path.is_dir():
                 find_status(path)
-                return self._count_one(name, None)
+                if not may_list or not is_source(path):
+                    return self._count_one(name, None)
             scan = scan_with_labels if self._labelled else scan_images
             images, skipped, *found = scan(path, layout=self._layout, reporter=self._reporter)
         except FileNotFoundError:
