@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.faults.door import Door, put, put_classes, write, write_fit
+from tests.faults.commands import run
+from tests.faults.door import Door, put, put_classes, steps, write, write_fit
 from tests.helpers.program import Outcome
 from vtrain.data.folders import scan_images, scan_labelled
 from vtrain.data.lists import ListLayout, parse_columns
@@ -539,8 +540,8 @@ SPLITS = (
             data="val: x.csv",
         ),
         FIT,
-        3,
-        ("data.val is set as well",),
+        2,
+        ("x.csv is the same as data.train",),
     ),
     good(
         "folds are no splits",
@@ -559,4 +560,83 @@ LINES = (
     bad("a file of two classes", [*PLAIN, ("cat/0.png", "dog")], "listed as 'cat' and as 'dog'"),
 )
 
-DOORS: tuple[Door, ...] = (*COLUMNS, *TEXT, *PLACES, *SPLITS, *LINES)
+
+def put_named(file: str, text: str) -> Callable[[], None]:
+    """Class folders, names for their classes, and a config of both."""
+
+    def build() -> None:
+        put_classes("a")
+        write(file, text)
+        write_fit(f"train: a, val_fraction: 0.3, names: {file}")
+
+    return build
+
+
+def check_named(*names: str) -> Callable[[Path, Outcome], None]:
+    """The run has these classes, and folders under their own names are still known."""
+
+    def check(folder: Path, _outcome: Outcome) -> None:
+        data = json.loads(Path("run/data.json").read_text())
+        assert tuple(data["classes"]) == names, data["classes"]
+        done = run(folder, "evaluate", "a", "-m", "run", "--json")
+        assert done.code == 0, done.err
+        found = {each["class"]: each["support"] for each in json.loads(done.out)["per_class"]}
+        assert found == dict.fromkeys(names, 6), found
+        answer = run(folder, "predict", "a/cat/0.png", "-m", "run").out
+        assert any(name in answer for name in names), answer
+
+    return check
+
+
+RUN = (("fit", "c.yaml", "run_dir=run"),)
+NAMES = (
+    Door(
+        "names in a CSV",
+        put_named("n.csv", 'class,name\ncat,"tabby, striped"\ndog,Airedale\n'),
+        RUN,
+        said=("2 of 2 classes are named in n.csv",),
+        check=check_named("tabby, striped", "Airedale"),
+    ),
+    Door(
+        "names in the form of ImageNet's",
+        put_named("n.txt", "cat tabby, tabby cat\ndog Airedale, Airedale terrier\n"),
+        RUN,
+        check=check_named("tabby, tabby cat", "Airedale, Airedale terrier"),
+    ),
+    Door(
+        "names in YAML, one missing",
+        put_named("n.yaml", "cat: tabby\nelk: moose\n"),
+        RUN,
+        said=("1 of 2 classes are named in n.yaml; not 'dog'",),
+        check=check_named("tabby", "dog"),
+    ),
+    Door(
+        "one name for two classes",
+        put_named("n.json", '{"cat": "pet", "dog": "pet"}'),
+        RUN,
+        check=check_named("pet (cat)", "pet (dog)"),
+    ),
+    Door(
+        "names of other classes",
+        put_named("n.csv", "n01440764,tench\n"),
+        RUN,
+        3,
+        ("names none of the classes 'cat', 'dog'", "it names 'n01440764'"),
+    ),
+    Door(
+        "an index instead of names",
+        put_named("n.json", '{"0": ["n01440764", "tench"]}'),
+        RUN,
+        3,
+        ("is no mapping of classes to names",),
+    ),
+    Door(
+        "names that are not there",
+        steps(lambda: put_classes("a"), lambda: write_fit("train: a, val: a, names: n.csv")),
+        RUN,
+        2,
+        ("data.names",),
+    ),
+)
+
+DOORS: tuple[Door, ...] = (*COLUMNS, *TEXT, *PLACES, *SPLITS, *LINES, *NAMES)

@@ -77,17 +77,18 @@ def check_apart(config: FitConfig) -> Iterator[KeyMistake]:
             return
 
 
-def check_exclude(config: FitConfig) -> Iterator[KeyMistake]:
-    """A list of excluded images that is not there, or is no file."""
-    if config.data.exclude is None:
+def check_file(config: FitConfig, *, name: str) -> Iterator[KeyMistake]:
+    """A list of excluded images or of names that is not there, or is no file."""
+    value = getattr(config.data, name)
+    if value is None:
         return
-    path = Path(config.data.exclude)
+    path = Path(value)
     problem = describe_missing(path, "file")
     if problem is None and not path.is_file():
         kind = "a folder" if path.is_dir() else "not a regular file"
-        problem = f"{path} is {kind}, expected a text file with one path per line"
+        problem = f"{path} is {kind}, expected a text file"
     if problem is not None:
-        yield KeyMistake(("data", "exclude"), problem)
+        yield KeyMistake(("data", name), problem)
 
 
 def find_group_column(config: DataConfig) -> str | None:
@@ -140,6 +141,7 @@ CHECKS: tuple[Check, ...] = (
     (("data.val", "data.val_fraction"), check_validation),
     (("data.train", "data.val", "data.test", "data.columns", "data.root"), check_lists),
     (("data.train", "data.val", "data.test"), check_apart),
-    (("data.exclude",), check_exclude),
+    (("data.exclude",), partial(check_file, name="exclude")),
+    (("data.names",), partial(check_file, name="names")),
     (("data.train", "data.val_fraction", "data.test_fraction", "data.group"), check_group),
 )

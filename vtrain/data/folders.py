@@ -3,8 +3,8 @@
 import os
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import repeat
 from pathlib import Path
 
@@ -89,6 +89,7 @@ def scan_labelled(
     classes: Sequence[str] | None = None,
     name: str = "data.train",
     layout: ListLayout = FOUND_BY_NAME,
+    aliases: Mapping[str, str] | None = None,
     reporter: Reporter = SILENT,
 ) -> LabelledImages:
     """List labelled images of a folder with one subfolder for each class, of tars, or of a list.
@@ -111,12 +112,16 @@ def scan_labelled(
             None: those found, each with images.
         name: where `root` was given, for messages.
         layout: how a list is read.
+        aliases: other names that folders and lists may have for some of `classes`.
         reporter: is told if nothing can be kept in the cache folder.
 
     Raises:
         DataError: `root` or a class folder cannot be used; the message names all that are wrong.
     """
     found_layout = Layout()
+    known, aliases = classes, aliases or {}
+    if classes is not None:
+        classes = [*classes, *aliases]
     if _is_list(root, name):
         found = _find_listed(root, layout, name, reporter)
     else:
@@ -132,7 +137,10 @@ def scan_labelled(
             found = _find_in_folders(source, classes, name, found_layout)
             source.memory.save(reporter)
         _say_found(source.found, reporter)
-    return _build_labelled(root, found, classes, name, found_layout)
+    by_class: dict[str, list[str]] = {}
+    for label, places in found.by_class.items():
+        by_class.setdefault(aliases.get(label, label), []).extend(places)
+    return _build_labelled(root, replace(found, by_class=by_class), known, name, found_layout)
 
 
 def scan_training(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vtrain.config.keys import DataConfig
+from vtrain.data.class_names import rename_classes
 from vtrain.data.exclusion import Exclusion, exclude_images
 from vtrain.data.folders import EMPTY_CLASS, scan_labelled, scan_training
 from vtrain.data.formats import describe_unread, split_foreign
@@ -58,7 +59,8 @@ class Splits:
     `bad_images` could not be read and are in no split. `checked` images were read to find them,
     `known` ones were found good before and are unchanged. `sizes` of the images in bytes, by split,
     are known once they were checked, `leaks` as well. `exclusion` tells what `data.exclude` left
-    out, `groups` how many groups of `data.group` each split has, `notes` are warnings about the
+    out, `class_ids` are the names of classes in folders and lists where `data.names` gives them
+    others, `groups` how many groups of `data.group` each split has, `notes` are warnings about the
     way in which images were held out.
     """
 
@@ -72,6 +74,7 @@ class Splits:
     exclusion: Exclusion | None = None
     leaks: tuple[Leak, ...] = ()
     groups: HeldOutGroups | None = None
+    class_ids: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -139,6 +142,10 @@ def scan_splits(config: DataConfig, *, seed: int, reporter: Reporter) -> Splits:
         if exclusion.unmatched:
             reporter.warn(describe_unmatched(exclusion))
     _say_surprises(splits, reporter)
+    if config.names is not None:
+        names = rename_classes(classes, Path(config.names), reporter)
+        renamed = {name: replace(each, classes=names) for name, each in splits.named().items()}
+        splits = replace(_with_images(splits, renamed), class_ids=classes)
     return splits
 
 

@@ -25,7 +25,7 @@ from vtrain.system.tensor_files import (
     save_tensors,
 )
 
-MODEL_FORMAT = 2  # since 2: temperature and novelty
+MODEL_FORMAT = 3  # since 2: temperature and novelty, since 3: class_ids
 BANK = "novelty.bank"  # the one tensor that is none of the classifier's
 MAX_BANK_ROWS = 100_000
 METADATA_KEY = "vtrain"
@@ -56,7 +56,8 @@ class ModelFile:
 
     `pretrained_input`: the backbone was built as torchvision builds it for pretrained weights
     (Inception and GoogLeNet then normalise their input a second time). `temperature` divides the
-    logits. `novelty` is None where the file has no features of training images.
+    logits. `novelty` is None where the file has no features of training images. `class_ids` are the
+    names that classes have in folders and lists, if those are others.
     """
 
     __pydantic_config__ = ConfigDict(strict=True, revalidate_instances="always")
@@ -76,6 +77,12 @@ class ModelFile:
     versions: dict[str, Any]
     temperature: Annotated[float, Field(ge=1e-3, le=1e3)] = 1.0
     novelty: StoredNovelty | None = None
+    class_ids: tuple[InstanceOf[str], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse names in folders that do not go with the classes."""
+        if len(self.class_ids) not in (0, len(self.classes)):
+            raise ValueError(f"{len(self.class_ids)} class_ids for {len(self.classes)} classes")
 
 
 _CHECKER = TypeAdapter(ModelFile)
@@ -130,6 +137,8 @@ def _parse_description(path: Path, stored: Mapping[str, str]) -> ModelFile:
             )
         if found < 2:
             metadata |= {"temperature": 1.0, "novelty": None}
+        if found < 3:
+            metadata |= {"class_ids": []}
         if missing := ModelFile.__dataclass_fields__.keys() - metadata.keys():
             raise KeyError(", ".join(sorted(missing)))
         for name, record in (("preprocessing", Preprocessing), ("novelty", StoredNovelty)):

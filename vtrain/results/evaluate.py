@@ -1,6 +1,5 @@
 """Metrics of a model on a labelled folder, and the prediction for each of its images."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -49,7 +48,7 @@ def evaluate(
         ModelError: the model gives logits that are not finite.
         ResourceError: a loader worker died or hung.
     """
-    images = _scan(folder, model.classes, layout, reporter)
+    images = _scan(folder, model, layout, reporter)
     for message in describe_match(images):
         reporter.say(message)
     report_skipped(images.root, images.skipped, reporter, images)
@@ -79,13 +78,21 @@ def evaluate(
 
 
 def _scan(
-    folder: Path, classes: Sequence[str], layout: ListLayout, reporter: Reporter
+    folder: Path, model: LoadedModel, layout: ListLayout, reporter: Reporter
 ) -> LabelledImages:
+    classes = model.classes
     # ImageNet's published names repeat ("crane" the bird, "crane" the machine): a folder of such
     # a name is taken for the first of them, and its images count once.
     numbers = {name: number for number, name in reversed(list(enumerate(classes)))}
     names = tuple(dict.fromkeys(classes))
-    found = scan_labelled(folder, classes=names, name="folder", layout=layout, reporter=reporter)
+    found = scan_labelled(
+        folder,
+        classes=names,
+        name="folder",
+        layout=layout,
+        aliases=dict(zip(model.class_ids, classes, strict=False)),
+        reporter=reporter,
+    )
     labels = tuple(numbers[names[label]] for label in found.labels)
     if not labels:
         raise DataError(

@@ -38,7 +38,8 @@ class LoadedModel:
 
     `precision` is `fp32`, `bf16` or `fp16`: what the classifier computes in. `temperature` divides
     the logits of calibrated probabilities; `novelty` tells how unlike the training images an image
-    is, None where the model knows nothing of them.
+    is, None where the model knows nothing of them. `class_ids` are the names of the classes in
+    folders and lists, if those are others.
     """
 
     classifier: Classifier
@@ -48,6 +49,7 @@ class LoadedModel:
     precision: str = "fp32"
     temperature: float = 1.0
     novelty: Novelty | None = None
+    class_ids: tuple[str, ...] = ()
 
     def choose_compute(
         self, *, raw: bool = False, tta: bool = False
@@ -150,6 +152,7 @@ def _load_own(path: Path, device: torch.device, precision: str) -> LoadedModel:
         chosen,
         description.temperature,
         novelty,
+        description.class_ids,
     )
 
 

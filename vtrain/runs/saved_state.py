@@ -187,6 +187,7 @@ class SavedState:
                 pretrained_input=plan.pretrained_input,
                 head=plan.config.model.head.model_dump(),
                 classes=plan.splits.classes,
+                class_ids=plan.splits.class_ids,
                 preprocessing=plan.preprocessing,
                 config=dump_without_folders(plan.config),
                 metrics=to_plain(best.metrics),
