@@ -7,14 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tests.faults.commands import write_model
-from tests.faults.door import LEVELS, Door, put, put_classes, steps, write, write_fit
+from tests.faults.door import LEVELS, Door, put, put_classes, write, write_fit
 from tests.helpers.program import Outcome
 from tests.helpers.told import Told
 from vtrain.config.yaml12 import load_yaml
 from vtrain.data.folders import scan_labelled
 
 INIT = (("init", "data", "-o", "c.yaml"),)
-ALL = "init", "check", "fit", "evaluate"
+
+
+def steps(*each: Callable[[], object]) -> Callable[[], None]:
+    """Several things made."""
+
+    def build() -> None:
+        for step in each:
+            step()
+
+    return build
 
 
 def splits(*places: str, count: int = 6) -> Callable[[], None]:
@@ -505,9 +514,9 @@ CLASSES = (
         check=follow_list_hint,
     ),
     Door(
-        "init: letters that hold classes, by an absolute path",
-        places,
-        (("init", "./data"),),
+        "init: letters that hold classes, by a path that is longer",
+        steps(places, lambda: Path("my sets").mkdir(), lambda: Path("data").rename("my sets/data")),
+        (("init", "my sets/data"),),
         3,
         ("may be the classes as well",),
         check=follow_list_hint,
@@ -533,7 +542,7 @@ CLASSES = (
         "the one folder that a hint names",
         splits("data/color", "data/grayscale"),
         "train: data/color, val_fraction: 0.25",
-        "10 train, 2 val images of 2 classes",
+        "8 train, 4 val images of 2 classes",
     ),
     Door(
         "init: an empty class folder",
@@ -822,7 +831,15 @@ OVERLAPS = (
         "val held out, test apart",
         splits("data/train", "data/test"),
         "train: data/train, val_fraction: 0.25, test: data/test",
-        "10 train, 2 val, 12 test",
+        "8 train, 4 val, 12 test",
+    ),
+    wrong_data(
+        "a test list of files of the folder that val is held out of",
+        steps(
+            splits("data"), lambda: list_of("test.txt", *(f"data/cat/{k}.png" for k in range(6)))
+        ),
+        "train: data, val_fraction: 0.25, test: test.txt",
+        "data.test: 4 of its 6 images are in data.train as well",
     ),
     fits(
         "a list inside of the training folder, of other files",

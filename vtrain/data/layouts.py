@@ -174,8 +174,10 @@ def _look_through(root: Path, look: Look, known: Collection[str]) -> tuple[str, 
         places = [join(base, name) for name in here.folders]
         if here.image or any(look(place).image for place in places):
             break
-        live = [place for place in places if _holds_images(look, place)]
-        if len(live) != 1:
+        live = places
+        if len(places) > 1:
+            live = [place for place in places if _holds_images(look, place)]
+        if len(live) != 1 or not look(live[0]).folders:
             break
         name = live[0].rpartition("/")[2]
         # Beside folders without images it may be the one class that is not empty.

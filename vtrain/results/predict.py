@@ -130,6 +130,11 @@ def predict(
             f"a distance was given, but {model.source} does not know its training images",
             "leave --max-distance out, or use a model that vtrain has finished training",
         )
+    if UNKNOWN in model.classes and any(value is not None for value in bounds.values()):
+        reporter.warn(
+            f"the model has a class called '{UNKNOWN}', as is the answer for what is rejected: "
+            "JSON and CSV tell them apart by `rejected`"
+        )
     return _answer(inputs, model, top_k, answering, batch_size, workers, reporter)
 
 
