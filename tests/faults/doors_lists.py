@@ -457,7 +457,7 @@ PLACES = (
         each(flat, partial(flat, "train_small")),
         FIT,
         3,
-        ("are below each of 'train_images', 'train_small'", "data.root"),
+        ("are below each of", "train_images', '", "train_small'", "data.root"),
     ),
     Door(
         "an id of two files",
@@ -534,14 +534,13 @@ SPLITS = (
     ),
     Door(
         "a list of splits as data.val",
-        make(
-            "x.csv",
-            rows("path", "label", "split", cells=lambda n, p, c: (p, c, split_of(n))),
-            data="val: x.csv",
+        each(
+            make("x.csv", PLAIN, data="val: y.csv"),
+            partial(write, "y.csv", "path,label,split\ncat/0.png,cat,val\ndog/0.png,dog,test\n"),
         ),
         FIT,
-        2,
-        ("x.csv is the same as data.train",),
+        3,
+        ("y.csv has a column of splits, with lines 1 of val, 1 of test", "without data.val"),
     ),
     good(
         "folds are no splits",

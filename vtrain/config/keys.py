@@ -163,11 +163,11 @@ class DataConfig(ConfigPart):
 
     train: str = Field(min_length=1, examples=["data/flowers/train"])
     """Training images: a folder with one subfolder per class (ImageFolder layout), plain .tar
-    files, or a .csv, .tsv or .txt list of paths and classes.
+    files, or a list of paths and classes (.csv, .tsv, .txt or .jsonl; see columns).
     """
     val: str | None = Field(default=None, min_length=1)
-    """Validation images, as for train; classes matched to data.train by name. Exactly one of val
-    and val_fraction is needed.
+    """Validation images, as for train; classes matched to data.train by name. Exactly one of val,
+    val_fraction and lines of val in a list (see columns) is needed.
     """
     val_fraction: float | None = Field(default=None, gt=0, lt=1)
     """Share of the training images held out for validation, the same share of every class, chosen
