@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from vtrain.config.run_files import MODEL_NAME
 from vtrain.pages.page import Table
@@ -64,7 +65,7 @@ def _describe_model(record: RunRecord) -> str:
     if config is None:
         return "An image classifier made with vtrain; the settings of its run cannot be read."
     classes = len(record.classes)
-    weights = escape_markdown(config.model.weights)
+    weights = escape_markdown(Path(config.model.weights).name)  # the card is for others to read
     origin = "random weights" if config.model.weights == "none" else f"the weights {weights}"
     return (
         f"An image classifier with {classes or 'an unknown number of'} classes: "
