@@ -29,14 +29,17 @@ def draw_image(path: Path, *, seed: int = 0, size: tuple[int, int] = (80, 70)) -
     return path
 
 
-def draw_labelled(root: Path, counts: dict[str, int]) -> list[Path]:
-    """Save `counts[name]` images in `root/name` for each class; their paths, sorted."""
+def draw_labelled(root: Path, counts: dict[str, int], *, seed: int = 0) -> list[Path]:
+    """Save `counts[name]` images in `root/name` for each class; their paths, sorted.
+
+    The same `seed` draws the same images, which are a leak where they are in two splits.
+    """
     paths = []
     for number, (name, count) in enumerate(sorted(counts.items())):
         for index in range(count):
             suffix = "png" if index % 2 else "jpg"
             path = root / name / f"{index:03}.{suffix}"
-            paths.append(draw_image(path, seed=1000 * number + index, size=(64 + index, 90)))
+            paths.append(draw_image(path, seed=seed + 1000 * number + index, size=(64 + index, 90)))
     return paths
 
 
