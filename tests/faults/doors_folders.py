@@ -637,7 +637,7 @@ CLASSES = (
             ),
         ),
         0,
-        ("10 train, 2 val images of 2 classes",),
+        ("8 train, 4 val images of 2 classes",),
         check=writes("labels.txt"),
     ),
     Door(
@@ -895,7 +895,7 @@ MEANT = (
         steps(plain, lambda: write_fit(in_train)),
         (("fit", "c.yaml"), ("evaluate", "c.yaml")),
         2,
-        ("vtrain evaluate FOLDER -m runs/c-001",),
+        ("vtrain evaluate FOLDER -m c-001",),
     ),
     Door(
         "init: a config",

@@ -262,7 +262,7 @@ HELD_OUT = (
     ),
     Door(
         "test_fraction beside data.test",
-        build(ten, f"{BOTH}, test: a"),
+        build(steps(ten, partial(put_classes, "t", 3, 50)), f"{BOTH}, test: t"),
         (FIT,),
         2,
         said=("data.test_fraction: set beside data.test; keep one of them",),

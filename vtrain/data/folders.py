@@ -41,7 +41,7 @@ from vtrain.data.walk import FolderEntries, FolderScan, path_text
 from vtrain.errors import DataError
 from vtrain.system.files import explain_missing
 from vtrain.system.reporter import SILENT, Reporter
-from vtrain.system.text import enumerate_names, one_line, quote_path
+from vtrain.system.text import enumerate_names, one_line, quote_path, shorten_path
 
 EMPTY_CLASS = "is an empty class folder"
 _CLASS_FOLDERS = "one folder for each class: {root}/<class>/<image>"
@@ -554,7 +554,8 @@ def _require_classes(root: Path, layout: Layout, name: str) -> None:
 
 
 def _splits_error(root: Path, layout: Layout, name: str) -> DataError:
-    places = {kind: root / place for kind, place in layout.splits}
+    here = Path(shorten_path(root))
+    places = {kind: here / place for kind, place in layout.splits}
     if TRAIN in layout.flat:
         return _flat_error(places[TRAIN])
     held_out = [places[kind] for kind in (VAL, TEST) if kind in places and kind not in layout.flat]
