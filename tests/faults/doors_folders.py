@@ -827,6 +827,26 @@ OVERLAPS = (
         "train: train.txt, val: val.txt",
         "data.val: 1 of its 2 images are in data.train as well, such as data/cat/1.png",
     ),
+    Door(
+        "init: a list with a column of splits, and fit",
+        steps(
+            splits("data"),
+            lambda: write(
+                "x.csv",
+                "path;label;split\n"
+                + "".join(
+                    f"data/{name}/{k}.png;{name};{'val' if k < 2 else 'train'}\n"
+                    for name in LEVELS
+                    for k in range(6)
+                ),
+            ),
+        ),
+        (
+            ("init", "x.csv", "-o", "c.yaml", "--backbone", "simple_cnn"),
+            ("fit", "c.yaml", "data.image_size=32", "train.epochs=1", "--dry-run"),
+        ),
+        said=("data: 8 train, 4 val images of 2 classes",),
+    ),
     fits(
         "val held out, test apart",
         splits("data/train", "data/test"),

@@ -16,9 +16,10 @@ from vtrain.data.folders import (
     find_splits,
     scan_images,
     scan_labelled,
+    scan_training,
 )
 from vtrain.data.formats import describe_unread, split_foreign
-from vtrain.data.image_sets import LabelledImages
+from vtrain.data.image_sets import LIST_SUFFIXES, LabelledImages
 from vtrain.data.layouts import describe_class_names
 from vtrain.data.overlaps import require_apart
 from vtrain.errors import DataError, ImageError, UsageError
@@ -69,7 +70,7 @@ class FolderSummary:
     @property
     def training_images(self) -> int:
         """Images left to train on once validation images are held out."""
-        if self.val is not None:
+        if "val" in self.counts:
             return sum(self.counts["train"])
         # As split_stratified counts: rounded, at least one of each class on either side.
         return sum(n - min(max(round(n * VAL_FRACTION), 1), n - 1) for n in self.counts["train"])
@@ -108,20 +109,7 @@ def inspect_folder(root: Path) -> FolderSummary:
     notes = _Notes()
     splits = find_splits(root) or SplitFolders(root, None, None)
     notes += splits.remarks
-    images = {"train": scan_labelled(splits.train, name="train", reporter=notes)}
-    problems: list[DataError] = []
-    for name, folder in (("val", splits.val), ("test", splits.test)):
-        if folder is not None:
-            try:
-                images[name] = scan_labelled(
-                    folder, classes=images["train"].classes, name=name, reporter=notes
-                )
-            except DataError as error:
-                problems.append(error)
-    if problems:
-        hints = dict.fromkeys(each.hint for each in problems if each.hint)
-        raise DataError("\n".join(each.message for each in problems), "; ".join(hints))
-    require_apart(images)
+    images = _scan_all(splits, notes)
     notes += _describe_odd(images["train"], splits.flat)
     from vtrain.data.images import read_size  # heavy: a folder that cannot be used needs it not
 
@@ -153,6 +141,27 @@ def inspect_folder(root: Path) -> FolderSummary:
         ),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _scan_all(splits: SplitFolders, notes: "_Notes") -> dict[str, LabelledImages]:
+    """The images of every split; all that is wrong with any is said at once."""
+    if splits.train.suffix.lower() in LIST_SUFFIXES:
+        return scan_training(splits.train, hint_group=True, reporter=notes)
+    images = {"train": scan_labelled(splits.train, name="train", reporter=notes)}
+    problems: list[DataError] = []
+    for name, folder in (("val", splits.val), ("test", splits.test)):
+        if folder is not None:
+            try:
+                images[name] = scan_labelled(
+                    folder, classes=images["train"].classes, name=name, reporter=notes
+                )
+            except DataError as error:
+                problems.append(error)
+    if problems:
+        hints = dict.fromkeys(each.hint for each in problems if each.hint)
+        raise DataError("\n".join(each.message for each in problems), "; ".join(hints))
+    require_apart(images)
+    return images
 
 
 class _Notes(list[str], Reporter):
@@ -206,6 +215,8 @@ def build_config_text(
     lines += ["", "data:", f"  train: {_format_path(summary.train, folder)}"]
     if summary.val is not None:
         lines.append(f"  val: {_format_path(summary.val, folder)}")
+    elif "val" in summary.counts:
+        lines.append("  # val: the lines that its column of splits says")
     else:
         lines.append(f"  val_fraction: {VAL_FRACTION}  # of each class, chosen by seed")
     if summary.test is not None:
