@@ -426,7 +426,7 @@ def check_damaged(file: str) -> None:
     assert [each["path"] for each in all_of_them.facts["bad_images"]].count(path) == 1
     failures = json.loads(all_of_them.evaluation.out)["failures"]
     assert [each["path"] for each in failures].count(path) == 1
-    ((*_, status),) = [row for row in all_of_them.index if unguard(row[1]) == path]
+    ((_, _, status, _),) = [row for row in all_of_them.index if unguard(row[1]) == path]
     assert status.startswith("error: ")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -298,7 +299,8 @@ def test_everything_is_shown(weights: str) -> None:
 
 def test_of_many_classes_the_largest_and_smallest_are_shown() -> None:
     draw_labelled(Path("many"), {f"class{index:02}": 1 + (index * 7) % 3 for index in range(23)})
-    plan = build_plan(load("data.train=many", "data.val=many"), Console(quiet=True))
+    shutil.copytree("many", "copies")
+    plan = build_plan(load("data.train=many", "data.val=copies"), Console(quiet=True))
     stream = io.StringIO()
     show_classes(plan, Console(stream=stream))
     title, header, *rows = stream.getvalue().splitlines()

@@ -41,8 +41,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("source"))
         draw_labelled(Path("images"), {"dog": 4, "elk": 4})
+        draw_labelled(Path("others"), {"dog": 4, "elk": 4}, seed=500)
         Path("tiny.yaml").write_text(CONFIG, encoding="utf-8")
-        return run("data.train=images", "data.val=images").run_dir.absolute()
+        return run("data.train=images", "data.val=others").run_dir.absolute()
 
 
 @pytest.fixture(autouse=True)

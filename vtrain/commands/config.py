@@ -7,6 +7,7 @@ import typer
 
 from vtrain.commands.options import Config, Json, Overrides, complete_backbones
 from vtrain.errors import UsageError
+from vtrain.system.files import path_exists, real_path
 from vtrain.system.terminal import Console, print_json, print_line, print_text
 from vtrain.system.text import one_line, quote_path
 
@@ -38,13 +39,14 @@ def init(
     """
     from vtrain.runs.starter_config import build_config_text, inspect_folder, write_config
 
-    if folder.suffix.lower() in (".yaml", ".yml") and folder.is_file():
+    is_file = path_exists(folder) and folder.is_file()
+    if folder.suffix.lower() in (".yaml", ".yml") and is_file:
         raise UsageError(
             f"{one_line(folder)} is a config already, expected images",
             f"to train: vtrain fit {quote_path(folder)}",
         )
-    name = folder.resolve().stem if folder.is_file() else folder.resolve().name
-    path = output or Path(f"{name}.yaml")
+    place = real_path(folder)
+    path = output or Path(f"{place.stem if is_file else place.name}.yaml")
     summary = inspect_folder(folder)
     write_config(path, build_config_text(summary, backbone=backbone, folder=path.parent))
     for line in summary.lines():

@@ -10,6 +10,7 @@ import typer
 from vtrain.commands.options import Compute, Json, Listed, Model, choose_workers
 from vtrain.commands.outcomes import reported_once, require_all_readable, require_no_config
 from vtrain.errors import UsageError
+from vtrain.system.files import real_path
 from vtrain.system.terminal import Console, print_json, print_line
 from vtrain.system.text import one_line
 
@@ -109,8 +110,8 @@ def _require_sources(sources: Sequence[str], output: str, processes: "Processes"
             "vtrain embed PATH... OUT.npy",
         )
     suffixes = (".npy", ".csv", ".json") if output.endswith(".npy") else ()
-    written = {Path(output).with_suffix(suffix).resolve() for suffix in suffixes}
-    if lost := [each for each in sources if Path(each).resolve() in written]:
+    written = {real_path(Path(output).with_suffix(suffix)) for suffix in suffixes}
+    if lost := [each for each in sources if real_path(each) in written]:
         raise UsageError(
             f"{one_line(lost[0])} is an input, and would be replaced by what goes beside "
             f"{one_line(output)}",

@@ -7,13 +7,14 @@ from pathlib import Path
 from vtrain.data.image_sets import LabelledImages
 from vtrain.data.tars import find_status
 from vtrain.errors import DataError
+from vtrain.system.files import path_exists, real_path
 from vtrain.system.text import one_line
 
 
 def describe_nesting(one: Path, other: Path) -> str | None:
     """How one source of images is the other or lies in it, links followed; None if it does not."""
-    one, other = one.resolve(), other.resolve()
-    if one == other or (one.exists() and other.exists() and one.samefile(other)):
+    one, other = real_path(one), real_path(other)
+    if one == other or (path_exists(one) and path_exists(other) and one.samefile(other)):
         return "is the same as"
     if other in one.parents and one.is_dir() | (not other.is_dir()):
         return "lies in"

@@ -10,6 +10,7 @@ from vtrain.data.image_names import is_image_name
 from vtrain.data.image_sets import LIST_SUFFIXES, TAR_SUFFIX
 from vtrain.errors import ConfigError
 from vtrain.models import config_checks as model_checks
+from vtrain.system.files import path_exists, real_path
 from vtrain.system.text import one_line, quote_path
 
 
@@ -28,7 +29,9 @@ def load_settings(path: Path, overrides: Sequence[str] = ()) -> LoadedConfig:
 
 def _require_config(path: Path) -> None:
     """Say what was meant where images or a run are given instead of a config."""
-    is_folder, name = path.is_dir(), path.resolve().name
+    if not path_exists(path):
+        return
+    is_folder, name = path.is_dir(), real_path(path).name
     settings = path / RESOLVED_NAME
     if is_folder and settings.is_file():
         raise ConfigError(
@@ -43,7 +46,7 @@ def _require_config(path: Path) -> None:
         )
     is_source = path.is_file() and name.lower().endswith((TAR_SUFFIX, *LIST_SUFFIXES))
     if is_source or (is_folder and not any(each.is_file() for each in path.glob("*.y*ml"))):
-        made = quote_path(f"{path.resolve().stem if is_source else name}.yaml")
+        made = quote_path(f"{real_path(path).stem if is_source else name}.yaml")
         raise ConfigError(
             f"{one_line(path)}: is a {'file of images' if is_source else 'folder'}, expected a "
             "config file",

@@ -291,6 +291,11 @@ def describe_unreachable(path: Path) -> str | None:
     return None
 
 
+def real_path(path: Path | str) -> Path:
+    """A path without links, as far as they can be followed: a loop of links is no error here."""
+    return Path(os.path.realpath(path))
+
+
 def path_exists(path: Path) -> bool:
     """Whether there is something at a path; False where one cannot ask."""
     try:
