@@ -112,7 +112,7 @@ def test_unreadable_image_is_named_and_counts_in_nothing(
 
 def test_folders_that_cannot_be_evaluated(folder: Path, program: Program) -> None:
     assert_refused(program("evaluate", "nix"), 3, "nix")
-    hint = "vtrain evaluate FOLDER -m runs/tiny-001"
+    hint = "vtrain evaluate FOLDER -m tiny-001"
     assert_refused(program("evaluate", "tiny.yaml"), 2, "tiny.yaml is a config", hint)
     assert_refused(program("evaluate", "images"), 3, "images", "hint: ")
     draw_labelled(Path("images/val"), {"dog": 1})

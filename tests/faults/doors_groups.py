@@ -512,7 +512,11 @@ LEAKS = (
     ),
     Door(
         "equal files in val and test",
-        partial(build_leak, "train: a/val, val: a/val, test: a/val"),
+        steps(
+            partial(build_leak, "train: a/val, val: b, test: c"),
+            partial(shutil.copytree, "a/val", "b"),
+            partial(shutil.copytree, "a/val", "c"),
+        ),
         (FIT,),
         said=("8 images of val are also in train", "8 images of test are also in val"),
         check=leaks(("leaked", 8), ("leaked", 8), ("leaked", 8)),

@@ -343,9 +343,9 @@ CONFIGS = (
     ),
     Door(
         "a set beside the config wins over one of the same name here",
-        in_turn(in_configs("train: photos, val: photos"), copy("photos", "configs/photos")),
+        in_turn(in_configs("train: photos, val_fraction: 0.5"), copy("photos", "configs/photos")),
         [SHOW],
-        check=reads(train="configs/photos", val="configs/photos"),
+        check=reads(train="configs/photos"),
     ),
     Door(
         "a name that is nearly right, beside the config",
@@ -371,7 +371,11 @@ CONFIGS = (
     ),
     Door(
         "the home folder and variables, in the file and on the command line",
-        in_configs("train: $SETS/photos, val: ~/photos, test: '${SETS}/photos'"),
+        in_turn(
+            in_configs("train: $SETS/photos, val: ~/held, test: '${SETS}/tests'"),
+            copy("photos", "held"),
+            copy("photos", "tests"),
+        ),
         NOTHING,
         check=then(
             (*SHOW, "data.exclude=$SETS/out.txt", "--json"),

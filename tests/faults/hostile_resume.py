@@ -22,7 +22,7 @@ CONFIG = """
 run_dir: run
 model: {backbone: simple_cnn, weights: none, options: {width_mult: 0.1}}
 freeze: none
-data: {train: images, val: images, image_size: 32, batch_size: 4, workers: 0}
+data: {train: images, val: others, image_size: 32, batch_size: 4, workers: 0}
 optim: {lr: 3e-3, backbone_lr: 3e-3}
 train: {epochs: 1, device: cpu, precision: fp32, ema: 0.9}
 """
@@ -41,6 +41,7 @@ def train() -> Path:
     root = Path(tempfile.mkdtemp(prefix="vtrain-resume-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     draw_labelled(root / "images", {"ant": 4, "bee": 4})
+    draw_labelled(root / "others", {"ant": 4, "bee": 4}, seed=500)
     (root / "tiny.yaml").write_text(CONFIG, encoding="utf-8")
     assert wait(fork(partial(run_whole, root))) == 0
     return root

@@ -579,7 +579,7 @@ def test_other_options_show_in_the_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 3}, "has model format 3, this vtrain reads up to 2"),
+        ({"format": 4}, "has model format 4, this vtrain reads up to 3"),
         ({"format": "1"}, "description is damaged"),
         ({"preprocessing": {"size": 3}}, "description is damaged"),
         ({"preprocessing": None}, "description is damaged"),

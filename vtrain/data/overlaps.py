@@ -42,7 +42,7 @@ def require_apart(splits: Mapping[str, LabelledImages]) -> None:
         if shared:
             raise DataError(
                 f"data.{later}: {len(shared)} of its {len(others)} images are in data.{name} as "
-                f"well, such as {one_line(shared[0])}",
+                f"well, such as {one_line(Path(shared[0]))}",
                 "give each image to one split: results on images that a model was made with look "
                 "better than they are",
             )

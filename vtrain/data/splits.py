@@ -135,12 +135,7 @@ def scan_splits(config: DataConfig, *, seed: int, reporter: Reporter) -> Splits:
     require_groups_apart(splits.named(), config)
     if config.exclude is not None:
         # After the split: a held-out image stays held out, whatever else is left out.
-        kept, exclusion = exclude_images(splits.named(), Path(config.exclude))
-        splits = replace(_with_images(splits, kept), exclusion=exclusion)
-        counts = ", ".join(f"{count} {name}" for name, count in exclusion.counts.items())
-        reporter.say(f"data.exclude: {one_line(exclusion.path)} leaves out {counts} images")
-        if exclusion.unmatched:
-            reporter.warn(describe_unmatched(exclusion))
+        splits = _leave_out(splits, Path(config.exclude), reporter)
     _say_surprises(splits, reporter)
     if config.names is not None:
         names = rename_classes(classes, Path(config.names), reporter)
@@ -164,6 +159,15 @@ def _require_one_source(config: DataConfig, name: str, found: Mapping[str, Label
             "set data.val to a folder or list, or data.val_fraction=0.2; or mark lines as val in a "
             "column of the list called split",
         )
+
+
+def _leave_out(splits: Splits, path: Path, reporter: Reporter) -> Splits:
+    kept, exclusion = exclude_images(splits.named(), path)
+    counts = ", ".join(f"{count} {name}" for name, count in exclusion.counts.items())
+    reporter.say(f"data.exclude: {one_line(exclusion.path)} leaves out {counts} images")
+    if exclusion.unmatched:
+        reporter.warn(describe_unmatched(exclusion))
+    return replace(_with_images(splits, kept), exclusion=exclusion)
 
 
 def _with_images(splits: Splits, named: dict[str, LabelledImages]) -> Splits:
