@@ -637,7 +637,7 @@ CLASSES = (
             ),
         ),
         0,
-        ("8 train, 4 val images of 2 classes",),
+        ("10 train, 2 val images of 2 classes",),
         check=writes("labels.txt"),
     ),
     Door(

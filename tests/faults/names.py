@@ -443,7 +443,8 @@ def show_damages(folder: Path) -> None:
     assert hint.startswith("hint: repair or remove them")
     assert len(lines) == count
     assert all(line.startswith(f"  {all_of_them.bad}/") for line in lines)
-    warnings = [line for line in all_of_them.skipping.talk if line.startswith("warning: ")]
+    start = "warning: skipped "
+    warnings = [line for line in all_of_them.skipping.talk if line.startswith(start)]
     assert len(warnings) == count
     for done in (all_of_them.evaluation, all_of_them.embedding):
         error, *lines, more, hint = [
