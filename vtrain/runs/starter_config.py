@@ -27,7 +27,7 @@ from vtrain.models.backbone_spec import BackboneSpec
 from vtrain.models.zoo import find_backbone
 from vtrain.system.files import write_text
 from vtrain.system.reporter import Reporter
-from vtrain.system.text import enumerate_names, one_line, quote_path
+from vtrain.system.text import enumerate_names, list_names, one_line, quote_path
 
 MAX_HEADERS = 200  # image headers read for their sizes, spread over all images
 VAL_FRACTION = 0.2
@@ -107,9 +107,17 @@ def inspect_folder(root: Path) -> FolderSummary:
             message names all that is wrong.
     """
     notes = _Notes()
-    splits = find_splits(root) or SplitFolders(root, None, None)
-    notes += splits.remarks
-    images = _scan_all(splits, notes)
+    try:
+        splits = find_splits(root) or SplitFolders(root, None, None)
+        notes += splits.remarks
+        images = _scan_all(splits, notes)
+    except DataError as error:
+        lists = [name for name in list_names(root) if name.lower().endswith(LIST_SUFFIXES)]
+        if not lists:
+            raise
+        first = min(lists, key=lambda name: ("train" not in name.lower(), name))
+        there = f"if {one_line(first)} says the classes: vtrain init {quote_path(root / first)}"
+        raise DataError(error.message, f"{there}; else: {error.hint}") from error
     notes += _describe_odd(images["train"], splits.flat)
     from vtrain.data.images import read_size  # heavy: a folder that cannot be used needs it not
 
