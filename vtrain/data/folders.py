@@ -4,7 +4,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 
@@ -137,10 +137,9 @@ def scan_labelled(
             found = _find_in_folders(source, classes, name, found_layout)
             source.memory.save(reporter)
         _say_found(source.found, reporter)
-    by_class: dict[str, list[str]] = {}
-    for label, places in found.by_class.items():
-        by_class.setdefault(aliases.get(label, label), []).extend(places)
-    return _build_labelled(root, replace(found, by_class=by_class), known, name, found_layout)
+    for label in [each for each in found.by_class if aliases.get(each, each) != each]:
+        found.by_class.setdefault(aliases[label], []).extend(found.by_class.pop(label))
+    return _build_labelled(root, found, known, name, found_layout)
 
 
 def scan_training(
