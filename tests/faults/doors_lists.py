@@ -616,6 +616,13 @@ NAMES = (
         check=check_named("pet (cat)", "pet (dog)"),
     ),
     Door(
+        "a name that is another class",
+        put_named("n.csv", "cat,dog\ndog,cat\n"),
+        RUN,
+        3,
+        ("gives names that other classes have: 'dog', 'cat'",),
+    ),
+    Door(
         "names of other classes",
         put_named("n.csv", "n01440764,tench\n"),
         RUN,

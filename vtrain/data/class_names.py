@@ -22,7 +22,7 @@ def rename_classes(classes: Sequence[str], path: Path, reporter: Reporter) -> tu
     one name to several classes, each is followed by its class in parentheses.
 
     Raises:
-        DataError: the file cannot be read, or names none of the classes.
+        DataError: the file cannot be read, names none of the classes, or one as another is called.
     """
     given = dict(_read(path))
     shown = [given.get(each, each) for each in classes]
@@ -33,13 +33,19 @@ def rename_classes(classes: Sequence[str], path: Path, reporter: Reporter) -> tu
             f"it names {enumerate_names(list(given))}; expected lines such as: "
             f"{one_line(classes[0])},NAME",
         )
+    pairs = list(zip(shown, classes, strict=True))
+    if clashes := [name for name, each in pairs if name != each and name in classes]:
+        raise DataError(
+            f"data.names: {one_line(path)} gives names that other classes have: "
+            f"{enumerate_names(clashes)}",
+            "choose others: a folder of such a name could be either class",
+        )
     counts = Counter(shown)
     told = f"data.names: {len(named)} of {len(classes)} classes are named in {one_line(path)}"
     if len(named) < len(classes):
         reporter.warn(f"{told}; not {enumerate_names([c for c in classes if c not in given])}")
     else:
         reporter.say(told)
-    pairs = zip(shown, classes, strict=True)
     return tuple(name if counts[name] == 1 else f"{name} ({each})" for name, each in pairs)
 
 
