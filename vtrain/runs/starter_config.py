@@ -112,12 +112,7 @@ def inspect_folder(root: Path) -> FolderSummary:
         notes += splits.remarks
         images = _scan_all(splits, notes)
     except DataError as error:
-        lists = [name for name in list_names(root) if name.lower().endswith(LIST_SUFFIXES)]
-        if not lists:
-            raise
-        first = min(lists, key=lambda name: ("train" not in name.lower(), name))
-        there = f"if {one_line(first)} says the classes: vtrain init {quote_path(root / first)}"
-        raise DataError(error.message, f"{there}; else: {error.hint}") from error
+        raise _name_list(root, error) from error
     notes += _describe_odd(images["train"], splits.flat)
     from vtrain.data.images import read_size  # heavy: a folder that cannot be used needs it not
 
@@ -149,6 +144,16 @@ def inspect_folder(root: Path) -> FolderSummary:
         ),
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def _name_list(root: Path, error: DataError) -> DataError:
+    """The error of a folder, with the list that lies in it and may say the classes."""
+    lists = [name for name in list_names(root) if name.lower().endswith(LIST_SUFFIXES)]
+    if not lists:
+        return error
+    first = min(lists, key=lambda name: ("train" not in name.lower(), name))
+    there = f"if {one_line(first)} says the classes: vtrain init {quote_path(root / first)}"
+    return DataError(error.message, f"{there}; else: {error.hint}")
 
 
 def _scan_all(splits: SplitFolders, notes: "_Notes") -> dict[str, LabelledImages]:
